@@ -1,0 +1,35 @@
+# `make demo` and `make test` set up what they need; `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test check setup clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY)  ## create .venv with the pinned versions
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedwsa needs Python 3.11 or newer; try: make PYTHON=python3.11 ...")'
+	@echo "Setting up $(VENV) (a few minutes the first time) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup  ## FedAvg and FedAvg+WSA on the same non-IID cohorts of digits
+	$(BIN)/fedwsa --multirun experiment=demo wsa=off,on
+
+test: setup  ## all tests, with coverage of fedwsa/
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+check: setup  ## lint, format, types, import floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -p no:cacheprovider tests/test_floors.py
+
+clean:  ## remove .venv and caches; run folders stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

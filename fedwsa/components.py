@@ -1,0 +1,144 @@
+"""Exchangeable parts named in the configuration by a dotted path, checked before they are made.
+
+A model, a partition, a data source or a strategy is a Python callable; its signature is its
+schema. So adding one takes a file with the callable and a yaml with its path and its defaults.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, PydanticSchemaGenerationError, TypeAdapter
+from pydantic import ValidationError as PydanticError
+from pydantic.errors import PydanticUserError
+
+
+class ConfigError(ValueError):
+    """Something in the configuration is wrong; the message is one line, fit for a person."""
+
+
+class Component(BaseModel):
+    """A dotted path, and the arguments that stand beside it in the yaml."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    target: str = Field(alias="_target_")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All keys but ``_target_``."""
+        return dict(self.model_extra or {})
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.target.rpartition(".")[2]
+
+
+def locate(target: str, where: str) -> Callable[..., Any]:
+    """Import the callable at a dotted path.
+
+    Raises
+    ------
+    ConfigError
+        If there is none; ``where`` names the key to blame.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(import_module(module), name) if module else None
+    except ImportError as error:
+        raise ConfigError(f"{where}._target_: cannot import {target}: {error}") from None
+    except AttributeError:
+        raise ConfigError(f"{where}._target_: {module} has no {name}") from None
+    if not callable(found):
+        raise ConfigError(f"{where}._target_: {target} is not a dotted path to a class or function")
+    return typing.cast(Callable[..., Any], found)
+
+
+def check_arguments(
+    function: Callable[..., Any], arguments: Mapping[str, Any], where: str, given: int = 0
+) -> dict[str, Any]:
+    """Check arguments against a signature: names, presence, and annotated types and ranges.
+
+    Parameters
+    ----------
+    function
+        Its annotations may be narrowed as pydantic understands it (``PositiveInt``, …).
+    arguments
+        By name.
+    where
+        The group of the configuration, for messages.
+    given
+        How many leading parameters the caller supplies.
+
+    Returns
+    -------
+    dict
+        The arguments, converted where that is safe (1 for a float).
+
+    Raises
+    ------
+    ConfigError
+        One line: the key, what is wrong, what is allowed.
+    """
+    parameters = list(inspect.signature(function).parameters.values())[given:]
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    label = getattr(function, "__name__", str(function))
+    for key in arguments:
+        if key not in names and not free:
+            allowed = ", ".join(names) or "nothing"
+            raise ConfigError(f"{where}.{key}: {label} has no such argument; it takes {allowed}")
+    for p in parameters:
+        if p.name in names and p.default is p.empty and p.name not in arguments:
+            raise ConfigError(f"{where}.{p.name}: {label} needs it")
+    source = function.__init__ if inspect.isclass(function) else function
+    try:
+        hints = typing.get_type_hints(source, include_extras=True)
+    except (NameError, TypeError):  # a stranger's annotations that do not resolve say nothing
+        hints = {}
+    return {k: _checked(hints.get(k, Any), v, f"{where}.{k}") for k, v in arguments.items()}
+
+
+def _checked(hint: Any, value: Any, key: str) -> Any:
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except (PydanticSchemaGenerationError, PydanticUserError):
+        return value
+    try:
+        return adapter.validate_python(value)
+    except PydanticError as error:
+        raise ConfigError(one_line(error, key)) from None
+
+
+def one_line(error: PydanticError, prefix: str = "") -> str:
+    """All that pydantic found wrong, on one line with the keys as the command line has them."""
+    found = []
+    for entry in error.errors():
+        key = ".".join([prefix] * bool(prefix) + [str(part) for part in entry["loc"]])
+        text = entry["msg"].removeprefix("Value error, ")
+        got = "" if isinstance(entry["input"], Mapping) else f" (got {entry['input']!r})"
+        found.append(f"{key}: {text[:1].lower()}{text[1:]}{got}" if key else f"{text}{got}")
+    return "; ".join(dict.fromkeys(found))
+
+
+def build(component: Component, where: str, *given: Any) -> Any:
+    """Make the thing that a component names, with ``given`` as its leading arguments.
+
+    Raises
+    ------
+    ConfigError
+        If the path or an argument is wrong, or the callable refuses with a ValueError.
+    """
+    function = locate(component.target, where)
+    arguments = check_arguments(function, component.arguments, where, len(given))
+    try:
+        return function(*given, **arguments)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where}={component.name}: {error}") from error

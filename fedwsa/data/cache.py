@@ -1,0 +1,55 @@
+"""Tensors kept on disk between runs and shared between processes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedwsa.components import ConfigError
+
+_FORMAT = "1"
+
+
+def fetch(file: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Tensors and metadata of a cached file, mapped into memory, not copied.
+
+    None if there is no such file, or it is damaged or of another format: make it anew.
+    """
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                return None
+            return {k: opened.get_tensor(k) for k in opened.keys()}, metadata  # noqa: SIM118
+    except SafetensorError:
+        return None
+
+
+def store(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a file that is either whole or not there, whoever else writes it too.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be written.
+    """
+    part = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=file.parent, suffix=".part")
+        os.close(handle)
+        save_file(dict(tensors), part, {**metadata, "format": _FORMAT})
+        os.replace(part, file)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"cache_dir: cannot write {file}: {error}") from None
+    finally:
+        if part is not None:
+            Path(part).unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""A data set and its partition, opened once in each process."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedwsa import seeding
+from fedwsa.components import Component, build
+from fedwsa.data.cache import fetch, store
+from fedwsa.data.images import ImageData, Source, load_images
+from fedwsa.data.partition import Partition, describe, make_shares
+
+HOLD_OUT = 0.2
+"""Share of a client's samples that it keeps for evaluation."""
+
+SMALLEST_WITH_HOLD_OUT = 5
+"""Clients with fewer samples train on all of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class FederatedData:
+    """A data set shared out among clients.
+
+    Attributes
+    ----------
+    images : ImageData
+        The pool and the global test set.
+    partition : Partition
+        Who has what of the pool.
+    seed : int
+        Keys the clients' hold-outs.
+    """
+
+    images: ImageData
+    partition: Partition
+    seed: int
+
+    def split(self, client: int) -> tuple[Tensor, Tensor]:
+        """Indices of a client's training samples and of its hold-out (maybe none)."""
+        share = torch.from_numpy(self.partition.shares[client])
+        if len(share) < SMALLEST_WITH_HOLD_OUT:
+            return share, share[:0]
+        random = seeding.generator(self.seed, "hold-out", client)
+        share = share[torch.randperm(len(share), generator=random)]
+        held = round(len(share) * HOLD_OUT)
+        return share[held:], share[:held]
+
+
+def open_source(dataset: Component) -> Source:
+    """The source that the configuration names."""
+    source: Source = build(dataset, "dataset")
+    return source
+
+
+@lru_cache(maxsize=1)
+def _open(dataset: str, partition: str, clients: int, seed: int, cache_dir: str) -> FederatedData:
+    source = open_source(Component.model_validate_json(dataset))
+    images = load_images(source, cache_dir)
+    component = Component.model_validate_json(partition)
+    versions = [version(p) for p in ("fedwsa", "flwr-datasets", "numpy")]
+    facts = repr((source.key, partition, clients, seed, versions))
+    key = hashlib.sha256(facts.encode()).hexdigest()[:24]
+    file = Path(cache_dir).expanduser() / "partitions" / f"{key}.safetensors"
+    labels = images.train.labels.numpy()
+    cached = fetch(file)
+    if cached is None:
+        shares = make_shares(component, labels, images.classes, clients, seed)
+        indices = torch.cat([torch.from_numpy(s) for s in shares])
+        sizes = torch.tensor([len(s) for s in shares])
+        store(file, {"indices": indices, "sizes": sizes}, {})
+    else:
+        indices, sizes = cached[0]["indices"], cached[0]["sizes"]
+        shares = [part.numpy() for part in torch.split(indices, sizes.tolist())]
+    return FederatedData(images, describe(component, shares, labels, images.classes, seed), seed)
+
+
+def open_federated(
+    dataset: Component, partition: Component, clients: int, seed: int, cache_dir: str
+) -> FederatedData:
+    """Open the data, from the caches where they have it.
+
+    The last one opened stays open, so that the clients of a process share it. The partition
+    is cached too: the workers of a simulation are spared the import of flwr-datasets.
+
+    Raises
+    ------
+    ConfigError
+        See :func:`fedwsa.data.images.load_images` and
+        :func:`fedwsa.data.partition.make_shares`.
+    """
+    return _open(
+        dataset.model_dump_json(by_alias=True),
+        partition.model_dump_json(by_alias=True),
+        clients,
+        seed,
+        cache_dir,
+    )

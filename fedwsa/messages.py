@@ -1,0 +1,109 @@
+"""The language that servers and clients share: names of records and keys, tensors ↔ records.
+
+One place, because the two sides never import each other. Record names are Flower's defaults,
+so that our clients answer any Flower strategy and our strategies lead any Flower client.
+
+===============  ======================  ======================================================
+message          record                  holds
+===============  ======================  ======================================================
+train, evaluate  ``arrays``              the model's floating-point state
+(down)           ``config``              ``server-round``; what strategies add for the clients
+train (down)     ``wsa-target``          FedWSA: ``mean`` and ``variance``, a number per layer
+train (up)       ``arrays``, ``metrics``  the trained model; ``num-examples``, ``loss``; from
+                                         FedWSA's clients ``wsa-mean``, ``wsa-spread``,
+                                         ``wsa-kl``, a number per layer
+evaluate (up)    ``metrics``             ``num-examples``, ``accuracy``, ``loss``
+query (up)       ``config``              ``partition-id`` of the node
+===============  ======================  ======================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from torch import Tensor, nn
+
+ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+NUM_EXAMPLES, LOSS, ACCURACY = "num-examples", "loss", "accuracy"
+SERVER_ROUND, PARTITION_ID = "server-round", "partition-id"
+PROXIMAL_MU = "proximal-mu"
+
+SCOPE_TARGET = "wsa-target"
+TARGET_MEAN, TARGET_VARIANCE = "mean", "variance"
+SCOPE_LAYERS, SCOPE_FUSION = "wsa-layers", "wsa-fusion"
+SCOPE_STRENGTH, SCOPE_REDUCTION, SCOPE_FLOOR = "wsa-strength", "wsa-reduction", "wsa-floor"
+SCOPE_MEAN, SCOPE_SPREAD, SCOPE_KL = "wsa-mean", "wsa-spread", "wsa-kl"
+
+
+def travelling_state(model: nn.Module) -> dict[str, Tensor]:
+    """The part of a model's state that travels: all floating-point tensors.
+
+    Integer buffers (BatchNorm's step counters) have no meaningful average and stay at home.
+    """
+    return {k: t for k, t in model.state_dict().items() if t.is_floating_point()}
+
+
+def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """An ArrayRecord of the tensors, each in its own dtype."""
+    return ArrayRecord({k: Array(t.detach().cpu().numpy()) for k, t in tensors.items()})
+
+
+def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
+    """The tensors of an ArrayRecord, each in its own dtype."""
+    return {k: torch.from_numpy(array.numpy()) for k, array in arrays.items()}
+
+
+def load_arrays(model: nn.Module, arrays: ArrayRecord) -> None:
+    """Load what :func:`travelling_state` sent into a model.
+
+    Raises
+    ------
+    ValueError
+        If names or shapes are not the model's.
+    """
+    tensors, own = to_tensors(arrays), travelling_state(model)
+    if problem := mismatch(tensors, own):
+        raise ValueError(f"the arrays do not fit the model: {problem}")
+    model.load_state_dict(tensors, strict=False)
+
+
+def mismatch(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with the names or shapes of ``given``, in a few words; None if nothing."""
+    if missing := sorted(expected.keys() - given.keys()):
+        return f"missing {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+    if extra := sorted(given.keys() - expected.keys()):
+        return f"unknown {extra[0]}" + (f" and {len(extra) - 1} more" if extra[1:] else "")
+    for name, tensor in expected.items():
+        if given[name].shape != tensor.shape:
+            return f"{name} is {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
+    return None
+
+
+def cast_like(arrays: ArrayRecord, reference: Mapping[str, Tensor]) -> ArrayRecord:
+    """The arrays in the dtypes of ``reference`` (Flower's FedAdam answers in float64)."""
+    return to_arrays(
+        {
+            k: t.to(reference[k].dtype) if k in reference else t
+            for k, t in to_tensors(arrays).items()
+        }
+    )
+
+
+def only_metrics(content: RecordDict) -> MetricRecord | None:
+    """The one MetricRecord of a reply, under whatever name; None if there is not one."""
+    records = list(content.metric_records.values())
+    return records[0] if len(records) == 1 else None
+
+
+def only_arrays(content: RecordDict) -> ArrayRecord | None:
+    """The one ArrayRecord of a reply, under whatever name; None if there is not one."""
+    records = list(content.array_records.values())
+    return records[0] if len(records) == 1 else None
+
+
+def reply_metrics(replies: Iterable[Message]) -> list[MetricRecord]:
+    """The MetricRecords of the replies that carry one."""
+    found = [only_metrics(r.content) for r in replies if r.has_content()]
+    return [m for m in found if m is not None]

@@ -1,0 +1,31 @@
+"""Networks for images, each of any width and depth.
+
+A builder takes the shape of an image ``(C, H, W)`` and the number of classes, then its own
+arguments by name; the defaults stand in ``conf/model/``. ``width`` multiplies the channels or
+units of all hidden layers.
+"""
+
+from __future__ import annotations
+
+ImageShape = tuple[int, int, int]
+"""Channels, height, width."""
+
+
+def scaled(units: int, width: float) -> int:
+    """Units of a hidden layer at this width, at least one."""
+    return max(1, round(units * width))
+
+
+def require_side(image: ImageShape, side: int, model: str) -> None:
+    """Refuse images that a model would shrink to nothing.
+
+    Raises
+    ------
+    ValueError
+        Names the smallest side that works.
+    """
+    if min(image[1:]) < side:
+        raise ValueError(
+            f"{model} needs images of at least {side}x{side} pixels; these are "
+            f"{image[1]}x{image[2]}: take a smaller depth or another model"
+        )

@@ -1,0 +1,99 @@
+"""Weight scope alignment, the client half of :class:`fedwsa.strategies.fedwsa.FedWSA`."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fedwsa import messages
+from fedwsa.objectives import Content, find_record
+from fedwsa.scope import WeightScope, add_kl_gradient_, kl_divergence, moments, spread
+
+
+class ScopeAlignment:
+    """Regularise local training towards the weight scope that the server announces.
+
+    Local loss = task loss + λ · Σ_l KL( N(μ_l, σ_l²) ‖ N(μ̃_l, σ̃_l²) ). The gradient of the
+    second part is added in closed form; strength, target, layers and the rest come with the
+    message, so there is nothing to configure at the client.
+
+    Source: Weight Scope Alignment, arXiv 2408.12237.
+
+    Examples
+    --------
+    In the ``@app.train()`` function of a Flower ClientApp::
+
+        alignment = ScopeAlignment()
+        alignment.begin(model, msg.content)      # the model holds the received arrays
+        for images, labels in batches:
+            optimizer.zero_grad()
+            loss_fn(model(images), labels).backward()
+            alignment.add_gradient()
+            optimizer.step()
+        metrics = MetricRecord({"num-examples": n, **alignment.end()})
+    """
+
+    def __init__(self) -> None:
+        self.target: WeightScope | None = None
+
+    def begin(self, model: nn.Module, content: Content) -> None:
+        """Read the target from the content of a train message.
+
+        Raises
+        ------
+        ValueError
+            If the server names a layer that is not a parameter of the model.
+        """
+        self.target = None
+        config = find_record(content, messages.SCOPE_LAYERS)
+        if config is None:
+            return
+        record = content[messages.SCOPE_TARGET]
+        self.target = WeightScope.of(
+            config[messages.SCOPE_LAYERS],
+            record[messages.TARGET_MEAN],
+            record[messages.TARGET_VARIANCE],
+        )
+        self.strength = float(config[messages.SCOPE_STRENGTH])
+        self.reduction = config[messages.SCOPE_REDUCTION]
+        self.floor = float(config[messages.SCOPE_FLOOR])
+        self.fusion = config[messages.SCOPE_FUSION]
+        self._weights = []
+        for name in self.target.names:
+            try:
+                self._weights.append(model.get_parameter(name))
+            except AttributeError:
+                raise ValueError(
+                    f"the server aligns {name}, which is no parameter of this model; "
+                    "choose the layers with FedWSA(layers=...)"
+                ) from None
+
+    @torch.no_grad()
+    def add_gradient(self) -> None:
+        """Add λ·∇KL to the gradients of the layers that take part."""
+        if self.target is None or self.strength == 0.0:
+            return
+        for weight in self._weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        add_kl_gradient_(
+            [weight.grad for weight in self._weights if weight.grad is not None],
+            self._weights,
+            self.target,
+            self.strength,
+            reduction=self.reduction,
+            floor=self.floor,
+        )
+
+    @torch.no_grad()
+    def end(self) -> dict[str, float | list[float]]:
+        """Scope of the trained model and its KL to the target, a number per layer."""
+        if self.target is None:
+            return {}
+        mean, variance = (m.cpu() for m in moments(self._weights))
+        kl = kl_divergence(mean, variance, self.target.mean, self.target.variance, self.floor)
+        return {
+            messages.SCOPE_MEAN: mean.tolist(),
+            messages.SCOPE_SPREAD: spread(mean, variance, self.fusion).tolist(),
+            messages.SCOPE_KL: kl.tolist(),
+        }

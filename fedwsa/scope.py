@@ -1,0 +1,445 @@
+"""Weight scopes: the mean and variance of each layer's weights, and what is done with them.
+
+The weights of one layer of a trained network are close to Gaussian; the *weight scope* of a
+layer is that Gaussian, N(μ, σ²), with population statistics over all entries of its weight
+tensor. Models whose scopes differ average badly. This module measures scopes, compares them
+(KL), fuses the scopes of many models into one, and rescales weights to a given scope.
+
+Everything here is a function of tensors: it knows nothing of rounds, clients or messages.
+
+References
+----------
+Weight Scope Alignment, arXiv 2408.12237.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+Fusion = Literal["moments", "mean_variance", "mean_std"]
+"""How the variances of many scopes become one; see :func:`spread`."""
+
+Reduction = Literal["layer", "entries"]
+"""``layer``: the KL of a layer as written; ``entries``: n·KL, for its n entries."""
+
+DEFAULT_FLOOR = 1e-4
+"""Smallest standard deviation a scope counts with: constant layers have no finite KL."""
+
+
+def choose(allowed: object, value: str, what: str) -> str:
+    """Return ``value`` if the ``Literal`` type ``allowed`` has it.
+
+    Raises
+    ------
+    ValueError
+        Names what was asked for and what is allowed.
+    """
+    if value not in get_args(allowed):
+        raise ValueError(f"{what} must be one of {', '.join(get_args(allowed))}; got {value!r}")
+    return value
+
+
+def scoped_layers(tensors: Mapping[str, Tensor], layers: str | None = None) -> list[str]:
+    """Names of the weight tensors that have a scope, in the order of ``tensors``.
+
+    These are the floating-point tensors with at least two dimensions: biases and the gains of
+    norms are nearly constant, so that a Gaussian says nothing about them.
+
+    Parameters
+    ----------
+    tensors
+        A state dict.
+    layers
+        A regular expression, searched in each name, that narrows the choice; None takes all.
+
+    Raises
+    ------
+    ValueError
+        If no tensor is left, or ``layers`` is not a regular expression.
+    """
+    names = [k for k, t in tensors.items() if t.dim() >= 2 and t.is_floating_point()]
+    if layers is None:
+        chosen = names
+    else:
+        try:
+            pattern = re.compile(layers)
+        except re.error as error:
+            raise ValueError(f"layers={layers!r} is not a regular expression: {error}") from None
+        chosen = [k for k in names if pattern.search(k)]
+    if not chosen:
+        raise ValueError(
+            f"no weight tensor matches layers={layers!r}; those with two or more dimensions "
+            f"are: {', '.join(names) or 'none'}"
+        )
+    return chosen
+
+
+def moments(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and population variance of each tensor.
+
+    Two plain reductions a tensor, σ² = ‖w‖²/n − μ², several times faster than
+    ``torch.var_mean`` on a CPU. They lose digits only where |μ| ≫ σ, which weights never show.
+
+    Returns
+    -------
+    mean, variance : Tensor, Tensor
+        Shape ``(L,)``, float64, on the device of the tensors.
+    """
+    sizes = torch.tensor(
+        [t.numel() for t in tensors], dtype=torch.float64, device=tensors[0].device
+    )
+    mean = torch.stack([t.sum() for t in tensors]).double() / sizes
+    norms = torch.stack(torch._foreach_norm(list(tensors))).double()
+    return mean, (norms.square() / sizes - mean.square()).clamp_(min=0.0)
+
+
+def spread(mean: Tensor, variance: Tensor, fusion: Fusion) -> Tensor:
+    """What a model reports beside its mean, so that a weighted average of it fuses scopes.
+
+    ======================  =============  ============================
+    fusion                  spread         σ̃² from averages m̄ and s̄
+    ======================  =============  ============================
+    ``moments`` (default)   σ² + μ²        s̄ − m̄²
+    ``mean_variance``       σ²             s̄
+    ``mean_std``            σ              s̄²
+    ======================  =============  ============================
+
+    ``moments`` minimises Σ_k p_k KL(N_k ‖ Ñ). The WSA paper fuses scopes without giving a
+    formula for the variance; these three are ours. Inverse: :func:`variance_from`.
+    """
+    match choose(Fusion, fusion, "fusion"):
+        case "moments":
+            return variance + mean.square()
+        case "mean_variance":
+            return variance
+        case _:
+            return variance.sqrt()
+
+
+def variance_from(mean: Tensor, spread: Tensor, fusion: Fusion) -> Tensor:
+    """Fused variance from the averages of means and spreads (see :func:`spread`)."""
+    match choose(Fusion, fusion, "fusion"):
+        case "moments":
+            return (spread - mean.square()).clamp(min=0.0)
+        case "mean_variance":
+            return spread
+        case _:
+            return spread.square()
+
+
+def kl_divergence(
+    mean: Tensor, variance: Tensor, target_mean: Tensor, target_variance: Tensor, floor: float
+) -> Tensor:
+    """KL( N(μ, σ²) ‖ N(μ̃, σ̃²) ) = ln(σ̃/σ) + (σ² + (μ−μ̃)²)/(2σ̃²) − ½, element by element.
+
+    ``floor`` bounds both standard deviations from below. Source: arXiv 2408.12237.
+    """
+    var = variance.clamp(min=floor**2)
+    target = target_variance.clamp(min=floor**2)
+    return 0.5 * ((target / var).log() + (var + (mean - target_mean).square()) / target - 1.0)
+
+
+@torch.no_grad()
+def add_kl_gradient_(
+    gradients: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    target: WeightScope,
+    strength: float,
+    *,
+    reduction: Reduction = "layer",
+    floor: float = DEFAULT_FLOOR,
+) -> None:
+    """Add the gradient of ``strength · Σ_l KL(N_l ‖ Ñ_l)`` to ``gradients``, in place.
+
+    In closed form: ∂KL/∂θ_i = (1/n)·[(μ−μ̃)/σ̃² + (θ_i−μ)·(1/σ̃² − 1/σ²)], which is a·θ_i + b
+    with two numbers a layer, so nothing is kept for autograd and a GPU is never waited for.
+    Where σ is below ``floor`` the KL does not depend on it and the term −1/σ² is left out.
+
+    Parameters
+    ----------
+    gradients, weights
+        L tensors each, of equal shapes; gradients are changed.
+    target
+        The scope aimed at, with L layers in the same order.
+    strength
+        λ. Zero changes nothing, bit for bit.
+    reduction
+        ``layer``: KL as written. ``entries``: n·KL, whose pull on an entry does not shrink
+        with the size of its layer.
+    """
+    if strength == 0.0:
+        return
+    mean, variance = moments(weights)
+    target_mean = target.mean.to(mean)
+    target_variance = target.variance.to(mean).clamp(min=floor**2)
+    scale = torch.full_like(mean, strength)
+    if choose(Reduction, reduction, "reduction") == "layer":
+        scale /= torch.tensor([w.numel() for w in weights], dtype=mean.dtype, device=mean.device)
+    # Of 1/σ̃² − 1/σ², the first part comes from σ²/(2σ̃²), the second from −ln σ; both are
+    # derivatives by σ, and the clamp at the floor makes both vanish below it.
+    slope = (1.0 / target_variance - 1.0 / variance.clamp(min=floor**2)) * (variance > floor**2)
+    a = scale * slope
+    b = scale * (mean - target_mean) / target_variance - a * mean
+    dtype = weights[0].dtype
+    torch._foreach_addcmul_(list(gradients), list(weights), list(a.to(dtype).unbind()))
+    torch._foreach_add_(list(gradients), list(b.to(dtype).unbind()))
+
+
+@dataclass(frozen=True, eq=False)
+class WeightScope:
+    """Mean and variance of each layer's weights.
+
+    Attributes
+    ----------
+    names : tuple of str
+        The L layers, as a state dict names them.
+    mean, variance : Tensor
+        Shape ``(L,)``, float64.
+
+    Examples
+    --------
+    >>> scope = WeightScope.measure(torch.nn.Linear(784, 10))
+    >>> scope.names
+    ('weight',)
+    """
+
+    names: tuple[str, ...]
+    mean: Tensor
+    variance: Tensor
+
+    def __post_init__(self) -> None:
+        shape = (len(self.names),)
+        if self.mean.shape != shape or self.variance.shape != shape:
+            raise ValueError(
+                f"a scope of {shape[0]} layers needs as many means and variances; got "
+                f"{tuple(self.mean.shape)} and {tuple(self.variance.shape)}"
+            )
+        finite = self.mean.isfinite() & self.variance.isfinite() & (self.variance >= 0)
+        if not finite.all():
+            bad = [n for n, ok in zip(self.names, finite.tolist(), strict=True) if not ok]
+            raise ValueError(
+                f"impossible scope (NaN, infinite or negative variance): {', '.join(bad)}"
+            )
+
+    @classmethod
+    def of(
+        cls, names: Iterable[str], mean: Sequence[float], variance: Sequence[float]
+    ) -> WeightScope:
+        """A scope from plain numbers."""
+        return cls(
+            tuple(names),
+            torch.tensor(mean, dtype=torch.float64),
+            torch.tensor(variance, dtype=torch.float64),
+        )
+
+    @classmethod
+    @torch.no_grad()
+    def measure(
+        cls, model: nn.Module | Mapping[str, Tensor], layers: str | None = None
+    ) -> WeightScope:
+        """Measure a model or a state dict.
+
+        Parameters
+        ----------
+        model
+            What to measure.
+        layers
+            See :func:`scoped_layers`.
+
+        Raises
+        ------
+        ValueError
+            If no layer takes part, or a weight is not finite.
+        """
+        tensors = model.state_dict() if isinstance(model, nn.Module) else model
+        names = scoped_layers(tensors, layers)
+        mean, variance = moments([tensors[n].detach() for n in names])
+        return cls(tuple(names), mean.cpu(), variance.cpu())
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviations, shape ``(L,)``."""
+        return self.variance.sqrt()
+
+    def kl(self, target: WeightScope, floor: float = DEFAULT_FLOOR) -> Tensor:
+        """KL of each layer from this scope to ``target``, shape ``(L,)``.
+
+        Raises
+        ------
+        ValueError
+            If the two scopes are of different layers.
+        """
+        _same_layers([self, target])
+        return kl_divergence(self.mean, self.variance, target.mean, target.variance, floor)
+
+    @classmethod
+    def fuse(
+        cls,
+        scopes: Sequence[WeightScope],
+        weights: Sequence[float] | None = None,
+        fusion: Fusion = "moments",
+    ) -> WeightScope:
+        """One scope for many: μ̃ = Σ p_k μ_k, and σ̃² by the rule ``fusion``.
+
+        Parameters
+        ----------
+        scopes
+            K scopes of the same layers.
+        weights
+            K non-negative numbers, for instance examples; p_k is their share. None: equal.
+        fusion
+            See :func:`spread`.
+
+        Raises
+        ------
+        ValueError
+            If layers differ or the weights do not add up to a positive number.
+        """
+        _same_layers(scopes)
+        share = torch.tensor(
+            [1.0] * len(scopes) if weights is None else list(weights), dtype=torch.float64
+        )
+        if len(share) != len(scopes):
+            raise ValueError(f"{len(scopes)} scopes need as many weights; got {len(share)}")
+        if not ((share >= 0).all() and share.isfinite().all() and share.sum() > 0):
+            raise ValueError(
+                f"weights must be non-negative with a positive sum; got {share.tolist()}"
+            )
+        share = share / share.sum()
+        mean = share @ torch.stack([s.mean for s in scopes])
+        spreads = torch.stack([spread(s.mean, s.variance, fusion) for s in scopes])
+        return cls(scopes[0].names, mean, variance_from(mean, share @ spreads, fusion))
+
+
+@dataclass(frozen=True, eq=False)
+class WeightRange:
+    """Lowest and highest weight of each layer, or two percentiles in their place.
+
+    Attributes
+    ----------
+    names : tuple of str
+        The L layers.
+    low, high : Tensor
+        Shape ``(L,)``, float64.
+    """
+
+    names: tuple[str, ...]
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def measure(
+        cls,
+        model: nn.Module | Mapping[str, Tensor],
+        layers: str | None = None,
+        percentile: float = 0.0,
+    ) -> WeightRange:
+        """Measure a model or a state dict.
+
+        Parameters
+        ----------
+        model, layers
+            See :meth:`WeightScope.measure`.
+        percentile
+            The range goes from this percentile to 100 minus it, in [0, 50). Zero is minimum
+            and maximum, which a single outlier rules.
+
+        Raises
+        ------
+        ValueError
+            If ``percentile`` is out of range or no layer takes part.
+        """
+        if not 0.0 <= percentile < 50.0:
+            raise ValueError(f"percentile must be in [0, 50); got {percentile}")
+        tensors = model.state_dict() if isinstance(model, nn.Module) else model
+        names = scoped_layers(tensors, layers)
+        ends = [_ends(tensors[n].detach().flatten().double().cpu(), percentile) for n in names]
+        return cls(
+            tuple(names), torch.stack([e[0] for e in ends]), torch.stack([e[1] for e in ends])
+        )
+
+    @classmethod
+    def fuse(
+        cls, ranges: Sequence[WeightRange], rule: Literal["mean", "union"] = "mean"
+    ) -> WeightRange:
+        """One range for many: the mean of the ends, or the union."""
+        _same_layers(ranges)
+        low = torch.stack([r.low for r in ranges])
+        high = torch.stack([r.high for r in ranges])
+        if choose(Literal["mean", "union"], rule, "rule") == "mean":
+            return cls(ranges[0].names, low.mean(0), high.mean(0))
+        return cls(ranges[0].names, low.amin(0), high.amax(0))
+
+
+@torch.no_grad()
+def rescale_gaussian(
+    tensors: Mapping[str, Tensor], target: WeightScope, floor: float = DEFAULT_FLOOR
+) -> dict[str, Tensor]:
+    """Move each layer of ``target`` to that scope: w' = μ̃ + (σ̃/σ)·(w − μ).
+
+    The function that the network computes changes. A layer whose σ is below ``floor`` is only
+    shifted. Tensors that ``target`` does not name are returned as they are.
+    """
+    mean, std = {}, {}
+    measured = moments([tensors[n] for n in target.names])
+    for name, m, v in zip(target.names, *measured, strict=True):
+        mean[name], std[name] = m, v.sqrt()
+    result = dict(tensors)
+    for name, m, s in zip(target.names, target.mean, target.std, strict=True):
+        gain = s / std[name] if std[name] > floor else torch.ones_like(s)
+        result[name] = _affine(tensors[name], gain, m - gain * mean[name])
+    return result
+
+
+@torch.no_grad()
+def rescale_range(
+    tensors: Mapping[str, Tensor], target: WeightRange, percentile: float = 0.0
+) -> dict[str, Tensor]:
+    """Map each layer's own range [lo_k, hi_k] linearly to that of ``target``: w' = a·w + c.
+
+    ``percentile`` is the one that ``target`` was measured with. A constant layer is shifted to
+    the middle. Tensors that ``target`` does not name are returned as they are.
+    """
+    own = WeightRange.measure({n: tensors[n] for n in target.names}, percentile=percentile)
+    result = dict(tensors)
+    rows = zip(target.names, own.low, own.high, target.low, target.high, strict=True)
+    for name, low, high, to_low, to_high in rows:
+        if high > low:
+            gain = (to_high - to_low) / (high - low)
+            shift = to_low - gain * low
+        else:
+            gain, shift = torch.ones_like(low), (to_low + to_high) / 2 - low
+        result[name] = _affine(tensors[name], gain, shift)
+    return result
+
+
+def _affine(weight: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+    """``gain·weight + shift``; the weight itself, to the bit, where that is the identity."""
+    if gain == 1.0 and shift == 0.0:
+        return weight.clone()
+    return weight * gain.item() + shift.item()
+
+
+def _ends(values: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
+    """The two percentiles of a flat tensor (``torch.quantile`` refuses over 16 M entries)."""
+    if percentile == 0.0:
+        return values.min(), values.max()
+    n = values.numel()
+    rank = min(n, max(1, round(percentile / 100 * (n - 1)) + 1))
+    return values.kthvalue(rank).values, values.kthvalue(n - rank + 1).values
+
+
+def _same_layers(scopes: Sequence[WeightScope] | Sequence[WeightRange]) -> None:
+    if not scopes:
+        raise ValueError("at least one scope is needed")
+    for other in scopes[1:]:
+        if other.names != scopes[0].names:
+            differing = sorted(set(other.names) ^ set(scopes[0].names)) or ["their order"]
+            raise ValueError(f"scopes of different layers: {', '.join(differing)}")

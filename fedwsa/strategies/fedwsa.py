@@ -1,0 +1,235 @@
+"""Weight scope alignment around any Flower strategy, the server half of the method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from logging import INFO
+from typing import Literal
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from flwr.supercore import log
+
+from fedwsa import messages
+from fedwsa.scope import (
+    DEFAULT_FLOOR,
+    Fusion,
+    Reduction,
+    WeightScope,
+    choose,
+    rescale_gaussian,
+    variance_from,
+)
+
+Target = Literal["fused", "initial"]
+Align = Literal["none", "after"]
+
+DEFAULT_STRENGTH: dict[str, float] = {"layer": 10.0, "entries": 0.01}
+"""λ by reduction: the n of n·KL makes the same λ a thousand times stronger."""
+
+
+@dataclass(frozen=True)
+class ScopeReport:
+    """What one round did to the scopes.
+
+    Attributes
+    ----------
+    fused : WeightScope
+        The clients' scopes, fused.
+    averaged : WeightScope
+        The scope of the aggregated model. Averaging shrinks variance, so this one is narrower.
+    kl : list of float
+        Mean over the clients of their KL to the round's target, a number per layer.
+    """
+
+    fused: WeightScope
+    averaged: WeightScope
+    kl: list[float]
+
+
+class FedWSA(Strategy):
+    """Align the weight scopes of the clients, whatever the strategy that averages them.
+
+    Each round the clients get a target scope beside the model and train towards it (see
+    :class:`fedwsa.objectives.scope.ScopeAlignment`); they answer with their scopes as lists in
+    their metrics, which Flower's strategies average like any metric, and the averages are the
+    fused scope. Stands outermost: ``FedWSA(SomeDPWrapper(FedAvg()))``.
+
+    Source: Weight Scope Alignment, arXiv 2408.12237. Ours, since the paper does not say: the
+    rules of ``fusion``, ``align`` and ``reduction``, and the initial model's scope as the
+    first target.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        Any Flower strategy of the Message API that reports the clients' averaged metrics.
+    strength : float, optional
+        λ. Default: 10 for ``reduction="layer"``, 0.01 for ``"entries"``. At zero the clients
+        only measure.
+    fusion : {"moments", "mean_variance", "mean_std"}
+        How variances are fused, see :func:`fedwsa.scope.spread`.
+    target : {"fused", "initial"} or WeightScope
+        The scope to train towards: the one fused in the round before (in round 1 that of the
+        initial model), always that of the initial model, or one given.
+    align : {"none", "after"}
+        ``after`` rescales each layer of the aggregated model to the fused scope.
+    layers : str, optional
+        A regular expression over parameter names. Default: all with two or more dimensions.
+    reduction : {"layer", "entries"}
+        Whether a layer's KL counts once or once per entry.
+    floor : float
+        Smallest standard deviation in the KL.
+
+    Examples
+    --------
+    >>> from flwr.serverapp.strategy import FedAvg
+    >>> strategy = FedWSA(FedAvg(fraction_train=0.1), strength=10.0)
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        *,
+        strength: float | None = None,
+        fusion: Fusion = "moments",
+        target: Target | WeightScope = "fused",
+        align: Align = "none",
+        layers: str | None = None,
+        reduction: Reduction = "layer",
+        floor: float = DEFAULT_FLOOR,
+    ) -> None:
+        self.strategy = strategy
+        self.reduction = choose(Reduction, reduction, "reduction")
+        self.strength = DEFAULT_STRENGTH[reduction] if strength is None else float(strength)
+        if not 0.0 <= self.strength < float("inf"):
+            raise ValueError(f"strength must be zero or a positive number; got {strength}")
+        if not 0.0 < floor < float("inf"):
+            raise ValueError(f"floor must be a positive number; got {floor}")
+        self.floor = floor
+        choose(Fusion, fusion, "fusion")
+        self.fusion = fusion
+        self.align = choose(Align, align, "align")
+        self.layers = layers
+        self._follows_fused = target == "fused"
+        self.target: WeightScope | None = None
+        if isinstance(target, WeightScope):
+            self.target = target
+        else:
+            choose(Target, target, "target")
+        self.report: ScopeReport | None = None
+
+    def summary(self) -> None:
+        """Log the settings, then those of the wrapped strategy."""
+        log(
+            INFO,
+            "\t├──> FedWSA: strength %g, reduction %s, fusion %s, align %s, layers %s",
+            self.strength,
+            self.reduction,
+            self.fusion,
+            self.align,
+            self.layers or "all",
+        )
+        self.strategy.summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Add the target scope to the messages of the wrapped strategy."""
+        tensors = messages.to_tensors(arrays)
+        if self.target is None:
+            self.target = WeightScope.measure(tensors, self.layers)
+        self._names = self.target.names
+        if unknown := [n for n in self._names if n not in tensors]:
+            raise ValueError(f"the target scope has layers that the model lacks: {unknown}")
+        target = MetricRecord(
+            {
+                messages.TARGET_MEAN: self.target.mean.tolist(),
+                messages.TARGET_VARIANCE: self.target.variance.tolist(),
+            }
+        )
+        # Messages that share their content keep sharing it, so that it is encoded once.
+        contents: dict[int, RecordDict] = {}
+        configured = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        for message in configured:
+            plain = message.content
+            if id(plain) not in contents:
+                contents[id(plain)] = self._with_target(plain, target)
+        for message in configured:
+            message.content = contents[id(message.content)]
+        return configured
+
+    def _with_target(self, content: RecordDict, target: MetricRecord) -> RecordDict:
+        """A copy of the content with the target in it; arrays are shared, not copied.
+
+        Client mods of Flower want exactly one ConfigRecord, so ours is an addition to it, and
+        to a copy: FedAvg shares one among all messages of all rounds.
+        """
+        key, config = next(iter(content.config_records.items()), (messages.CONFIG, ConfigRecord()))
+        extended = ConfigRecord(
+            {
+                **config,
+                messages.SCOPE_LAYERS: list(self._names),
+                messages.SCOPE_FUSION: self.fusion,
+                messages.SCOPE_STRENGTH: self.strength,
+                messages.SCOPE_REDUCTION: self.reduction,
+                messages.SCOPE_FLOOR: self.floor,
+            }
+        )
+        return RecordDict({**content, key: extended, messages.SCOPE_TARGET: target})
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let the wrapped strategy aggregate, then fuse the scopes into the next target.
+
+        Raises
+        ------
+        ValueError
+            If the clients' metrics hold no scopes, or impossible ones.
+        """
+        arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+        if arrays is None or metrics is None:  # nobody answered: the old target stays
+            return arrays, metrics
+        mean, spread, kl = (
+            self._take(metrics, key)
+            for key in (messages.SCOPE_MEAN, messages.SCOPE_SPREAD, messages.SCOPE_KL)
+        )
+        raw = WeightScope.of(self._names, mean, [0.0] * len(mean))
+        fused = WeightScope(
+            self._names,
+            raw.mean,
+            variance_from(raw.mean, raw.mean.new_tensor(spread), self.fusion),
+        )
+        tensors = messages.to_tensors(arrays)
+        averaged = WeightScope.measure({n: tensors[n] for n in self._names})
+        self.report = ScopeReport(fused, averaged, kl)
+        if self._follows_fused:
+            self.target = fused
+        if self.align == "after":
+            arrays = messages.to_arrays(rescale_gaussian(tensors, fused, self.floor))
+        return arrays, metrics
+
+    def _take(self, metrics: MetricRecord, key: str) -> list[float]:
+        """Take a list with a number per layer out of the aggregated metrics."""
+        values = metrics.pop(key, None)
+        if not isinstance(values, list) or len(values) != len(self._names):
+            raise ValueError(
+                f"the aggregated metrics lack {key} for {len(self._names)} layers; the clients "
+                "must report ScopeAlignment.end() in their metrics, and the strategy's "
+                "train_metrics_aggr_fn must keep it"
+            )
+        return [float(v) for v in values]
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Leave evaluation to the wrapped strategy."""
+        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Leave evaluation to the wrapped strategy."""
+        return self.strategy.aggregate_evaluate(server_round, replies)
