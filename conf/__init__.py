@@ -1,0 +1,1 @@
+"""The Hydra tree: every default stands here, the schema in ``fedwsa/config.py``."""

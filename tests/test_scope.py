@@ -102,8 +102,10 @@ def test_kl_of_the_standard_normal_to_twice_its_width() -> None:
 @given(numbers, positive, numbers, positive)
 def test_kl_agrees_with_torch_distributions(m1: float, s1: float, m2: float, s2: float) -> None:
     expected = torch.distributions.kl_divergence(
-        torch.distributions.Normal(torch.tensor(m1).double(), torch.tensor(s1).double()),
-        torch.distributions.Normal(torch.tensor(m2).double(), torch.tensor(s2).double()),
+        *(
+            torch.distributions.Normal(*torch.tensor([m, s], dtype=torch.float64))
+            for m, s in ((m1, s1), (m2, s2))
+        )
     )
     ours = scope((m1, s1**2)).kl(scope((m2, s2**2)))
     torch.testing.assert_close(ours[0], expected, rtol=1e-9, atol=1e-9)

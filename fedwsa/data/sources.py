@@ -131,12 +131,12 @@ def _parquet_part(file: Path, image_column: str | None, label_column: str | None
 
     def is_image(kind: Any) -> bool:
         if pa.types.is_struct(kind):
-            return kind.get_field_index("bytes") >= 0
+            return bool(kind.get_field_index("bytes") >= 0)
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
     columns = {field.name: field.type for field in table.schema}
     image = _column(columns, image_column, is_image, "image_column", "encoded images", file)
-    label = _column(columns, label_column, pa.types.is_integer, "label_column", "integers", file)
+    label = _column(columns, label_column, _is_integer, "label_column", "integers", file)
     if table.num_rows == 0:
         raise ConfigError(f"dataset.path: {file} has no rows")
     encoded = table[image].combine_chunks()
@@ -149,6 +149,12 @@ def _parquet_part(file: Path, image_column: str | None, label_column: str | None
     blobs: Sequence[bytes | None] = encoded.to_pylist()
     pixels = decode_images(blobs, names, f"Decoding {file.name}")
     return Images(pixels, torch.from_numpy(labels.astype(np.int64)))
+
+
+def _is_integer(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_integer(kind))
 
 
 def _column(

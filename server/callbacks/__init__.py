@@ -1,0 +1,1 @@
+"""What happens beside the algorithm: history, scopes, progress."""
