@@ -28,6 +28,9 @@ Fusion = Literal["moments", "mean_variance", "mean_std"]
 Reduction = Literal["layer", "entries"]
 """``layer``: the KL of a layer as written; ``entries``: n·KL, for its n entries."""
 
+DEFAULT_STRENGTH: dict[str, float] = {"layer": 10.0, "entries": 0.01}
+"""λ by reduction: the n of n·KL makes the same λ a thousand times stronger."""
+
 DEFAULT_FLOOR = 1e-4
 """Smallest standard deviation a scope counts with: constant layers have no finite KL."""
 
@@ -189,6 +192,29 @@ def add_kl_gradient_(
     dtype = weights[0].dtype
     torch._foreach_addcmul_(list(gradients), list(weights), list(a.to(dtype).unbind()))
     torch._foreach_add_(list(gradients), list(b.to(dtype).unbind()))
+
+
+def stability(
+    weights: Mapping[str, Tensor],
+    target: WeightScope,
+    strength: float,
+    reduction: Reduction,
+    lr: float,
+) -> dict[str, float]:
+    """ηλ/(nσ̃²) of each layer (``layer``), or ηλ/σ̃² (``entries``): below 1 local steps converge.
+
+    Parameters
+    ----------
+    weights
+        A state dict, for the sizes n of its layers.
+    lr
+        η; with momentum m the effective one, η/(1−m).
+    """
+    ratios = {}
+    for name, variance in zip(target.names, target.variance.tolist(), strict=True):
+        n = weights[name].numel() if reduction == "layer" else 1
+        ratios[name] = lr * strength / (n * variance) if variance > 0 else float("inf")
+    return ratios
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,11 @@ units of all hidden layers.
 
 from __future__ import annotations
 
+from torch import nn
+
+from fedwsa import seeding
+from fedwsa.components import Component, build
+
 ImageShape = tuple[int, int, int]
 """Channels, height, width."""
 
@@ -29,3 +34,16 @@ def require_side(image: ImageShape, side: int, model: str) -> None:
             f"{model} needs images of at least {side}x{side} pixels; these are "
             f"{image[1]}x{image[2]}: take a smaller depth or another model"
         )
+
+
+def build_model(component: Component, image: ImageShape, classes: int, seed: int) -> nn.Module:
+    """The network that the configuration names, with initial weights keyed by ``seed``.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is wrong or the images are too small for it.
+    """
+    with seeding.seeded(seed, "model"):
+        model: nn.Module = build(component, "model", image, classes)
+    return model

@@ -15,6 +15,7 @@ from flwr.supercore import log
 from fedwsa import messages
 from fedwsa.scope import (
     DEFAULT_FLOOR,
+    DEFAULT_STRENGTH,
     Fusion,
     Reduction,
     WeightScope,
@@ -25,9 +26,6 @@ from fedwsa.scope import (
 
 Target = Literal["fused", "initial"]
 Align = Literal["none", "after"]
-
-DEFAULT_STRENGTH: dict[str, float] = {"layer": 10.0, "entries": 0.01}
-"""λ by reduction: the n of n·KL makes the same λ a thousand times stronger."""
 
 
 @dataclass(frozen=True)

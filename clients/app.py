@@ -1,0 +1,132 @@
+"""The ClientApp: trains and evaluates the model it is sent on its own share of the data."""
+
+from __future__ import annotations
+
+import shlex
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor, nn
+
+from clients.training import draw_conditions, train
+from fedwsa import messages, seeding
+from fedwsa.config import Config, compose
+from fedwsa.data.federated import FederatedData, open_federated
+from fedwsa.data.images import crop_flip, normalise
+from fedwsa.devices import resolve_device
+from fedwsa.evaluation import evaluate
+from fedwsa.models import build_model
+from fedwsa.objectives import find_record
+from fedwsa.objectives.proximal import Proximal
+from fedwsa.objectives.scope import ScopeAlignment
+
+
+def build(config: Config | None = None) -> ClientApp:
+    """A ClientApp for a composed run.
+
+    Parameters
+    ----------
+    config
+        None: composed from the run's ``overrides``, as on the command line.
+    """
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        """Say which partition this node has."""
+        record = ConfigRecord({messages.PARTITION_ID: _client(context)})
+        return Message(RecordDict({messages.CONFIG: record}), reply_to=message)
+
+    @app.train()
+    def train_client(message: Message, context: Context) -> Message:
+        return _train(_config(config, context), message, _client(context))
+
+    @app.evaluate()
+    def evaluate_client(message: Message, context: Context) -> Message:
+        return _evaluate(_config(config, context), message, _client(context))
+
+    return app
+
+
+def _config(config: Config | None, context: Context) -> Config:
+    if config is not None:
+        return config
+    return compose(shlex.split(str(context.run_config.get("overrides", ""))))
+
+
+def _client(context: Context) -> int:
+    return int(context.node_config[messages.PARTITION_ID])
+
+
+def _receive(config: Config, message: Message) -> tuple[FederatedData, nn.Module, str]:
+    """The data, and the model with the received weights on its device."""
+    data = open_federated(*config.data_key)
+    device = resolve_device(config.device)
+    model = build_model(config.model, data.images.shape, data.images.classes, config.seed)
+    arrays = messages.only_arrays(message.content)
+    if arrays is None:
+        raise ValueError("the message must hold exactly one ArrayRecord")
+    messages.load_arrays(model, arrays)
+    return data, model.to(device), device
+
+
+def _train(config: Config, message: Message, client: int) -> Message:
+    data, model, device = _receive(config, message)
+    chosen, _ = data.split(client)
+    instructions = find_record(message.content, messages.SERVER_ROUND)
+    if instructions is None:
+        raise ValueError(f"the message names no {messages.SERVER_ROUND}")
+    random = seeding.generator(
+        config.seed, "train", int(instructions[messages.SERVER_ROUND]), client
+    )
+
+    def prepare(pixels: Tensor) -> Tensor:
+        images = normalise(pixels, data.images.mean, data.images.std)
+        return crop_flip(images, random) if config.dataset.augment == "crop_flip" else images
+
+    objectives = (ScopeAlignment(), Proximal())
+    for objective in objectives:
+        objective.begin(model, message.content)
+    # Dropout draws from the global generator: seeded for this client and round, put back after.
+    with seeding.seeded(int(random.initial_seed()), "dropout"):
+        loss = train(
+            model,
+            data.images.train.pixels[chosen].to(device),
+            data.images.train.labels[chosen].to(device),
+            prepare,
+            config.local,
+            draw_conditions(config.local, config.seed, client),
+            objectives,
+            random,
+        )
+    metrics = MetricRecord({messages.NUM_EXAMPLES: len(chosen), messages.LOSS: loss})
+    for objective in objectives:
+        metrics.update(objective.end())
+    arrays = messages.to_arrays(messages.travelling_state(model))
+    content = RecordDict({messages.ARRAYS: arrays, messages.METRICS: metrics})
+    return Message(content, reply_to=message)
+
+
+def _evaluate(config: Config, message: Message, client: int) -> Message:
+    """Score the received model on the client's own hold-out; no samples, no weight."""
+    data, model, device = _receive(config, message)
+    _, held = data.split(client)
+    score = evaluate(
+        model,
+        data.images.train.pixels[held],
+        data.images.train.labels[held],
+        data.images,
+        device,
+        config.evaluation.batch_size,
+    )
+    metrics = MetricRecord(
+        {
+            messages.NUM_EXAMPLES: score.examples,
+            messages.ACCURACY: score.accuracy,
+            messages.LOSS: score.loss,
+        }
+    )
+    return Message(RecordDict({messages.METRICS: metrics}), reply_to=message)
+
+
+app = build()

@@ -1,0 +1,76 @@
+"""What a multirun ends with: a table and a picture of all its runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from experiments.plots import plot_curves
+from experiments.runs import read_history, read_result
+
+_COLUMNS = {
+    "accuracy": "accuracy",
+    "loss": "loss",
+    "client_accuracy_mean": "clients' mean",
+    "client_accuracy_worst10": "worst tenth",
+    "seconds": "seconds",
+}
+
+
+class Comparison(Callback):
+    """Collects the runs of a multirun; shows and saves them side by side at its end."""
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[str, Path]] = []
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Remember a run that completed."""
+        if job_return.status is JobStatus.COMPLETED and job_return.hydra_cfg is not None:
+            hydra = job_return.hydra_cfg.hydra
+            name = hydra.job.override_dirname.replace(",", " ") or "run"
+            self._runs.append((name, Path(hydra.runtime.output_dir)))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the table; write ``comparison.csv`` and ``comparison.png``."""
+        if self._runs:
+            compare(self._runs, self._runs[0][1].parent)
+
+
+def compare(runs: list[tuple[str, Path]], folder: Path) -> None:
+    """Show runs side by side and save the comparison to ``folder``."""
+    results = [read_result(path) for _, path in runs]
+    histories = {name: read_history(path) for name, path in runs}
+    differing = _differing([name.split() for name, _ in runs])
+    labels = [
+        " ".join([result["algorithm"], *words])
+        for result, words in zip(results, differing, strict=True)
+    ]
+    table = Table("run", *_COLUMNS.values(), title="Last round, never the best one")
+    for label, result in zip(labels, results, strict=True):
+        cells = [result[key] for key in _COLUMNS]
+        table.add_row(label, *[_cell(c) for c in cells[:-1]], f"{cells[-1]:.1f}")
+    console = Console()
+    console.print(table)
+    same = len({tuple(h["cohort"].astype(str)) for h in histories.values()}) == 1
+    console.print(f"cohorts: {'the same in all runs' if same else 'differ between runs'}")
+    rows = [{"run": label, **result} for label, result in zip(labels, results, strict=True)]
+    pd.DataFrame(rows).to_csv(folder / "comparison.csv", index=False)
+    plot_curves(dict(zip(labels, histories.values(), strict=True)), folder / "comparison.png")
+    console.print(f"saved to {folder}/: comparison.csv, comparison.png, a run folder for each run")
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _differing(words: list[list[str]]) -> list[list[str]]:
+    """The overrides of each run that not all runs share, without wsa=, which the label says."""
+    shared = set(words[0]).intersection(*words[1:])
+    return [[w for w in own if w not in shared and not w.startswith("wsa=")] for own in words]

@@ -1,0 +1,47 @@
+"""Hydra's errors, which run over several lines, as one line that says what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from fedwsa.config import CONFIG_DIR
+
+
+def explain(error: Exception) -> str:
+    """One line for a person: what is wrong, what is allowed."""
+    text = str(error) or str(error.__cause__ or type(error).__name__)
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(unknown[1])
+    if option := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        offered = re.search(r"Available options in '[^']+':\n((?:\t.*\n?)+)", text)
+        allowed = ", ".join(offered[1].split()) if offered else "none"
+        return f"{option[1]}={option[2]}: no such option; allowed: {allowed}"
+    if group := re.search(r"Could not override '?([\w/]+)'?\.?\s+No match in the defaults", text):
+        return _unknown_key(group[1])
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _unknown_key(key: str) -> str:
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            values = OmegaConf.to_container(compose("config"), resolve=False)
+    except (HydraException, ValueError):
+        return f"{key}: unknown key; fedwsa --help lists all"
+    close = get_close_matches(key, list(_keys(values)), n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{key}: unknown key; {hint}fedwsa --help lists all"
+
+
+def _keys(values: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield f"{prefix}{key}"
+            yield from _keys(value, f"{prefix}{key}.")

@@ -1,0 +1,54 @@
+"""Pictures of a run and of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: works without a screen
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+_SIZE = (9.0, 3.4)
+
+
+def plot_curves(histories: Mapping[str, pd.DataFrame], file: Path) -> None:
+    """Accuracy and loss on the global test set over rounds, a line per run."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=_SIZE, layout="constrained")
+    for label, history in histories.items():
+        seen = history.dropna(subset=["accuracy"])
+        marker = "o" if len(seen) < 2 else None
+        left.plot(seen["round"], seen["accuracy"], label=label, marker=marker)
+        right.plot(seen["round"], seen["loss"], label=label, marker=marker)
+    left.set(xlabel="round", ylabel="accuracy, global test set", ylim=(0, 1))
+    right.set(xlabel="round", ylabel="loss, global test set", ylim=(0, None))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def plot_partition(partition: Mapping[str, Any], file: Path) -> None:
+    """Samples of each client, stacked by class."""
+    counts = np.asarray(partition["label_counts"])
+    clients, classes = counts.shape
+    figure, axes = plt.subplots(figsize=_SIZE, layout="constrained")
+    colours = plt.get_cmap("tab10" if classes <= 10 else "viridis")
+    bottom = np.zeros(clients)
+    for label in range(classes):
+        colour = colours(label if classes <= 10 else label / (classes - 1))
+        axes.bar(np.arange(clients), counts[:, label], 0.9, bottom, color=colour, label=str(label))
+        bottom += counts[:, label]
+    axes.set(xlabel="client", ylabel="samples", xlim=(-0.6, clients - 0.4))
+    axes.set_title(f"{partition['name']}: samples of each client by class", fontsize=10)
+    if classes <= 10:
+        axes.legend(title="class", ncols=1, bbox_to_anchor=(1.0, 1.0), loc="upper left", fontsize=8)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)

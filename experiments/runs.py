@@ -1,0 +1,88 @@
+"""The run folder: what it says of a run before it starts, and reading it afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+from experiments.plots import plot_curves, plot_partition
+from fedwsa.config import CONFIG_DIR, Config
+from fedwsa.data.partition import Partition
+
+_PACKAGES = [
+    "fedwsa",
+    "flwr",
+    "flwr-datasets",
+    "ray",
+    "torch",
+    "torchvision",
+    "numpy",
+    "hydra-core",
+    "safetensors",
+]
+
+
+def describe_run(config: Config, partition: Partition, folder: Path) -> None:
+    """Write what is needed to repeat a run: configuration, environment, partition."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = config.model_dump(by_alias=True)
+    OmegaConf.save(OmegaConf.create(values), folder / "config.yaml")
+    _write_json(folder / "environment.json", environment())
+    described = partition.as_dict()
+    _write_json(folder / "partition.json", described, indent=None)
+    plot_partition(described, folder / "partition.png")
+
+
+def environment() -> dict[str, Any]:
+    """Commit, versions and machine."""
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
+        "python": sys.version.split()[0],
+        "packages": {name: version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the source tree; None where there is no git or no checkout."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=CONFIG_DIR, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _write_json(file: Path, values: Any, indent: int | None = 2) -> None:
+    file.write_text(json.dumps(values, indent=indent) + "\n", encoding="utf-8")
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """``result.json`` of a run folder."""
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return result
+
+
+def read_history(folder: Path) -> pd.DataFrame:
+    """``history.csv`` of a run folder."""
+    return pd.read_csv(folder / "history.csv")
+
+
+def draw_curves(folder: Path, label: str) -> None:
+    """``curves.png`` from ``history.csv``, if at least a round went by."""
+    file = folder / "history.csv"
+    if file.exists() and len(history := read_history(folder)):
+        plot_curves({label: history}, folder / "curves.png")

@@ -1,0 +1,191 @@
+"""The command ``fedwsa``: compose a run with Hydra, check it, simulate it, show the result."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+# Set before Flower, Ray and Hydra are imported, which read them once.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing, so that main() can
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from experiments.errors import explain
+from fedwsa.components import ConfigError
+from fedwsa.config import CONFIG_DIR, Config, free_arguments, parse
+
+console = Console()
+logger = logging.getLogger("fedwsa")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
+def _job(composed: DictConfig) -> float:
+    """One run; returns its accuracy, for sweepers that optimise."""
+    from server.rounds import RunError
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        result = simulate(parse(composed), folder)
+    except (ConfigError, RunError) as error:
+        if _TRACEBACK:
+            raise
+        _fail(str(error))  # here, since Hydra adds lines of its own to what a job raises
+    finally:
+        _remove_if_empty(folder)
+    return float(result["accuracy"])
+
+
+def simulate(config: Config, folder: Path) -> dict[str, Any]:
+    """Run a federation in Flower's simulation and leave a run folder.
+
+    Everything that can be wrong with the configuration is found before anything is written.
+
+    Returns
+    -------
+    dict
+        What ``result.json`` holds.
+
+    Raises
+    ------
+    ConfigError
+        If the configuration cannot work.
+    RunError
+        If the run cannot go on; the history so far is kept.
+    """
+    from flwr.app import Context
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.simulation import run_simulation
+
+    from clients import app as clients
+    from experiments.runs import describe_run, draw_curves, read_result
+    from fedwsa.devices import resolve_device
+    from server.app import Federation
+
+    _quiet_libraries()
+    with console.status("reading the data ..."):
+        config = config.model_copy(
+            update={
+                "device": resolve_device(config.device),
+                "cache_dir": str(Path(config.cache_dir).expanduser().resolve()),
+            }
+        )
+        federation = Federation(config, folder)
+    workers = _workers(config.runtime.workers)
+    describe_run(config, federation.data.partition, folder)
+    log_file = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(log_file)
+
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        federation.start(grid, console)
+
+    gpus = 1.0 / workers if config.device == "cuda" else 0.0
+    try:
+        run_simulation(
+            server,
+            clients.build(config),
+            num_supernodes=config.clients.count,
+            backend_config={
+                "client_resources": {"num_cpus": 1, "num_gpus": gpus},
+                "init_args": {
+                    "num_cpus": workers,
+                    "log_to_driver": False,
+                    "logging_level": logging.ERROR,
+                },
+            },
+        )
+    finally:
+        logger.removeHandler(log_file)
+        log_file.close()
+        draw_curves(folder, config.label)
+    result = read_result(folder)
+    _show(result, folder)
+    return result
+
+
+def _workers(wanted: int | None) -> int:
+    cores = os.cpu_count() or 1
+    if wanted is not None and wanted > cores:
+        logger.warning("runtime.workers=%d, but there are %d cores: using %d", wanted, cores, cores)
+    return min(wanted or cores, cores)
+
+
+def _quiet_libraries() -> None:
+    """Keep Flower's log out of the progress display, unless FLWR_LOG_LEVEL asks for it."""
+    if "FLWR_LOG_LEVEL" not in os.environ:
+        logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    if not logger.handlers:
+        logger.addHandler(RichHandler(console=console, show_time=False, show_path=False))
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def _show(result: dict[str, Any], folder: Path) -> None:
+    table = Table("", "", show_header=False, box=None)
+    names = {
+        "accuracy": "accuracy, global test set",
+        "client_accuracy_mean": "accuracy, clients' hold-outs",
+        "client_accuracy_worst10": "  of the worst tenth",
+        "failed": "failed client rounds",
+    }
+    for key, name in names.items():
+        value = result[key]
+        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    table.add_row("rounds, seconds", f"{result['rounds']}, {result['seconds']:.1f}")
+    table.add_row("run folder", os.path.relpath(folder))
+    console.print(table)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Leave no folder behind where Hydra made one for a run that was refused."""
+    for path in (folder, *list(folder.parents)[:2]):
+        try:
+            path.rmdir()
+        except OSError:
+            return
+
+
+def main() -> None:
+    """Entry point of ``fedwsa``: every error ends in one line and exit code 1."""
+    sys.argv[1:] = free_arguments(sys.argv[1:])
+    try:
+        _job()
+    except (HydraException, OmegaConfBaseException) as error:
+        if _TRACEBACK:
+            raise
+        _fail(explain(error))
+    except KeyboardInterrupt:
+        # The ServerApp waits for its clients in a thread that nothing can stop.
+        console.print("interrupted; the history so far is in the run folder", style="yellow")
+        sys.stdout.flush()
+        import ray
+
+        ray.shutdown()
+        os._exit(130)
+
+
+def _fail(line: str) -> NoReturn:
+    print(f"fedwsa: {line}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The typed, closed schema of a run, and composing one from the Hydra tree in ``conf/``.
+
+Defaults stand in ``conf/`` only; here are types, ranges and what must fit together. The
+arguments of exchangeable parts are checked against their signatures, see
+:mod:`fedwsa.components`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+from pydantic import ValidationError as PydanticError
+
+from fedwsa.components import Component, ConfigError, one_line
+from fedwsa.scope import DEFAULT_STRENGTH, Fusion, Reduction
+
+CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Dataset(Component):
+    """The images; keys that are not named here go to the source."""
+
+    augment: Literal["none", "crop_flip"]
+
+    @property
+    def source(self) -> Component:
+        """The source alone."""
+        return Component(**{"_target_": self.target, **self.arguments})
+
+
+class Strategy(_Section):
+    """A Flower strategy by its dotted path, with free arguments."""
+
+    target: str = Field(alias="_target_")
+    args: dict[str, Any]
+
+    @property
+    def component(self) -> Component:
+        """Path and arguments in the form that other parts have."""
+        return Component(**{"_target_": self.target, **self.args})
+
+
+class Clients(_Section):
+    """The fleet, and who takes part in a round."""
+
+    count: PositiveInt
+    fraction: Fraction
+    timeout: PositiveFloat | None
+
+
+class Local(_Section):
+    """Local training with SGD."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: NonNegativeFloat
+    lr_factors: Annotated[list[PositiveFloat], Field(min_length=1)]
+    weight_decays: Annotated[list[NonNegativeFloat], Field(min_length=1)] | None
+
+
+class Wsa(_Section):
+    """Weight scope alignment; see :class:`fedwsa.strategies.fedwsa.FedWSA`."""
+
+    enabled: bool
+    strength: NonNegativeFloat
+    reduction: Reduction
+    fusion: Fusion
+    target: Literal["fused", "initial", "fixed"]
+    scope: str | None
+    align: Literal["none", "after"]
+    layers: str | None
+    floor: PositiveFloat
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_strength(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(values, dict) and values.get("strength", 0) is None:
+            return {**values, "strength": DEFAULT_STRENGTH.get(str(values.get("reduction")))}
+        return values
+
+    @model_validator(mode="after")
+    def _fixed_needs_a_scope(self) -> Wsa:
+        if self.target == "fixed" and self.scope is None:
+            raise ValueError("target=fixed needs wsa.scope=FILE, a model.safetensors")
+        return self
+
+
+class Evaluation(_Section):
+    """How often the global model is evaluated, in rounds."""
+
+    every: PositiveInt
+    clients_every: PositiveInt
+    batch_size: PositiveInt
+
+
+class Runtime(_Section):
+    """What runs the clients."""
+
+    name: Literal["flower"]
+    workers: PositiveInt | None
+
+
+class Config(_Section):
+    """A whole run."""
+
+    rounds: PositiveInt
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    device: Literal["auto", "cpu", "cuda"]
+    cache_dir: str
+    clients: Clients
+    evaluation: Evaluation
+    dataset: Dataset
+    partition: Component
+    model: Component
+    strategy: Strategy
+    wsa: Wsa
+    local: Local
+    runtime: Runtime
+
+    @property
+    def data_key(self) -> tuple[Component, Component, int, int, str]:
+        """Arguments of :func:`fedwsa.data.federated.open_federated` for this run."""
+        return (
+            self.dataset.source,
+            self.partition,
+            self.clients.count,
+            self.seed,
+            self.cache_dir,
+        )
+
+    @property
+    def label(self) -> str:
+        """The algorithm as a table names it, for instance ``FedAvg+WSA``."""
+        return self.strategy.component.name + ("+WSA" if self.wsa.enabled else "")
+
+
+def parse(composed: DictConfig) -> Config:
+    """Check what Hydra composed.
+
+    Raises
+    ------
+    ConfigError
+        All that is wrong, on one line.
+    """
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        return Config.model_validate(values)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}: must be given") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    except PydanticError as error:
+        raise ConfigError(one_line(error)) from None
+
+
+def compose(overrides: Sequence[str] = ()) -> Config:
+    """Compose a run from ``conf/`` and overrides as on the command line.
+
+    Raises
+    ------
+    ConfigError
+        If a value is wrong. Unknown keys and options raise Hydra's own errors.
+    """
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return parse(hydra_compose("config", overrides=free_arguments(overrides)))
+
+
+def free_arguments(overrides: Sequence[str]) -> list[str]:
+    """Let ``strategy.args.KEY=VALUE`` name any key: Hydra wants ``++`` before a new one.
+
+    Everything else stays closed; the arguments are checked against the strategy's signature.
+    """
+    return [f"++{o}" if o.startswith("strategy.args.") else o for o in overrides]

@@ -1,0 +1,113 @@
+"""The tables of a run folder, written row by row, so that a run that dies leaves its past."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from server.rounds import RoundRecord
+
+
+class _Table:
+    """A CSV file that is on disk after every row."""
+
+    def __init__(self, file: Path, columns: Sequence[str]) -> None:
+        # Opened for the length of the run, closed by close().
+        self._file = file.open("w", newline="", encoding="utf-8")
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        self.write(columns)
+
+    def write(self, row: Sequence[Any]) -> None:
+        # repr gives the shortest digits that read back to the same float.
+        self._writer.writerow([repr(v) if isinstance(v, float) else v for v in row])
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class History:
+    """``history.csv`` (what must repeat) and ``timing.csv`` (what cannot)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._history = _Table(
+            folder / "history.csv",
+            [
+                "round",
+                "accuracy",
+                "loss",
+                "train_loss",
+                "client_accuracy_mean",
+                "client_accuracy_worst10",
+                "failed",
+                "failed_evaluation",
+                "cohort",
+            ],
+        )
+        self._timing = _Table(folder / "timing.csv", ["round", "train", "aggregate", "evaluate"])
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Write both rows."""
+        score, clients = record.score, record.clients
+        self._history.write(
+            [
+                record.round,
+                score.accuracy if score else None,
+                score.loss if score else None,
+                record.train_loss,
+                clients.mean if clients else None,
+                clients.worst10 if clients else None,
+                " ".join(map(str, record.failed)),
+                " ".join(map(str, record.failed_evaluation)),
+                " ".join(map(str, record.cohort)),
+            ]
+        )
+        seconds = [round(record.seconds[k], 4) for k in ("train", "aggregate", "evaluate")]
+        self._timing.write([record.round, *seconds])
+
+    def on_end(self) -> None:
+        """Close the files."""
+        self._history.close()
+        self._timing.close()
+
+
+class Scopes:
+    """``scopes.csv``: per round and layer the fused scope, that of the average, and the KL."""
+
+    def __init__(self, folder: Path) -> None:
+        self._table = _Table(
+            folder / "scopes.csv",
+            [
+                "round",
+                "layer",
+                "fused_mean",
+                "fused_std",
+                "averaged_mean",
+                "averaged_std",
+                "client_kl",
+            ],
+        )
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Write a row per layer."""
+        report = record.scopes
+        if report is None:
+            return
+        fused, averaged = report.fused, report.averaged
+        rows = zip(
+            fused.names,
+            fused.mean.tolist(),
+            fused.std.tolist(),
+            averaged.mean.tolist(),
+            averaged.std.tolist(),
+            report.kl,
+            strict=True,
+        )
+        for row in rows:
+            self._table.write([record.round, *row])
+
+    def on_end(self) -> None:
+        """Close the file."""
+        self._table.close()

@@ -1,0 +1,116 @@
+"""The fleet as the server sees it: nodes by partition, replies in the order of partitions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from flwr.app import Message, MessageType, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fedwsa import messages
+from fedwsa.components import ConfigError
+from fedwsa.objectives import find_record
+
+
+class PartitionGrid(Grid):
+    """A Flower Grid whose nodes stand in the order of their partitions.
+
+    Flower's node ids are random and replies come as they finish; sampling from ordered nodes
+    and summing ordered replies makes a run repeat. All nodes are awaited, and asked for their
+    partition, before anything is sampled: Flower's FedAvg would otherwise draw its first
+    cohort from the nodes that happen to be there.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of the runtime.
+    count : int
+        Nodes to wait for.
+    patience : float
+        Seconds to wait for them.
+
+    Raises
+    ------
+    ConfigError
+        If not enough nodes come, one does not answer, or two have the same partition.
+    """
+
+    def __init__(self, grid: Grid, count: int, patience: float = 600.0) -> None:
+        self._grid = grid
+        nodes = self._await_nodes(count, patience)
+        queries = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
+        found: dict[int, int] = {}
+        for reply in grid.send_and_receive(queries, timeout=patience):
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                raise ConfigError(f"node {node} does not say its partition: {reply.error.reason}")
+            answer = find_record(reply.content, messages.PARTITION_ID)
+            if answer is None:
+                raise ConfigError(f"node {node} does not say its partition")
+            found[node] = int(answer[messages.PARTITION_ID])
+        self._client = found
+        self._nodes = sorted(found, key=lambda node: found[node])
+        partitions = [found[node] for node in self._nodes]
+        if len(set(partitions)) < len(partitions):
+            twice = next(p for p in partitions if partitions.count(p) > 1)
+            raise ConfigError(f"two nodes have partition {twice}")
+        if len(partitions) < count:
+            raise ConfigError(f"{count - len(partitions)} of {count} nodes did not answer")
+
+    def _await_nodes(self, count: int, patience: float) -> list[int]:
+        deadline = time.monotonic() + patience
+        while len(nodes := list(self._grid.get_node_ids())) < count:
+            if time.monotonic() > deadline:
+                raise ConfigError(f"only {len(nodes)} of {count} nodes came in {patience:g} s")
+            time.sleep(0.05)
+        return nodes
+
+    def client(self, node_id: int) -> int:
+        """The partition of a node; "client" means partition everywhere."""
+        return self._client[node_id]
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Node ids in the order of their partitions."""
+        return list(self._nodes)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Nodes, in no particular order."""
+        return self._grid.get_nodes()
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send, wait, and return the replies in the order of their partitions."""
+        replies = self._grid.send_and_receive(messages, timeout=timeout)
+        return sorted(replies, key=lambda reply: self._client[reply.metadata.src_node_id])
+
+    def set_run(self, run: Run) -> None:
+        """Set the run of the wrapped grid."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run of the wrapped grid."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Make a message."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send without waiting."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Fetch the replies that are there."""
+        return self._grid.pull_messages(message_ids)

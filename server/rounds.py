@@ -1,0 +1,266 @@
+"""The round loop: a strategy's four hooks, with bad replies left out and everything counted."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord
+from flwr.serverapp.strategy import Strategy
+
+from fedwsa import messages, seeding
+from fedwsa.config import Config
+from fedwsa.evaluation import Score
+from fedwsa.strategies.fedwsa import FedWSA, ScopeReport
+from server.nodes import PartitionGrid
+
+logger = logging.getLogger("fedwsa")
+
+UNUSABLE_REPLY = 1001
+"""Flower error code (free above 1000) for a reply that cannot be averaged."""
+
+
+class RunError(RuntimeError):
+    """The run cannot go on; the message is one line, fit for a person."""
+
+
+@dataclass(frozen=True)
+class ClientScores:
+    """Accuracy of the global model on the clients' own hold-outs."""
+
+    mean: float
+    worst10: float
+
+    @classmethod
+    def of(cls, accuracies: Sequence[float]) -> ClientScores:
+        """Plain mean over clients, and the mean of the worst tenth (at least one client)."""
+        ordered = sorted(accuracies)
+        tenth = ordered[: -(-len(ordered) // 10)]
+        return cls(float(np.mean(ordered)), float(np.mean(tenth)))
+
+
+@dataclass
+class RoundRecord:
+    """What happened in one round.
+
+    Attributes
+    ----------
+    round : int
+        From 1.
+    cohort : list of int
+        Clients that were asked to train.
+    failed : list of int
+        Those of them whose answer is not in the average.
+    failed_evaluation : list of int
+        Clients that failed to evaluate.
+    train_loss : float or None
+        The clients' mean task loss.
+    score : Score or None
+        The global model on the global test set, in rounds that evaluate it.
+    clients : ClientScores or None
+        The global model on the clients' hold-outs, in rounds that evaluate it.
+    scopes : ScopeReport or None
+        What FedWSA measured.
+    seconds : dict
+        Wall time of the phases ``train``, ``aggregate``, ``evaluate``.
+    """
+
+    round: int
+    cohort: list[int] = field(default_factory=list)
+    failed: list[int] = field(default_factory=list)
+    failed_evaluation: list[int] = field(default_factory=list)
+    train_loss: float | None = None
+    score: Score | None = None
+    clients: ClientScores | None = None
+    scopes: ScopeReport | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class RoundLoop:
+    """Runs a strategy over the clients of a grid.
+
+    Parameters
+    ----------
+    strategy
+        Any Flower strategy.
+    grid
+        The fleet.
+    arrays
+        The initial model.
+    config
+        The run.
+    score
+        Scores arrays on the global test set.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        grid: PartitionGrid,
+        arrays: ArrayRecord,
+        config: Config,
+        score: Callable[[ArrayRecord], Score],
+    ) -> None:
+        self.strategy = strategy
+        self.grid = grid
+        self.arrays = arrays
+        self.config = config
+        self.score = score
+        self._reference = messages.to_tensors(arrays)
+
+    def run(self, number: int) -> RoundRecord:
+        """Run one round; :attr:`arrays` is the new global model afterwards.
+
+        Raises
+        ------
+        RunError
+            If no client gave a usable answer, or the aggregate is not finite.
+        """
+        record = RoundRecord(number)
+        self._train(record)
+        last = number == self.config.rounds
+        start = time.perf_counter()
+        if last or number % self.config.evaluation.every == 0:
+            record.score = self.score(self.arrays)
+        if last or number % self.config.evaluation.clients_every == 0:
+            self._evaluate_clients(record)
+        record.seconds["evaluate"] = time.perf_counter() - start
+        return record
+
+    def _train(self, record: RoundRecord) -> None:
+        number, start = record.round, time.perf_counter()
+        with seeding.seeded(self.config.seed, "configure_train", number):
+            instructions = list(
+                self.strategy.configure_train(
+                    number, self.arrays, self._round_config(number), self.grid
+                )
+            )
+        record.cohort = sorted(self.grid.client(m.metadata.dst_node_id) for m in instructions)
+        replies = self._exchange(instructions, number)
+        usable, failed = self._filter(replies, instructions, "train", number)
+        record.failed = failed
+        record.seconds["train"] = time.perf_counter() - start
+        start = time.perf_counter()
+        if not usable:
+            raise RunError(f"round {number}: all {len(instructions)} clients failed in training")
+        losses = np.array([_number(m, messages.LOSS) for m in usable])
+        examples = np.array([_number(m, messages.NUM_EXAMPLES) for m in usable])
+        record.train_loss = float(losses @ examples / examples.sum())
+        with seeding.seeded(self.config.seed, "aggregate_train", number):
+            arrays, _ = self.strategy.aggregate_train(number, replies)
+        if arrays is not None:
+            self.arrays = messages.cast_like(arrays, self._reference)
+        for name, tensor in messages.to_tensors(self.arrays).items():
+            if not tensor.isfinite().all():
+                raise RunError(
+                    f"round {number}: {type(self.strategy).__name__} made {name} NaN or infinite"
+                )
+        if isinstance(self.strategy, FedWSA):
+            record.scopes = self.strategy.report
+        record.seconds["aggregate"] = time.perf_counter() - start
+
+    def _evaluate_clients(self, record: RoundRecord) -> None:
+        number = record.round
+        with seeding.seeded(self.config.seed, "configure_evaluate", number):
+            instructions = list(
+                self.strategy.configure_evaluate(
+                    number, self.arrays, self._round_config(number), self.grid
+                )
+            )
+        replies = self._exchange(instructions, number)
+        _, record.failed_evaluation = self._filter(replies, instructions, "evaluate", number)
+        held_out = [r for r in replies if r.has_content() and _examples(r) > 0]
+        if not held_out:
+            return
+        record.clients = ClientScores.of(
+            [_number(m, messages.ACCURACY) for m in messages.reply_metrics(held_out)]
+        )
+        with seeding.seeded(self.config.seed, "aggregate_evaluate", number):
+            self.strategy.aggregate_evaluate(number, held_out)
+
+    def _round_config(self, number: int) -> ConfigRecord:
+        """A record of its own for each round: strategies write into it."""
+        return ConfigRecord({messages.SERVER_ROUND: number})
+
+    def _exchange(self, instructions: Sequence[Message], number: int) -> list[Message]:
+        for message in instructions:
+            message.metadata.group_id = str(number)
+        return list(self.grid.send_and_receive(instructions, timeout=self.config.clients.timeout))
+
+    def _filter(
+        self,
+        replies: list[Message],
+        instructions: Sequence[Message],
+        stage: str,
+        number: int,
+    ) -> tuple[list[MetricRecord], list[int]]:
+        """Turn replies that cannot be averaged into errors, in place; name all that failed.
+
+        Flower's strategies average NaN silently, and a wrong shape ends their run; an error
+        reply they leave out.
+
+        Returns
+        -------
+        list of MetricRecord, list of int
+            The metrics of the usable replies, and the clients that failed.
+        """
+        sent = {m.metadata.dst_node_id: m for m in instructions}
+        reasons: dict[int, str] = {}
+        usable = []
+        for i, reply in enumerate(replies):
+            client = self.grid.client(reply.metadata.src_node_id)
+            if reply.has_error():
+                reasons[client] = reply.error.reason or "no reason given"
+            elif problem := self._problem(reply, stage):
+                reasons[client] = problem
+                instruction = sent[reply.metadata.src_node_id]
+                replies[i] = Message(Error(UNUSABLE_REPLY, problem), reply_to=instruction)
+            else:
+                usable.extend(messages.reply_metrics([reply]))
+        answered = {reply.metadata.src_node_id for reply in replies}
+        for message in instructions:
+            node = message.metadata.dst_node_id
+            if node not in answered:
+                reasons[self.grid.client(node)] = f"no answer in {self.config.clients.timeout:g} s"
+        for client, reason in sorted(reasons.items()):
+            logger.warning("round %d, %s: client %d failed: %s", number, stage, client, reason)
+        return usable, sorted(reasons)
+
+    def _problem(self, reply: Message, stage: str) -> str | None:
+        """Why a reply cannot be averaged; None if it can."""
+        metrics = messages.only_metrics(reply.content)
+        if metrics is None:
+            return "the reply must hold exactly one MetricRecord"
+        wanted = [messages.NUM_EXAMPLES, messages.LOSS]
+        wanted += [messages.ACCURACY] if stage == "evaluate" else []
+        for key in wanted:
+            if not isinstance(metrics.get(key), int | float):
+                return f"the metrics have no number {key}"
+        if stage == "evaluate":
+            return None
+        for key, value in metrics.items():
+            if not np.isfinite(value).all():
+                return f"metric {key} is NaN or infinite"
+        if _examples(reply) <= 0:
+            return f"{messages.NUM_EXAMPLES} must be positive"
+        arrays = messages.only_arrays(reply.content)
+        if arrays is None:
+            return "the reply must hold exactly one ArrayRecord"
+        tensors = messages.to_tensors(arrays)
+        if problem := messages.mismatch(tensors, self._reference):
+            return f"wrong arrays: {problem}"
+        bad = [k for k, t in tensors.items() if not t.isfinite().all()]
+        return f"{bad[0]} is NaN or infinite" if bad else None
+
+
+def _number(metrics: MetricRecord, key: str) -> float:
+    value = metrics[key]
+    assert isinstance(value, int | float)  # _problem has refused lists
+    return float(value)
+
+
+def _examples(reply: Message) -> float:
+    return _number(messages.reply_metrics([reply])[0], messages.NUM_EXAMPLES)
