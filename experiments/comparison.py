@@ -15,8 +15,11 @@ from rich.table import Table
 from experiments.plots import plot_curves
 from experiments.runs import read_history, read_result
 
+_LAST = 5
+
 _COLUMNS = {
     "accuracy": "accuracy",
+    "accuracy_last": f"mean of last {_LAST}",
     "loss": "loss",
     "client_accuracy_mean": "clients' mean",
     "client_accuracy_worst10": "worst tenth",
@@ -47,12 +50,14 @@ def compare(runs: list[tuple[str, Path]], folder: Path) -> None:
     """Show runs side by side and save the comparison to ``folder``."""
     results = [read_result(path) for _, path in runs]
     histories = {name: read_history(path) for name, path in runs}
+    for result, history in zip(results, histories.values(), strict=True):
+        result["accuracy_last"] = history["accuracy"].dropna().tail(_LAST).mean()
     differing = _differing([name.split() for name, _ in runs])
     labels = [
         " ".join([result["algorithm"], *words])
         for result, words in zip(results, differing, strict=True)
     ]
-    table = Table("run", *_COLUMNS.values(), title="Last round, never the best one")
+    table = Table("run", *_COLUMNS.values(), title="Global model after the last round")
     for label, result in zip(labels, results, strict=True):
         cells = [result[key] for key in _COLUMNS]
         table.add_row(label, *[_cell(c) for c in cells[:-1]], f"{cells[-1]:.1f}")

@@ -47,6 +47,8 @@ def plot_partition(partition: Mapping[str, Any], file: Path) -> None:
         axes.bar(np.arange(clients), counts[:, label], 0.9, bottom, color=colour, label=str(label))
         bottom += counts[:, label]
     axes.set(xlabel="client", ylabel="samples", xlim=(-0.6, clients - 0.4))
+    axes.set_ylim(0, 1.05 * bottom.max())
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(f"{partition['name']}: samples of each client by class", fontsize=10)
     if classes <= 10:
         axes.legend(title="class", ncols=1, bbox_to_anchor=(1.0, 1.0), loc="upper left", fontsize=8)

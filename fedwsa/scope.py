@@ -201,14 +201,18 @@ def stability(
     reduction: Reduction,
     lr: float,
 ) -> dict[str, float]:
-    """ηλ/(nσ̃²) of each layer (``layer``), or ηλ/σ̃² (``entries``): below 1 local steps converge.
+    """ηλ/(nσ̃²) of each layer (``layer``), or ηλ/σ̃² (``entries``): above 1 local steps diverge.
+
+    At the target, the steepest direction of a layer's KL is the one that stretches its weights:
+    curvature λ/n·(1/σ² + 1/σ̃²) = 2λ/(nσ̃²), and gradient descent is stable while η times the
+    curvature is below 2. Momentum only widens that (to 2 + 2m).
 
     Parameters
     ----------
     weights
         A state dict, for the sizes n of its layers.
     lr
-        η; with momentum m the effective one, η/(1−m).
+        η of the local SGD.
     """
     ratios = {}
     for name, variance in zip(target.names, target.variance.tolist(), strict=True):

@@ -100,13 +100,13 @@ class Federation:
         if unknown := sorted(set(scope.names) - set(names)):
             raise ConfigError(f"wsa.scope: the file has layers that the model lacks: {unknown}")
         local = self.config.local
-        lr = local.lr * max(local.lr_factors) / (1 - local.momentum)
+        lr = local.lr * max(local.lr_factors)
         ratios = stability(state, scope, strategy.strength, self.config.wsa.reduction, lr)
         worst = max(ratios, key=lambda name: ratios[name])
         if ratios[worst] > 1:
             logger.warning(
                 "wsa.strength=%g is %.1f times what local steps can follow at layer %s "
-                "(lr %g with momentum): training may diverge; take a smaller strength or lr",
+                "with lr %g: training may diverge; take a smaller strength or lr",
                 strategy.strength,
                 ratios[worst],
                 worst,

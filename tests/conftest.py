@@ -23,4 +23,4 @@ settings.load_profile("fedwsa")
 def task_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let messages be made outside a run: Flower asks who is speaking (no public setter)."""
     for name in ("run_id", "task_id", "node_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
+        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)

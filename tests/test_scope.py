@@ -20,6 +20,7 @@ from fedwsa.scope import (
     rescale_range,
     scoped_layers,
     spread,
+    stability,
     variance_from,
 )
 
@@ -199,6 +200,27 @@ def test_a_descent_on_the_regulariser_alone_keeps_the_standardised_layer() -> No
     assert (standardised[0] * standardised[1]).mean().item() == pytest.approx(1.0, abs=1e-9)
     assert w.mean().item() == pytest.approx(0.2, abs=1e-6)
     assert w.var(correction=0).item() == pytest.approx(0.25, abs=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["layer", "entries"])
+@pytest.mark.parametrize(("ratio", "settles"), [(0.8, True), (1.2, False)])
+def test_descent_on_the_regulariser_is_stable_below_ratio_one(
+    reduction: str, ratio: float, settles: bool
+) -> None:
+    # Near the target, a step along the standardised layer z multiplies the error in σ by
+    # 1 − η·2λ/(nσ̃²) = 1 − 2·ratio: −0.6 shrinks it, −1.4 makes it grow.
+    torch.manual_seed(3)
+    w = 0.2 * torch.randn(10, 20, dtype=torch.float64)
+    target = WeightScope.measure({"l0.weight": w})
+    at_one = stability({"l0.weight": w}, target, 1.0, reduction, lr=1.0)["l0.weight"]
+    w *= 1.001
+    for _ in range(30):
+        gradient = torch.zeros_like(w)
+        add_kl_gradient_([gradient], [w], target, 1.0, reduction=reduction)
+        w -= ratio / at_one * gradient
+    error = abs(w.std(correction=0).item() / target.std.item() - 1)
+    assert (error < 1e-4) == settles
+    assert settles or error > 0.01
 
 
 # --- fusion --------------------------------------------------------------------------------
