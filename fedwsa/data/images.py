@@ -126,12 +126,12 @@ def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     total = torch.zeros(pixels.shape[1], dtype=torch.float64)
     squares = total.clone()
     for chunk in torch.split(pixels, 1024):  # in pieces: as floats the set would take four times
-        values = chunk.float() / 255
-        total += values.sum((0, 2, 3)).double()
-        squares += values.square().sum((0, 2, 3)).double()
+        values = chunk.double()  # whole numbers: the sums are exact
+        total += values.sum((0, 2, 3))
+        squares += values.square().sum((0, 2, 3))
     count = pixels[:, 0].numel()
-    mean = total / count
-    std = (squares / count - mean.square()).clamp(min=0).sqrt()
+    mean = total / count / 255
+    std = (squares / count / 255**2 - mean.square()).clamp(min=0).sqrt()
     std[std < 1e-6] = 1.0
     return tuple(mean.tolist()), tuple(std.tolist())
 

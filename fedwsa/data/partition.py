@@ -8,6 +8,7 @@ and indices go through flwr-datasets, never images.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,11 +89,8 @@ def make_shares(
     made = build(component, "partition", labels, clients, seed)
     shares = [np.sort(np.asarray(s, dtype=np.int64)) for s in made]
     where = f"partition={component.name}"
-    if empty := [i for i, s in enumerate(shares) if len(s) == 0]:
-        raise ConfigError(
-            f"{where}: {len(empty)} of {len(shares)} clients would have no sample (client "
-            f"{empty[0]} first); take fewer clients or a partition of more equal sizes"
-        )
+    if empty := [s for s in shares if len(s) == 0]:
+        raise ConfigError(f"{where}: {_empty_clients(len(empty), clients)}")
     everything = np.concatenate(shares)
     if len(np.unique(everything)) != len(everything):
         raise ConfigError(f"{where}: some samples are at two clients")
@@ -100,6 +98,13 @@ def make_shares(
     if gone := np.flatnonzero((np.bincount(labels, minlength=classes) > 0) & (held == 0)).tolist():
         raise ConfigError(f"{where}: no client has any sample of class {gone}; take more clients")
     return shares
+
+
+def _empty_clients(count: int, clients: int) -> str:
+    return (
+        f"{count} of {clients} clients would have no sample; take fewer clients or a partition "
+        "of more equal sizes"
+    )
 
 
 def describe(
@@ -121,7 +126,8 @@ def _shares(partitioner: Any, labels: Labels, clients: int, seed: int) -> Shares
     disable_progress_bars()
     order = np.random.default_rng(seed).permutation(len(labels))
     partitioner.dataset = Dataset.from_dict({"label": labels[order], "index": order})
-    return [np.asarray(partitioner.load_partition(i)["index"][:]) for i in range(clients)]
+    with warnings.catch_warnings(action="ignore"):  # what they warn of, make_shares refuses
+        return [np.asarray(partitioner.load_partition(i)["index"][:]) for i in range(clients)]
 
 
 def _equal_sizes(samples: int, clients: int) -> list[int]:
@@ -241,7 +247,10 @@ def exponential(labels: Labels, clients: int, seed: int, *, ratio: PositiveFloat
 def _by_size(labels: Labels, clients: int, seed: int, parts: NDArray[np.float64]) -> Shares:
     from flwr_datasets.partitioner import SizePartitioner
 
-    return _shares(SizePartitioner(proportional(len(labels), parts)), labels, clients, seed)
+    sizes = proportional(len(labels), parts)
+    if empty := sizes.count(0):
+        raise ValueError(_empty_clients(empty, clients))
+    return _shares(SizePartitioner(sizes), labels, clients, seed)
 
 
 def proportional(total: int, parts: Sequence[float] | NDArray[np.float64]) -> list[int]:
