@@ -10,7 +10,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from experiments.plots import plot_curves
 from experiments.runs import read_history, read_result
@@ -21,8 +21,8 @@ _COLUMNS = {
     "accuracy": "accuracy",
     "accuracy_last": f"mean of last {_LAST}",
     "loss": "loss",
-    "client_accuracy_mean": "clients' mean",
-    "client_accuracy_worst10": "worst tenth",
+    "client_accuracy_mean": "clients",
+    "client_accuracy_worst10": "worst 10 %",
     "seconds": "seconds",
 }
 
@@ -57,7 +57,9 @@ def compare(runs: list[tuple[str, Path]], folder: Path) -> None:
         " ".join([result["algorithm"], *words])
         for result, words in zip(results, differing, strict=True)
     ]
-    table = Table("run", *_COLUMNS.values(), title="Global model after the last round")
+    table = Table(
+        Column("run", no_wrap=True), *_COLUMNS.values(), title="Global model after the last round"
+    )
     for label, result in zip(labels, results, strict=True):
         cells = [result[key] for key in _COLUMNS]
         table.add_row(label, *[_cell(c) for c in cells[:-1]], f"{cells[-1]:.1f}")

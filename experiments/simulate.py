@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 # Set before Flower, Ray and Hydra are imported, which read them once.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -29,6 +29,9 @@ from experiments.errors import explain
 from fedwsa.components import ConfigError
 from fedwsa.config import CONFIG_DIR, Config, free_arguments, parse
 
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
+
 console = Console()
 logger = logging.getLogger("fedwsa")
 
@@ -50,10 +53,19 @@ def _job(composed: DictConfig) -> float:
     return float(result["accuracy"])
 
 
-def simulate(config: Config, folder: Path) -> dict[str, Any]:
+def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) -> dict[str, Any]:
     """Run a federation in Flower's simulation and leave a run folder.
 
     Everything that can be wrong with the configuration is found before anything is written.
+
+    Parameters
+    ----------
+    config
+        The run.
+    folder
+        Where its files go.
+    client_app
+        Another ClientApp than ours, which answers the same messages.
 
     Returns
     -------
@@ -101,7 +113,7 @@ def simulate(config: Config, folder: Path) -> dict[str, Any]:
     try:
         run_simulation(
             server,
-            clients.build(config),
+            client_app or clients.build(config),
             num_supernodes=config.clients.count,
             backend_config={
                 "client_resources": {"num_cpus": 1, "num_gpus": gpus},

@@ -17,7 +17,8 @@ import torch
 
 def key(seed: int, purpose: str, *parts: int) -> int:
     """A 63-bit seed for one purpose, for instance ``key(seed, "train", round, client)``."""
-    entropy = [seed, zlib.crc32(purpose.encode()), *parts]
+    # The count of parts is among them, since SeedSequence takes trailing zeros for nothing.
+    entropy = [seed, zlib.crc32(purpose.encode()), len(parts), *parts]
     low, high = np.random.SeedSequence(entropy).generate_state(2)
     return (int(high) << 32 | int(low)) >> 1
 

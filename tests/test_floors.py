@@ -1,0 +1,58 @@
+"""Who may import whom: the floors of the house, read from the source."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = {"fedwsa": 0, "server": 1, "clients": 1, "experiments": 2}
+# The methods are plain PyTorch; only the plug-ins know a framework.
+FRAMEWORKS = {"flwr": "flwr", "ray": "ray", "hydra": "hydra", "omegaconf": "hydra"}
+MAY_USE = {
+    "fedwsa/strategies": {"flwr"},
+    "fedwsa/messages.py": {"flwr"},
+    "fedwsa/simulation": {"flwr", "ray"},
+    "fedwsa/config.py": {"hydra"},
+}
+
+
+def modules() -> list[Path]:
+    found = [f for top in FLOORS for f in sorted((ROOT / top).rglob("*.py"))]
+    assert len(found) > 30
+    return found
+
+
+def imports(file: Path) -> set[str]:
+    """Full names of the modules that a file imports anywhere, functions included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative imports hide the floor"
+            names.add(node.module or "")
+    return names
+
+
+@pytest.mark.parametrize("file", modules(), ids=lambda f: str(f.relative_to(ROOT)))
+def test_a_module_imports_only_what_its_floor_allows(file: Path) -> None:
+    place = file.relative_to(ROOT)
+    own = place.parts[0]
+    for name in imports(file):
+        top = name.split(".")[0]
+        if top in FLOORS and top != own:
+            assert FLOORS[top] < FLOORS[own], f"{place} imports {name} from above or beside"
+        if own == "fedwsa" and top in FRAMEWORKS:
+            allowed = [uses for where, uses in MAY_USE.items() if str(place).startswith(where)]
+            assert any(FRAMEWORKS[top] in uses for uses in allowed), f"{place} imports {name}"
+        if top == "torchvision":
+            assert str(place) == "fedwsa/torchvision_loader.py"
+
+
+@pytest.mark.parametrize("file", modules(), ids=lambda f: str(f.relative_to(ROOT)))
+def test_old_flower_apis_are_not_used(file: Path) -> None:
+    for name in imports(file):
+        assert not name.startswith(("flwr.server.", "flwr.client.", "flwr.common"))

@@ -1,0 +1,215 @@
+"""Whole runs in Flower's simulation on Ray: what repeats, what is left out, what is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from flwr.clientapp import ClientApp
+from safetensors.torch import load_file
+
+import clients.app
+from experiments.simulate import simulate
+from fedwsa import WeightScope
+from fedwsa.config import Config, compose
+from fedwsa.models import build_model
+from server.rounds import RunError
+
+SMALL = ["rounds=3", "clients.count=6", "clients.fraction=0.5", "local.epochs=1", "local=differing"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def aligned(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FedAvg+WSA with two workers; several tests look at its folder."""
+    folder = tmp_path_factory.mktemp("aligned") / "run"
+    simulate(configured(cache, "wsa=on", "runtime.workers=2"), folder)
+    return folder
+
+
+def configured(cache: str, *overrides: str) -> Config:
+    return compose([*SMALL, f"cache_dir={cache}", *overrides])
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def equal(a: Path, b: Path) -> bool:
+    left, right = weights(a), weights(b)
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def history(folder: Path) -> str:
+    return (folder / "history.csv").read_text()
+
+
+def test_one_worker_repeats_what_two_workers_did_to_the_bit(
+    aligned: Path, cache: str, tmp_path: Path
+) -> None:
+    simulate(configured(cache, "wsa=on", "runtime.workers=1"), tmp_path)
+    assert history(tmp_path) == history(aligned)
+    assert (tmp_path / "scopes.csv").read_text() == (aligned / "scopes.csv").read_text()
+    assert equal(tmp_path, aligned)
+
+
+def test_strength_zero_is_fedavg_to_the_bit_and_another_strength_is_not(
+    aligned: Path, cache: str, tmp_path: Path
+) -> None:
+    simulate(configured(cache, "wsa=off"), tmp_path / "off")
+    simulate(configured(cache, "wsa=on", "wsa.strength=0"), tmp_path / "zero")
+    assert equal(tmp_path / "off", tmp_path / "zero")
+    assert history(tmp_path / "off") == history(tmp_path / "zero")
+    assert not equal(tmp_path / "off", aligned)
+    cohorts = [pd.read_csv(f / "history.csv")["cohort"] for f in (tmp_path / "off", aligned)]
+    assert cohorts[0].tolist() == cohorts[1].tolist()
+    assert len(set(cohorts[0])) > 1
+    assert not (tmp_path / "off" / "scopes.csv").exists()
+
+
+def test_the_run_folder_says_all_that_is_needed_to_repeat_it(aligned: Path, cache: str) -> None:
+    present = {f.name for f in aligned.iterdir()}
+    assert present == {
+        *("config.yaml", "environment.json", "partition.json", "history.csv", "timing.csv"),
+        *("scopes.csv", "result.json", "model.safetensors", "curves.png", "partition.png"),
+        "run.log",
+    }
+    result = json.loads((aligned / "result.json").read_text())
+    table = pd.read_csv(aligned / "history.csv")
+    assert table["round"].tolist() == [1, 2, 3]
+    assert result["rounds"] == 3
+    assert result["accuracy"] == table["accuracy"].iloc[-1]
+    assert result["client_accuracy_worst10"] <= result["client_accuracy_mean"] <= 1
+    assert result["failed"] == 0
+    # Clients evaluate every fifth round and after the last.
+    assert table["client_accuracy_mean"].notna().tolist() == [False, False, True]
+    environment = json.loads((aligned / "environment.json").read_text())
+    assert environment["packages"]["torch"].startswith(torch.__version__.split("+")[0])
+    partition = json.loads((aligned / "partition.json").read_text())
+    assert len(partition["indices"]) == len(partition["label_counts"]) == 6
+    from omegaconf import OmegaConf
+
+    stored = OmegaConf.to_container(OmegaConf.load(aligned / "config.yaml"))
+    again = Config.model_validate(stored)
+    assert again == configured(cache, "wsa=on", "runtime.workers=2", "device=cpu")
+
+
+def test_scopes_tell_the_fused_scope_the_average_s_and_the_kl(aligned: Path, cache: str) -> None:
+    table = pd.read_csv(aligned / "scopes.csv")
+    assert table["layer"].tolist() == ["1.weight", "3.weight", "5.weight"] * 3
+    last = table[table["round"] == 3]
+    final = WeightScope.measure(weights(aligned))
+    np.testing.assert_allclose(last["averaged_std"], final.std, rtol=1e-6)
+    # By moments σ̃² = Σ p(σ² + (μ − μ̃)²) is at least the variance of the averaged weights.
+    assert (table["fused_std"] >= table["averaged_std"]).all()
+    assert (table["client_kl"] >= 0).all()
+
+
+def test_the_run_learned(aligned: Path, cache: str) -> None:
+    table = pd.read_csv(aligned / "history.csv")
+    assert table["accuracy"].iloc[-1] > table["accuracy"].iloc[0]
+    assert table["train_loss"].iloc[-1] < table["train_loss"].iloc[0]
+    initial = build_model(configured(cache).model, (1, 8, 8), 10, seed=0).state_dict()
+    assert all(not torch.equal(initial[k], w) for k, w in weights(aligned).items())
+
+
+def faulty(config: Config, faults: dict[int, str]) -> ClientApp:
+    """Our ClientApp, in which some clients fail in one way each when they train."""
+    honest, app = clients.app.build(config), ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return honest(message, context)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return honest(message, context)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        fault = faults.get(int(context.node_config["partition-id"]))
+        if fault == "raise":
+            raise RuntimeError("the battery is empty")
+        reply = honest(message, context)
+        arrays: Any = {k: a.numpy().copy() for k, a in reply.content["arrays"].items()}
+        if fault == "nan":
+            arrays["1.bias"][0] = np.nan
+        elif fault == "shape":
+            arrays["1.bias"] = arrays["1.bias"][:-1]
+        elif fault == "examples":
+            reply.content["metrics"]["num-examples"] = 0
+        elif fault == "loss":
+            del reply.content["metrics"]["loss"]
+        reply.content["arrays"] = ArrayRecord({k: _array(a) for k, a in arrays.items()})
+        return reply
+
+    return app
+
+
+def _array(values: np.ndarray) -> Any:
+    from flwr.app import Array
+
+    return Array(np.ascontiguousarray(values))
+
+
+def test_bad_clients_are_counted_named_and_left_out_of_the_average(
+    cache: str, tmp_path: Path
+) -> None:
+    faults = {0: "raise", 1: "nan", 2: "shape", 4: "examples", 5: "loss"}
+    config = configured(cache, "rounds=2", "clients.fraction=1", "wsa=on")
+    result = simulate(config, tmp_path / "faulty", faulty(config, faults))
+    assert result["failed"] == 2 * 5
+    table = pd.read_csv(tmp_path / "faulty" / "history.csv")
+    assert table["failed"].tolist() == ["0 1 2 4 5"] * 2
+    log = (tmp_path / "faulty" / "run.log").read_text()
+    for line in (
+        "round 1, train: client 0 failed: ",
+        "the battery is empty",
+        "round 2, train: client 1 failed: 1.bias is NaN or infinite",
+        "client 2 failed: wrong arrays: 1.bias is (199,), not (200,)",
+        "client 4 failed: num-examples must be positive",
+        "client 5 failed: the metrics have no number loss",
+    ):
+        assert line in log
+    # What is left is client 3 alone: the average of one is that client's own model.
+    alone = configured(cache, "rounds=2", "clients.fraction=1", "wsa=on")
+    others = dict.fromkeys((0, 1, 2, 4, 5), "raise")
+    simulate(alone, tmp_path / "alone", faulty(alone, others))
+    assert equal(tmp_path / "faulty", tmp_path / "alone")
+
+
+def test_when_all_clients_fail_the_run_ends_and_keeps_its_history(
+    cache: str, tmp_path: Path
+) -> None:
+    config = configured(cache, "clients.fraction=1")
+    with pytest.raises(RunError, match="round 1: all 6 clients failed in training"):
+        simulate(config, tmp_path, faulty(config, dict.fromkeys(range(6), "raise")))
+    assert history(tmp_path).startswith("round,accuracy")
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["strategy=fedadam", "strategy.args.eta=0.02"],
+        ["strategy=fedprox", "strategy.args.proximal_mu=0.5", "wsa=on", "wsa.align=after"],
+        ["strategy._target_=tests.stranger.Halfway", "strategy.args.step=0.5"],
+    ],
+    ids=["fedadam", "fedprox+wsa", "a stranger's"],
+)
+def test_other_strategies_run_and_the_model_keeps_its_dtype(
+    overrides: list[str], cache: str, tmp_path: Path
+) -> None:
+    simulate(configured(cache, "rounds=2", *overrides), tmp_path)
+    assert {t.dtype for t in weights(tmp_path).values()} == {torch.float32}
+    assert len(pd.read_csv(tmp_path / "history.csv")) == 2

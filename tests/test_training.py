@@ -1,0 +1,141 @@
+"""Local training: the plain algorithm, its order of samples, its conditions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from clients.training import Conditions, batches, draw_conditions, train
+from fedwsa import seeding
+from fedwsa.config import Local, compose
+from fedwsa.data.images import ImageData, Images
+from fedwsa.evaluation import evaluate
+from fedwsa.objectives.scope import ScopeAlignment
+from tests.test_fedwsa import content
+
+
+def local(**changes: object) -> Local:
+    return compose().local.model_copy(update=changes)
+
+
+def data(n: int = 23) -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(0)
+    return torch.randn(n, 4, generator=random), torch.randint(0, 3, (n,), generator=random)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def run(model: nn.Module, settings: Local, objectives=(), n: int = 23) -> float:
+    x, y = data(n)
+    conditions = Conditions(settings.lr, settings.weight_decay)
+    random = seeding.generator(0, "train", 1, 0)
+    return train(model, x, y, lambda p: p, settings, conditions, objectives, random)
+
+
+def test_one_batch_of_everything_is_gradient_descent() -> None:
+    # w ← w − η(∇L + weight_decay·w), twice, without momentum.
+    model, reference = net(), net()
+    settings = local(epochs=2, batch_size=100, lr=0.1, momentum=0.0, weight_decay=0.01)
+    loss = run(model, settings)
+    x, y = data()
+    losses = []
+    for _ in range(2):
+        value = cross_entropy(reference(x), y)
+        losses.append(value.item())
+        gradients = torch.autograd.grad(value, list(reference.parameters()))
+        with torch.no_grad():
+            for p, g in zip(reference.parameters(), gradients, strict=True):
+                p -= 0.1 * (g + 0.01 * p)
+    assert loss == pytest.approx(np.mean(losses), rel=1e-5)
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_an_epoch_sees_each_sample_once_and_never_a_batch_of_one() -> None:
+    random = torch.Generator().manual_seed(0)
+    parts = list(batches(13, 4, random))
+    assert [len(p) for p in parts] == [4, 4, 5]
+    assert torch.cat(parts).sort().values.tolist() == list(range(13))
+    assert [len(p) for p in batches(14, 4, random)] == [4, 4, 4, 2]
+    assert [len(p) for p in batches(1, 4, random)] == [1]
+
+
+def test_strength_zero_trains_to_the_same_bits_as_no_alignment() -> None:
+    plain, aligned, strong = net(), net(), net()
+    run(plain, local())
+    for model, strength in ((aligned, 0.0), (strong, 1.0)):
+        objective = ScopeAlignment()
+        objective.begin(model, content(strength))
+        run(model, local(), [objective])
+    for p, q in zip(plain.parameters(), aligned.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert not torch.equal(plain[0].weight, strong[0].weight)
+
+
+def test_alignment_draws_the_scope_towards_its_target() -> None:
+    kl = []
+    for strength in (0.0, 1.0):
+        objective, model = ScopeAlignment(), net()
+        objective.begin(model, content(strength))
+        run(model, local(lr=0.1), [objective])
+        kl.append(sum(objective.end()["wsa-kl"]))
+    assert kl[1] < 0.2 * kl[0]
+
+
+def test_conditions_are_drawn_per_client_and_keyed_by_seed() -> None:
+    settings = compose(["local=differing"]).local
+    drawn = [draw_conditions(settings, 0, client) for client in range(60)]
+    assert drawn == [draw_conditions(settings, 0, client) for client in range(60)]
+    assert drawn != [draw_conditions(settings, 1, client) for client in range(60)]
+    assert sorted({c.lr for c in drawn}) == pytest.approx([0.009, 0.03, 0.09])
+    assert {c.weight_decay for c in drawn} == {0.0, 1e-3, 1e-2}
+    equal = compose(["local=equal"]).local
+    assert {draw_conditions(equal, 0, c) for c in range(5)} == {Conditions(0.03, 1e-5)}
+
+
+def test_keys_differ_by_purpose_and_parts() -> None:
+    keys = {
+        seeding.key(*k)
+        for k in [(0, "a"), (1, "a"), (0, "b"), (0, "a", 0), (0, "a", 1), (0, "a", 1, 0)]
+    }
+    assert len(keys) == 6
+    assert all(0 <= k < 2**63 for k in keys)
+
+
+def test_a_seeded_block_repeats_and_leaves_the_outside_alone() -> None:
+    import random
+
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(1))
+
+    with seeding.seeded(3, "x"):
+        first = draw()
+    state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    with seeding.seeded(3, "x"):
+        assert draw() == first
+    assert random.getstate() == state[0]
+    assert np.random.get_state()[1].tolist() == state[1]
+    assert torch.get_rng_state().tolist() == state[2]
+
+
+def test_a_score_counts_hits_over_batches() -> None:
+    # The model answers the first pixel's class: 0, 1, 1, 2 against truth 0, 1, 2, 2.
+    pixels = torch.tensor([0, 1, 1, 2], dtype=torch.uint8).view(4, 1, 1, 1)
+    truth = torch.tensor([0, 1, 2, 2])
+    images = Images(pixels, truth)
+    facts = ImageData(images, images, 3, (0.0,), (1 / 255,))
+
+    class Answer(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.eye(3)[x.flatten().round().long()] * 100.0
+
+    score = evaluate(Answer(), pixels, truth, facts, "cpu", batch_size=3)
+    assert (score.accuracy, score.examples) == (0.75, 4)
+    assert score.loss == pytest.approx(100 / 4)
+    assert evaluate(Answer(), pixels[:0], truth[:0], facts, "cpu", 3).examples == 0
