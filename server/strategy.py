@@ -43,12 +43,13 @@ def build_strategy(config: Config) -> Strategy:
 
 
 def _aligned(strategy: Strategy, wsa: Wsa) -> FedWSA:
+    target = _scope_of(wsa) if wsa.target == "fixed" else wsa.target
     try:
         return FedWSA(
             strategy,
             strength=wsa.strength,
             fusion=wsa.fusion,
-            target=_scope_of(wsa) if wsa.target == "fixed" else wsa.target,
+            target=target,
             align=wsa.align,
             layers=wsa.layers,
             reduction=wsa.reduction,
@@ -61,5 +62,5 @@ def _aligned(strategy: Strategy, wsa: Wsa) -> FedWSA:
 def _scope_of(wsa: Wsa) -> WeightScope:
     try:
         return WeightScope.measure(load_file(str(wsa.scope)), wsa.layers)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"wsa.scope: cannot read {wsa.scope}: {error}") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ConfigError(f"wsa.scope: cannot use {wsa.scope}: {error}") from None

@@ -1,0 +1,114 @@
+"""The command line as a person meets it: its help, its errors, a sweep with its comparison."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from experiments import simulate
+
+COMMAND = Path(sys.executable).with_name("fedwsa")
+
+
+def fedwsa(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
+    variables = {**inherited, "FEDWSA_CACHE": str(folder / "cache"), "COLUMNS": "100"}
+    return subprocess.run(
+        [COMMAND, *arguments],
+        cwd=folder,
+        env={**variables, **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_help_explains_groups_keys_and_examples(tmp_path: Path) -> None:
+    done = fedwsa(tmp_path, "--help")
+    assert done.returncode == 0
+    for text in (
+        "partition: dirichlet, exponential",
+        "wsa=off,on",
+        "fraction: 1.0",
+        "strategy.args",
+    ):
+        assert text in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("rounds=0 clients.fraction=0", "rounds: input should be greater than 0 (got 0); clients."),
+        ("clients.cuont=3", "clients.cuont: unknown key; did you mean clients.count?"),
+        ("model=transformer", "model=transformer: no such option; allowed: cnn, cnn_pfl, mlp"),
+        ("partition.alpha=-1", "partition.alpha: input should be greater than 0 (got -1)"),
+        ("model=vgg11", "model=vgg: vgg11 needs images of at least 32x32 pixels"),
+        ("clients.count=5000", "clients.count: 5000 clients, but there are only 1437 samples"),
+        (
+            "partition=pathological partition.classes_per_client=11",
+            "partition.classes_per_client: 11 classes per client, but the data has only 10",
+        ),
+        ("dataset=parquet dataset.path=nowhere", "dataset.path: there is no file nowhere/train"),
+        ("strategy.args.eta=1", "strategy.args.eta: FedAvg has no such argument; it takes frac"),
+        ("strategy._target_=flwr.nothing", "strategy._target_: flwr has no nothing"),
+        ("wsa=on wsa.layers=conv", "wsa.layers: no weight tensor matches layers='conv'; those"),
+        ("wsa=on wsa.target=fixed wsa.scope=no.safetensors", "wsa.scope: cannot use no.safe"),
+        ("runtime.workers=0", "runtime.workers: input should be greater than 0 (got 0)"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(
+    tmp_path, monkeypatch, capsys, arguments, message
+) -> None:
+    # The entry point itself, in this process: a new one would spend five seconds on imports.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDWSA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["fedwsa", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        simulate.main()
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    lines = printed.err.strip().splitlines()
+    assert len(lines) == 1, printed.err
+    assert lines[0].startswith(f"fedwsa: {message}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_error_has_exit_code_one_and_a_traceback_only_on_request(tmp_path: Path) -> None:
+    done = fedwsa(tmp_path, "rounds=0")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "fedwsa: rounds: input should be greater than 0 (got 0)\n"
+    done = fedwsa(tmp_path, "rounds=0", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_sweep_ends_with_a_comparison_on_the_same_cohorts(tmp_path: Path) -> None:
+    done = fedwsa(
+        tmp_path,
+        "--multirun",
+        *("wsa=off,on", "rounds=2", "clients.count=4", "clients.fraction=0.5", "local.epochs=1"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    rounds = re.findall(r"^(FedAvg\S*)\s+round\s+(\d)/2  accuracy 0\.\d{4}", done.stdout, re.M)
+    assert rounds == [("FedAvg", "1"), ("FedAvg", "2"), ("FedAvg+WSA", "1"), ("FedAvg+WSA", "2")]
+    assert "cohorts: the same in all runs" in done.stdout
+    (folder,) = tmp_path.glob("runs/*/*-sweep")
+    table = pd.read_csv(folder / "comparison.csv")
+    assert table["algorithm"].tolist() == ["FedAvg", "FedAvg+WSA"]
+    for picture in (
+        folder / "comparison.png",
+        folder / "0" / "curves.png",
+        folder / "1" / "partition.png",
+    ):
+        assert np.asarray(Image.open(picture).convert("L")).std() > 5  # something is drawn
