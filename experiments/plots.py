@@ -13,6 +13,7 @@ matplotlib.use("Agg")  # files only: works without a screen
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 _SIZE = (9.0, 3.4)
 
@@ -29,7 +30,7 @@ def plot_curves(histories: Mapping[str, pd.DataFrame], file: Path) -> None:
     right.set(xlabel="round", ylabel="loss, global test set", ylim=(0, None))
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
     figure.savefig(file, dpi=150)
     plt.close(figure)
@@ -48,7 +49,7 @@ def plot_partition(partition: Mapping[str, Any], file: Path) -> None:
         bottom += counts[:, label]
     axes.set(xlabel="client", ylabel="samples", xlim=(-0.6, clients - 0.4))
     axes.set_ylim(0, 1.05 * bottom.max())
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(f"{partition['name']}: samples of each client by class", fontsize=10)
     if classes <= 10:
         axes.legend(title="class", ncols=1, bbox_to_anchor=(1.0, 1.0), loc="upper left", fontsize=8)
