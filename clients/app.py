@@ -81,8 +81,9 @@ def _train(config: Config, message: Message, client: int) -> Message:
     )
 
     def prepare(pixels: Tensor) -> Tensor:
-        images = normalise(pixels, data.images.mean, data.images.std)
-        return crop_flip(images, random) if config.dataset.augment == "crop_flip" else images
+        if config.dataset.augment == "crop_flip":
+            pixels = crop_flip(pixels, random)
+        return normalise(pixels, data.images.mean, data.images.std)
 
     objectives = (ScopeAlignment(), Proximal())
     for objective in objectives:

@@ -32,6 +32,8 @@ from fedwsa.config import CONFIG_DIR, Config, free_arguments, parse
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
 
+    from server.app import Federation
+
 console = Console()
 logger = logging.getLogger("fedwsa")
 
@@ -79,51 +81,19 @@ def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) 
     RunError
         If the run cannot go on; the history so far is kept.
     """
-    from flwr.app import Context
-    from flwr.serverapp import Grid, ServerApp
-    from flwr.simulation import run_simulation
-
-    from clients import app as clients
     from experiments.runs import describe_run, draw_curves, read_result
-    from fedwsa.devices import resolve_device
     from server.app import Federation
 
     _quiet_libraries()
     with console.status("reading the data ..."):
-        config = config.model_copy(
-            update={
-                "device": resolve_device(config.device),
-                "cache_dir": str(Path(config.cache_dir).expanduser().resolve()),
-            }
-        )
-        federation = Federation(config, folder)
-    workers = _workers(config.runtime.workers)
+        config = _located(config)
+        federation = Federation(config, folder, console)
     describe_run(config, federation.data.partition, folder)
     log_file = logging.FileHandler(folder / "run.log", encoding="utf-8")
     log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(log_file)
-
-    server = ServerApp()
-
-    @server.main()
-    def main(grid: Grid, context: Context) -> None:
-        federation.start(grid, console)
-
-    gpus = 1.0 / workers if config.device == "cuda" else 0.0
     try:
-        run_simulation(
-            server,
-            client_app or clients.build(config),
-            num_supernodes=config.clients.count,
-            backend_config={
-                "client_resources": {"num_cpus": 1, "num_gpus": gpus},
-                "init_args": {
-                    "num_cpus": workers,
-                    "log_to_driver": False,
-                    "logging_level": logging.ERROR,
-                },
-            },
-        )
+        _run_on_flower(federation, client_app)
     finally:
         logger.removeHandler(log_file)
         log_file.close()
@@ -131,6 +101,40 @@ def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) 
     result = read_result(folder)
     _show(result, folder)
     return result
+
+
+def _located(config: Config) -> Config:
+    """The run with its device and cache folder as they are on this machine."""
+    from fedwsa.devices import resolve_device
+
+    cache_dir = str(Path(config.cache_dir).expanduser().resolve())
+    device = resolve_device(config.device)
+    return config.model_copy(update={"device": device, "cache_dir": cache_dir})
+
+
+def _run_on_flower(federation: Federation, client_app: ClientApp | None) -> None:
+    """Run the apps in Flower's simulation: one Ray worker a core."""
+    from flwr.simulation import run_simulation
+
+    from clients import app as clients
+    from server import app as server
+
+    config = federation.config
+    workers = _workers(config.runtime.workers)
+    gpus = 1.0 / workers if config.device == "cuda" else 0.0
+    run_simulation(
+        server.build(federation),
+        client_app or clients.build(config),
+        num_supernodes=config.clients.count,
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": gpus},
+            "init_args": {
+                "num_cpus": workers,
+                "log_to_driver": False,
+                "logging_level": logging.ERROR,
+            },
+        },
+    )
 
 
 def _workers(wanted: int | None) -> int:
@@ -178,6 +182,7 @@ def _remove_if_empty(folder: Path) -> None:
 def main() -> None:
     """Entry point of ``fedwsa``: every error ends in one line and exit code 1."""
     sys.argv[1:] = free_arguments(sys.argv[1:])
+    sys.path.append(os.getcwd())  # a strategy, model or partition of one's own lies there
     try:
         _job()
     except (HydraException, OmegaConfBaseException) as error:

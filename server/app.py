@@ -33,24 +33,23 @@ from server.strategy import build_strategy
 logger = logging.getLogger("fedwsa")
 
 
-def build(config: Config | None = None, folder: Path | None = None) -> ServerApp:
-    """A ServerApp for a composed run.
+def build(federation: Federation | None = None) -> ServerApp:
+    """A ServerApp for a run.
 
     Parameters
     ----------
-    config
-        None: composed from the run's ``overrides``, as on the command line.
-    folder
-        Where the run's files go; None: ``runs/flower-RUN_ID`` below the working directory.
+    federation
+        None: composed from the run's ``overrides``, as on the command line, with its folder at
+        ``runs/flower-RUN_ID`` below the working directory.
     """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        run = Federation(
-            config or compose(shlex.split(str(context.run_config.get("overrides", "")))),
-            folder or Path("runs") / f"flower-{context.run_id}",
-        )
+        run = federation
+        if run is None:
+            config = compose(shlex.split(str(context.run_config.get("overrides", ""))))
+            run = Federation(config, Path("runs") / f"flower-{context.run_id}")
         run.start(grid)
 
     return app
@@ -65,6 +64,8 @@ class Federation:
         The run.
     folder
         Where its files go.
+    console
+        Where progress is shown.
 
     Raises
     ------
@@ -72,8 +73,9 @@ class Federation:
         If anything in the configuration cannot work; nothing is written then.
     """
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, console: Console | None = None) -> None:
         self.config, self.folder = config, folder
+        self.console = console or Console()
         self.device = resolve_device(config.device)
         self.strategy = build_strategy(config)
         self.data: FederatedData = open_federated(
@@ -113,7 +115,7 @@ class Federation:
                 lr,
             )
 
-    def start(self, grid: Grid, console: Console | None = None) -> None:
+    def start(self, grid: Grid) -> None:
         """Run all rounds and write the result.
 
         Raises
@@ -123,7 +125,7 @@ class Federation:
         """
         config = self.config
         self.folder.mkdir(parents=True, exist_ok=True)
-        display = ProgressDisplay(config.label, config.rounds, console or Console())
+        display = ProgressDisplay(config.label, config.rounds, self.console)
         callbacks: list[Callback] = [History(self.folder), display]
         if isinstance(self.strategy, FedWSA):
             callbacks.append(Scopes(self.folder))

@@ -238,7 +238,7 @@ def test_normalised_pixels_have_mean_zero_and_variance_one() -> None:
 
 def test_crop_flip_gives_each_image_a_shift_and_maybe_a_mirror() -> None:
     torch.manual_seed(0)
-    pixels = torch.rand(40, 2, 6, 5) + 1
+    pixels = torch.randint(1, 256, (40, 2, 6, 5), dtype=torch.uint8)
     out = crop_flip(pixels, torch.Generator().manual_seed(1), padding=1)
     assert out.shape == pixels.shape
     padded = torch.nn.functional.pad(pixels, (1, 1, 1, 1))

@@ -10,14 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fedwsa.rescale import WeightRange, rescale_gaussian, rescale_range
 from fedwsa.scope import (
-    WeightRange,
     WeightScope,
     add_kl_gradient_,
     kl_divergence,
     moments,
-    rescale_gaussian,
-    rescale_range,
     scoped_layers,
     spread,
     stability,
@@ -347,7 +345,10 @@ def test_ranges_fuse_by_mean_and_by_union() -> None:
 def test_rescaling_identical_models_to_their_common_scope_is_the_identity(clients: int) -> None:
     state = small_net().state_dict()
     fused = WeightScope.fuse([WeightScope.measure(state)] * clients)
-    common = WeightRange.fuse([WeightRange.measure(state)] * clients)
-    for moved in (rescale_gaussian(state, fused), rescale_range(state, common)):
+    moved_ways = [rescale_gaussian(state, fused)]
+    for percentile in (0.0, 5.0):
+        common = WeightRange.fuse([WeightRange.measure(state, percentile=percentile)] * clients)
+        moved_ways.append(rescale_range(state, common, percentile))
+    for moved in moved_ways:
         for name in state:
             torch.testing.assert_close(moved[name], state[name], rtol=1e-6, atol=1e-7)

@@ -144,7 +144,7 @@ def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 
 def crop_flip(pixels: Tensor, random: torch.Generator, padding: int = 4) -> Tensor:
-    """Shift each image by up to ``padding`` pixels over zeros, mirror half of them.
+    """Shift each image by up to ``padding`` pixels over black, mirror half of them.
 
     The usual augmentation for CIFAR, drawn for each image of the batch ``(N, C, H, W)``.
     """

@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from flwr.supercore import log
 
 from fedwsa import messages
+from fedwsa.rescale import rescale_gaussian
 from fedwsa.scope import (
     DEFAULT_FLOOR,
     DEFAULT_STRENGTH,
@@ -20,7 +21,6 @@ from fedwsa.scope import (
     Reduction,
     WeightScope,
     choose,
-    rescale_gaussian,
     variance_from,
 )
 
