@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,6 +27,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from experiments.errors import explain
+from experiments.help import help_text
 from fedwsa.components import ConfigError
 from fedwsa.config import CONFIG_DIR, Config, free_arguments, parse
 
@@ -181,6 +183,10 @@ def _remove_if_empty(folder: Path) -> None:
 
 def main() -> None:
     """Entry point of ``fedwsa``: every error ends in one line and exit code 1."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        with suppress(BrokenPipeError):  # fedwsa --help | head
+            print(help_text(), flush=True)
+        return
     sys.argv[1:] = free_arguments(sys.argv[1:])
     sys.path.append(os.getcwd())  # a strategy, model or partition of one's own lies there
     try:

@@ -36,12 +36,17 @@ def test_help_explains_groups_keys_and_examples(tmp_path: Path) -> None:
     done = fedwsa(tmp_path, "--help")
     assert done.returncode == 0
     for text in (
-        "partition: dirichlet, exponential",
-        "wsa=off,on",
-        "fraction: 1.0",
+        "wsa=off,on seed=0,1,2",
+        "  rounds: 20\n",
+        "  seed: 0                # keys every random draw",
+        "  model=mlp  (default)\n      width: 1.0 ",
+        "  partition=pathological\n      classes_per_client: 2\n",
+        "fusion: moments    # moments, mean_variance, mean_std",
         "strategy.args",
     ):
         assert text in done.stdout
+    assert "hydra:" not in done.stdout
+    assert "_target_: " not in done.stdout
     assert not (tmp_path / "runs").exists()
 
 
