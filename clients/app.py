@@ -16,9 +16,12 @@ from fedwsa.data.images import crop_flip, normalise
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
 from fedwsa.models import build_model
-from fedwsa.objectives import find_record
+from fedwsa.objectives import Objective, find_record
 from fedwsa.objectives.proximal import Proximal
 from fedwsa.objectives.scope import ScopeAlignment
+
+OBJECTIVES: tuple[type[Objective], ...] = (ScopeAlignment, Proximal)
+"""Local objectives; each does nothing unless the server's message asks for it."""
 
 
 def build(config: Config | None = None) -> ClientApp:
@@ -85,9 +88,7 @@ def _train(config: Config, message: Message, client: int) -> Message:
             pixels = crop_flip(pixels, random)
         return normalise(pixels, data.images.mean, data.images.std)
 
-    objectives = (ScopeAlignment(), Proximal())
-    for objective in objectives:
-        objective.begin(model, message.content)
+    objectives = [kind(model, message.content) for kind in OBJECTIVES]
     # Dropout draws from the global generator: seeded for this client and round, put back after.
     with seeding.seeded(int(random.initial_seed()), "dropout"):
         loss = train(

@@ -60,7 +60,7 @@ def train(
     Parameters
     ----------
     model
-        With the received weights; ``objectives`` have begun on it.
+        With the received weights; ``objectives`` were made for it.
     pixels, labels
         The client's training samples, shapes ``(n, C, H, W)`` and ``(n,)``.
     prepare

@@ -17,8 +17,7 @@ def train(msg: Message, context: Context) -> Message:
     model = torch.nn.Linear(4, 2)
     model.load_state_dict(msg.content["arrays"].to_torch_state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    alignment = ScopeAlignment()
-    alignment.begin(model, msg.content)
+    alignment = ScopeAlignment(model, msg.content)
     for x in torch.randn(5, 8, 4):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(x), (x[:, 0] > 0).long()).backward()

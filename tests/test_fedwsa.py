@@ -51,8 +51,7 @@ def configure(strategy: FedWSA, model: nn.Module, nodes: int = 3, number: int = 
 
 def answer(message: Message, model: nn.Module, examples: int, **extra: float) -> Message:
     """What a client sends whose training ended with ``model``."""
-    alignment = ScopeAlignment()
-    alignment.begin(model, message.content)
+    alignment = ScopeAlignment(model, message.content)
     metrics = MetricRecord({"num-examples": examples, "loss": 0.5, **alignment.end(), **extra})
     content = RecordDict({"arrays": arrays_of(model), "metrics": metrics})
     return Message(content, reply_to=message)
@@ -249,8 +248,7 @@ def content(strength: float = 1.0, names: list[str] | None = None, **config) -> 
 
 
 def test_without_instructions_the_objective_does_nothing() -> None:
-    alignment = ScopeAlignment()
-    alignment.begin(net(), {"config": {"server-round": 1}})
+    alignment = ScopeAlignment(net(), {"config": {"server-round": 1}})
     alignment.add_gradient()
     assert alignment.end() == {}
 
@@ -258,8 +256,7 @@ def test_without_instructions_the_objective_does_nothing() -> None:
 def test_training_towards_a_target_alone_reaches_it() -> None:
     model = net()
     model[2].bias.requires_grad_(False)
-    alignment = ScopeAlignment()
-    alignment.begin(model, content())
+    alignment = ScopeAlignment(model, content())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
     for _ in range(300):
         optimizer.zero_grad()
@@ -274,8 +271,7 @@ def test_training_towards_a_target_alone_reaches_it() -> None:
 
 def test_strength_zero_only_measures() -> None:
     model = net()
-    alignment = ScopeAlignment()
-    alignment.begin(model, content(strength=0.0))
+    alignment = ScopeAlignment(model, content(strength=0.0))
     alignment.add_gradient()
     assert all(p.grad is None for p in model.parameters())
     assert len(alignment.end()["wsa-kl"]) == 2
@@ -283,4 +279,4 @@ def test_strength_zero_only_measures() -> None:
 
 def test_a_layer_that_is_no_parameter_is_named() -> None:
     with pytest.raises(ValueError, match=r"aligns 7\.weight, which is no parameter"):
-        ScopeAlignment().begin(net(), content(names=["7.weight"]))
+        ScopeAlignment(net(), content(names=["7.weight"]))

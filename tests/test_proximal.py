@@ -11,8 +11,7 @@ from fedwsa.objectives.proximal import Proximal
 def test_the_gradient_is_that_of_half_mu_times_the_squared_distance() -> None:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    objective = Proximal()
-    objective.begin(model, {"config": {"proximal-mu": 0.5}})
+    objective = Proximal(model, {"config": {"proximal-mu": 0.5}})
     received = [p.detach().clone() for p in model.parameters()]
     with torch.no_grad():
         for p in model.parameters():
@@ -27,7 +26,7 @@ def test_the_gradient_is_that_of_half_mu_times_the_squared_distance() -> None:
 
 def test_mu_zero_and_no_instruction_add_nothing() -> None:
     for config in ({"proximal-mu": 0.0}, {}):
-        model, objective = nn.Linear(3, 2), Proximal()
-        objective.begin(model, {"config": config})
+        model = nn.Linear(3, 2)
+        objective = Proximal(model, {"config": config})
         objective.add_gradient()
         assert all(p.grad is None for p in model.parameters())

@@ -70,8 +70,7 @@ def test_strength_zero_trains_to_the_same_bits_as_no_alignment() -> None:
     plain, aligned, strong = net(), net(), net()
     run(plain, local())
     for model, strength in ((aligned, 0.0), (strong, 1.0)):
-        objective = ScopeAlignment()
-        objective.begin(model, content(strength))
+        objective = ScopeAlignment(model, content(strength))
         run(model, local(), [objective])
     for p, q in zip(plain.parameters(), aligned.parameters(), strict=True):
         assert torch.equal(p, q)
@@ -81,8 +80,8 @@ def test_strength_zero_trains_to_the_same_bits_as_no_alignment() -> None:
 def test_alignment_draws_the_scope_towards_its_target() -> None:
     kl = []
     for strength in (0.0, 1.0):
-        objective, model = ScopeAlignment(), net()
-        objective.begin(model, content(strength))
+        model = net()
+        objective = ScopeAlignment(model, content(strength))
         run(model, local(lr=0.1), [objective])
         kl.append(sum(objective.end()["wsa-kl"]))
     assert kl[1] < 0.2 * kl[0]

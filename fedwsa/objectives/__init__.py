@@ -17,10 +17,13 @@ Content = Mapping[str, Mapping[str, Any]]
 
 
 class Objective(Protocol):
-    """What a local objective offers to a training loop."""
+    """What a local objective offers to a training loop.
 
-    def begin(self, model: nn.Module, content: Content) -> None:
-        """Read the server's instructions; the model holds the received weights."""
+    One is made for each training, from the model that holds the received weights and the
+    content of the message with the server's instructions.
+    """
+
+    def __init__(self, model: nn.Module, content: Content) -> None: ...
 
     def add_gradient(self) -> None:
         """Add to ``.grad`` of the model, between ``backward()`` and the optimiser's step."""

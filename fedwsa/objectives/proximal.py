@@ -17,12 +17,8 @@ class Proximal:
     Source: Federated Optimization in Heterogeneous Networks, arXiv 1812.06127.
     """
 
-    def __init__(self) -> None:
-        self.mu = 0.0
-
     @torch.no_grad()
-    def begin(self, model: nn.Module, content: Content) -> None:
-        """Read μ and remember the received weights w_g."""
+    def __init__(self, model: nn.Module, content: Content) -> None:
         config = find_record(content, messages.PROXIMAL_MU)
         self.mu = 0.0 if config is None else float(config[messages.PROXIMAL_MU])
         if self.mu:

@@ -19,12 +19,23 @@ class ScopeAlignment:
 
     Source: Weight Scope Alignment, arXiv 2408.12237.
 
+    Parameters
+    ----------
+    model
+        Holds the received weights.
+    content
+        Of the train message. Without a target in it, nothing is added and nothing reported.
+
+    Raises
+    ------
+    ValueError
+        If the server names a layer that is not a parameter of the model.
+
     Examples
     --------
     In the ``@app.train()`` function of a Flower ClientApp::
 
-        alignment = ScopeAlignment()
-        alignment.begin(model, msg.content)      # the model holds the received arrays
+        alignment = ScopeAlignment(model, msg.content)   # the model holds the received arrays
         for images, labels in batches:
             optimizer.zero_grad()
             loss_fn(model(images), labels).backward()
@@ -33,18 +44,8 @@ class ScopeAlignment:
         metrics = MetricRecord({"num-examples": n, **alignment.end()})
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module, content: Content) -> None:
         self.target: WeightScope | None = None
-
-    def begin(self, model: nn.Module, content: Content) -> None:
-        """Read the target from the content of a train message.
-
-        Raises
-        ------
-        ValueError
-            If the server names a layer that is not a parameter of the model.
-        """
-        self.target = None
         config = find_record(content, messages.SCOPE_LAYERS)
         if config is None:
             return
