@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -132,7 +133,7 @@ class RoundLoop:
 
     def _train(self, record: RoundRecord) -> None:
         number, start = record.round, time.perf_counter()
-        with seeding.seeded(self.config.seed, "configure_train", number):
+        with self._hook("configure_train", number):
             instructions = list(
                 self.strategy.configure_train(
                     number, self.arrays, self._round_config(number), self.grid
@@ -149,22 +150,41 @@ class RoundLoop:
         losses = np.array([_number(m, messages.LOSS) for m in usable])
         examples = np.array([_number(m, messages.NUM_EXAMPLES) for m in usable])
         record.train_loss = float(losses @ examples / examples.sum())
-        with seeding.seeded(self.config.seed, "aggregate_train", number):
+        with self._hook("aggregate_train", number):
             arrays, _ = self.strategy.aggregate_train(number, replies)
-        if arrays is not None:
-            self.arrays = messages.cast_like(arrays, self._reference)
-        for name, tensor in messages.to_tensors(self.arrays).items():
-            if not tensor.isfinite().all():
-                raise RunError(
-                    f"round {number}: {type(self.strategy).__name__} made {name} NaN or infinite"
-                )
+        if arrays is None:
+            logger.warning("round %d: the strategy returned no model, the old one stays", number)
+        else:
+            self.arrays = self._accepted(arrays, number)
         if isinstance(self.strategy, FedWSA):
             record.scopes = self.strategy.report
         record.seconds["aggregate"] = time.perf_counter() - start
 
+    def _accepted(self, arrays: ArrayRecord, number: int) -> ArrayRecord:
+        """The aggregate in the model's dtypes, if it is one of the model's at all."""
+        tensors = messages.to_tensors(arrays)
+        problem = messages.mismatch(tensors, self._reference)
+        if problem is None:
+            bad = [k for k, t in tensors.items() if not t.isfinite().all()]
+            problem = f"{bad[0]} is NaN or infinite" if bad else None
+        if problem is not None:
+            name = type(self.strategy).__name__
+            raise RunError(f"round {number}: the model that {name} returned is unusable: {problem}")
+        return messages.cast_like(arrays, self._reference)
+
+    @contextmanager
+    def _hook(self, name: str, number: int) -> Iterator[None]:
+        """Around a call into the strategy: keyed global generators, errors that say where."""
+        try:
+            with seeding.seeded(self.config.seed, name, number):
+                yield
+        except Exception as error:
+            where = f"round {number}: {type(self.strategy).__name__}.{name}"
+            raise RunError(f"{where} raised {type(error).__name__}: {error}") from error
+
     def _evaluate_clients(self, record: RoundRecord) -> None:
         number = record.round
-        with seeding.seeded(self.config.seed, "configure_evaluate", number):
+        with self._hook("configure_evaluate", number):
             instructions = list(
                 self.strategy.configure_evaluate(
                     number, self.arrays, self._round_config(number), self.grid
@@ -178,7 +198,7 @@ class RoundLoop:
         record.clients = ClientScores.of(
             [_number(m, messages.ACCURACY) for m in messages.reply_metrics(held_out)]
         )
-        with seeding.seeded(self.config.seed, "aggregate_evaluate", number):
+        with self._hook("aggregate_evaluate", number):
             self.strategy.aggregate_evaluate(number, held_out)
 
     def _round_config(self, number: int) -> ConfigRecord:

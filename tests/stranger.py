@@ -25,6 +25,8 @@ class Halfway(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        if not 0 < self.step <= 1:
+            raise ArithmeticError(f"a step of {self.step:g} leads nowhere")
         arrays, metrics = super().aggregate_train(server_round, replies)
         if arrays is None:
             return None, metrics

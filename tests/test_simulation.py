@@ -198,6 +198,15 @@ def test_when_all_clients_fail_the_run_ends_and_keeps_its_history(
     assert not (tmp_path / "result.json").exists()
 
 
+def test_a_strategy_that_raises_is_named_with_its_hook(cache: str, tmp_path: Path) -> None:
+    stranger = ["strategy._target_=tests.stranger.Halfway", "strategy.args.step=2.0"]
+    with pytest.raises(RunError) as caught:
+        simulate(configured(cache, *stranger), tmp_path)
+    assert str(caught.value) == (
+        "round 1: Halfway.aggregate_train raised ArithmeticError: a step of 2 leads nowhere"
+    )
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
