@@ -86,6 +86,8 @@ def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) 
     from experiments.runs import describe_run, draw_curves, read_result
     from server.app import Federation
 
+    if (folder / "config.yaml").exists():
+        raise ConfigError(f"hydra.run.dir: {folder} holds a run already; name another folder")
     _quiet_libraries()
     with console.status("reading the data ..."):
         config = _located(config)
@@ -174,7 +176,8 @@ def _show(result: dict[str, Any], folder: Path) -> None:
 
 def _remove_if_empty(folder: Path) -> None:
     """Leave no folder behind where Hydra made one for a run that was refused."""
-    for path in (folder, *list(folder.parents)[:2]):
+    here = Path.cwd()
+    for path in (folder, *(p for p in folder.parents if here in p.parents)):
         try:
             path.rmdir()
         except OSError:
@@ -195,6 +198,10 @@ def main() -> None:
         if _TRACEBACK:
             raise
         _fail(explain(error))
+    except OSError as error:  # the run folder: everything else says itself what it cannot do
+        if _TRACEBACK:
+            raise
+        _fail(f"cannot write {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         # The ServerApp waits for its clients in a thread that nothing can stop.
         console.print("interrupted; the history so far is in the run folder", style="yellow")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import clients.app
 from experiments.simulate import simulate
 from fedwsa import WeightScope
+from fedwsa.components import ConfigError
 from fedwsa.config import Config, compose
 from fedwsa.models import build_model
 from server.rounds import RunError
@@ -102,6 +103,13 @@ def test_the_run_folder_says_all_that_is_needed_to_repeat_it(aligned: Path, cach
     stored = OmegaConf.to_container(OmegaConf.load(aligned / "config.yaml"))
     again = Config.model_validate(stored)
     assert again == configured(cache, "wsa=on", "runtime.workers=2", "device=cpu")
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(aligned: Path, cache: str) -> None:
+    before = history(aligned)
+    with pytest.raises(ConfigError, match="holds a run already; name another folder"):
+        simulate(configured(cache, "rounds=1"), aligned)
+    assert history(aligned) == before
 
 
 def test_scopes_tell_the_fused_scope_the_average_s_and_the_kl(aligned: Path, cache: str) -> None:
