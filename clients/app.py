@@ -101,7 +101,7 @@ def _train(config: Config, message: Message, client: int) -> Message:
             objectives,
             random,
         )
-    metrics = MetricRecord({messages.NUM_EXAMPLES: len(chosen), messages.LOSS: loss})
+    metrics = MetricRecord({messages.NUM_EXAMPLES: len(chosen), messages.TRAIN_LOSS: loss})
     for objective in objectives:
         metrics.update(objective.end())
     arrays = messages.to_arrays(messages.travelling_state(model))

@@ -1,4 +1,4 @@
-"""Local training and evaluation of one model on one client's samples."""
+"""Local training of one model on one client's samples."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def batches(n: int, size: int, random: torch.Generator) -> Iterator[Tensor]:
     A last batch of a single sample joins the one before: BatchNorm cannot train on one.
     """
     parts = list(torch.split(torch.randperm(n, generator=random), size))
-    if len(parts) > 1 and len(parts[-1]) == 1:
+    if size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     yield from parts
 

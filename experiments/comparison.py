@@ -19,7 +19,7 @@ _LAST = 5
 
 _COLUMNS = {
     "accuracy": "accuracy",
-    "accuracy_last": f"mean of last {_LAST}",
+    "accuracy_last": f"last {_LAST}",
     "loss": "loss",
     "client_accuracy_mean": "clients",
     "client_accuracy_worst10": "worst 10 %",
@@ -47,37 +47,49 @@ class Comparison(Callback):
 
 
 def compare(runs: list[tuple[str, Path]], folder: Path) -> None:
-    """Show runs side by side and save the comparison to ``folder``."""
-    results = [read_result(path) for _, path in runs]
-    histories = {name: read_history(path) for name, path in runs}
-    for result, history in zip(results, histories.values(), strict=True):
+    """Show runs side by side and save the comparison to ``folder``.
+
+    Parameters
+    ----------
+    runs
+        Overrides and run folder of each; a folder without a result is shown as failed.
+    """
+    done = [(name, path) for name, path in runs if (path / "result.json").exists()]
+    results = [read_result(path) for _, path in done]
+    histories = [read_history(path) for _, path in done]
+    for result, history in zip(results, histories, strict=True):
         result["accuracy_last"] = history["accuracy"].dropna().tail(_LAST).mean()
-    differing = _differing([name.split() for name, _ in runs])
-    labels = [
-        " ".join([result["algorithm"], *words])
-        for result, words in zip(results, differing, strict=True)
-    ]
-    table = Table(
-        Column("run", no_wrap=True), *_COLUMNS.values(), title="Global model after the last round"
-    )
+    names = _differing([name for name, _ in done])
+    labels = [f"{r['algorithm']} {n}".strip() for r, n in zip(results, names, strict=True)]
+    numbers = [Column(name, no_wrap=True, min_width=6) for name in _COLUMNS.values()]
+    title = "Global model after the last round"
+    table = Table(Column("run", overflow="fold"), *numbers, title=title)
     for label, result in zip(labels, results, strict=True):
-        cells = [result[key] for key in _COLUMNS]
-        table.add_row(label, *[_cell(c) for c in cells[:-1]], f"{cells[-1]:.1f}")
+        table.add_row(label, *[_cell(key, result[key]) for key in _COLUMNS])
+    for name, path in runs:
+        if (name, path) not in done:
+            table.add_row(name, "failed")
     console = Console()
     console.print(table)
-    same = len({tuple(h["cohort"].astype(str)) for h in histories.values()}) == 1
-    console.print(f"cohorts: {'the same in all runs' if same else 'differ between runs'}")
-    rows = [{"run": label, **result} for label, result in zip(labels, results, strict=True)]
-    pd.DataFrame(rows).to_csv(folder / "comparison.csv", index=False)
-    plot_curves(dict(zip(labels, histories.values(), strict=True)), folder / "comparison.png")
-    console.print(f"saved to {folder}/: comparison.csv, comparison.png, a run folder for each run")
+    if done:
+        same = len({tuple(h["cohort"].astype(str)) for h in histories}) == 1
+        console.print(f"cohorts: {'the same in all runs' if same else 'differ between runs'}")
+        rows = [{"run": label, **result} for label, result in zip(labels, results, strict=True)]
+        pd.DataFrame(rows).to_csv(folder / "comparison.csv", index=False)
+        plot_curves(list(zip(labels, histories, strict=True)), folder / "comparison.png")
+        console.print(f"saved to {folder}/: comparison.csv, comparison.png, each run's folder")
 
 
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _cell(key: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if key == "seconds" else f"{value:.4f}"
 
 
-def _differing(words: list[list[str]]) -> list[list[str]]:
+def _differing(names: list[str]) -> list[str]:
     """The overrides of each run that not all runs share, without wsa=, which the label says."""
-    shared = set(words[0]).intersection(*words[1:])
-    return [[w for w in own if w not in shared and not w.startswith("wsa=")] for own in words]
+    words = [name.replace("+", "").split() for name in names]
+    shared = set.intersection(*map(set, words)) if words else set()
+    return [
+        " ".join(w for w in own if w not in shared and not w.startswith("wsa=")) for own in words
+    ]

@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 
 from fedwsa.config import CONFIG_DIR
 
 
-def explain(error: Exception) -> str:
-    """One line for a person: what is wrong, what is allowed."""
+def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
+    """One line for a person: what is wrong, what is allowed.
+
+    ``overrides`` are those of the command, whose groups tell which keys there are.
+    """
     text = str(error) or str(error.__cause__ or type(error).__name__)
     if unknown := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(unknown[1])
+        return _unknown_key(unknown[1], overrides)
     if option := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         offered = re.search(r"Available options in '[^']+':\n((?:\t.*\n?)+)", text)
         allowed = ", ".join(offered[1].split()) if offered else "none"
         return f"{option[1]}={option[2]}: no such option; allowed: {allowed}"
     if group := re.search(r"Could not override '?([\w/]+)'?\.?\s+No match in the defaults", text):
-        return _unknown_key(group[1])
+        return _unknown_key(group[1], overrides)
+    if isinstance(error, OverrideParseException):
+        return (
+            f"cannot read {error.override!r}; a value with special characters needs quotes that "
+            "reach Hydra, for instance 'wsa.layers=\"^1\"'"
+        )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
-def _unknown_key(key: str) -> str:
+def _unknown_key(key: str, overrides: Sequence[str]) -> str:
+    groups = [o for o in overrides if (CONFIG_DIR / o.partition("=")[0]).is_dir() and "," not in o]
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            values = OmegaConf.to_container(compose("config"), resolve=False)
+            values = OmegaConf.to_container(compose("config", groups), resolve=False)
     except (HydraException, ValueError):
         return f"{key}: unknown key; fedwsa --help lists all"
     close = get_close_matches(key, list(_keys(values)), n=1, cutoff=0.5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from matplotlib.ticker import MaxNLocator
 _SIZE = (9.0, 3.4)
 
 
-def plot_curves(histories: Mapping[str, pd.DataFrame], file: Path) -> None:
+def plot_curves(histories: Sequence[tuple[str, pd.DataFrame]], file: Path) -> None:
     """Accuracy and loss on the global test set over rounds, a line per run."""
     figure, (left, right) = plt.subplots(1, 2, figsize=_SIZE, layout="constrained")
-    for label, history in histories.items():
+    for label, history in histories:
         seen = history.dropna(subset=["accuracy"])
         marker = "o" if len(seen) < 2 else None
         left.plot(seen["round"], seen["accuracy"], label=label, marker=marker)

@@ -15,6 +15,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from experiments.plots import plot_curves, plot_partition
+from fedwsa.components import ConfigError
 from fedwsa.config import CONFIG_DIR, Config
 from fedwsa.data.partition import Partition
 
@@ -32,10 +33,22 @@ _PACKAGES = [
 
 
 def describe_run(config: Config, partition: Partition, folder: Path) -> None:
-    """Write what is needed to repeat a run: configuration, environment, partition."""
+    """Write what is needed to repeat a run: configuration, environment, partition.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds a run already.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    values = config.model_dump(by_alias=True)
-    OmegaConf.save(OmegaConf.create(values), folder / "config.yaml")
+    text = OmegaConf.to_yaml(OmegaConf.create(config.model_dump(by_alias=True)))
+    try:
+        with (folder / "config.yaml").open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError(
+            f"hydra.run.dir: {folder} holds a run already; name another folder"
+        ) from None
     _write_json(folder / "environment.json", environment())
     described = partition.as_dict()
     _write_json(folder / "partition.json", described, indent=None)
@@ -85,4 +98,4 @@ def draw_curves(folder: Path, label: str) -> None:
     """``curves.png`` from ``history.csv``, if at least a round went by."""
     file = folder / "history.csv"
     if file.exists() and len(history := read_history(folder)):
-        plot_curves({label: history}, folder / "curves.png")
+        plot_curves([(label, history)], folder / "curves.png")

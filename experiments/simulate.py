@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,6 +22,7 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing, so tha
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 
     from server.app import Federation
 
+_START = time.time()
+_failures: list[str] = []  # of the runs of a sweep
 console = Console()
 logger = logging.getLogger("fedwsa")
 
@@ -51,7 +56,11 @@ def _job(composed: DictConfig) -> float:
     except (ConfigError, RunError) as error:
         if _TRACEBACK:
             raise
-        _fail(str(error))  # here, since Hydra adds lines of its own to what a job raises
+        if HydraConfig.get().mode is not RunMode.MULTIRUN:
+            _fail(str(error))  # here, since Hydra adds lines of its own to what a job raises
+        _failures.append(str(error))  # the other runs of a sweep go on
+        print(f"fedwsa: run {HydraConfig.get().job.num}: {error}", file=sys.stderr)
+        return math.nan
     finally:
         _remove_if_empty(folder)
     return float(result["accuracy"])
@@ -85,9 +94,8 @@ def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) 
     """
     from experiments.runs import describe_run, draw_curves, read_result
     from server.app import Federation
+    from server.rounds import RunError
 
-    if (folder / "config.yaml").exists():
-        raise ConfigError(f"hydra.run.dir: {folder} holds a run already; name another folder")
     _quiet_libraries()
     with console.status("reading the data ..."):
         config = _located(config)
@@ -98,6 +106,9 @@ def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) 
     logger.addHandler(log_file)
     try:
         _run_on_flower(federation, client_app)
+    except RunError as error:  # the terminal gets it from the command, the folder here
+        log_file.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": str(error)}))
+        raise
     finally:
         logger.removeHandler(log_file)
         log_file.close()
@@ -175,9 +186,12 @@ def _show(result: dict[str, Any], folder: Path) -> None:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Leave no folder behind where Hydra made one for a run that was refused."""
-    here = Path.cwd()
-    for path in (folder, *(p for p in folder.parents if here in p.parents)):
+    """Leave no folder behind where Hydra made one for a run that was refused.
+
+    Of the folders below the working directory, those that this process made or made one in.
+    """
+    below = [p for p in (folder, *folder.parents) if Path.cwd() in p.parents]
+    for path in [p for p in below if p.stat().st_mtime >= _START]:
         try:
             path.rmdir()
         except OSError:
@@ -194,10 +208,12 @@ def main() -> None:
     sys.path.append(os.getcwd())  # a strategy, model or partition of one's own lies there
     try:
         _job()
+        if _failures:
+            _fail(f"{len(_failures)} of the runs failed")
     except (HydraException, OmegaConfBaseException) as error:
         if _TRACEBACK:
             raise
-        _fail(explain(error))
+        _fail(explain(error, sys.argv[1:]))
     except OSError as error:  # the run folder: everything else says itself what it cannot do
         if _TRACEBACK:
             raise

@@ -106,7 +106,9 @@ def check_arguments(
 
 def _checked(hint: Any, value: Any, key: str) -> Any:
     try:
-        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        adapter = TypeAdapter(
+            hint, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+        )
     except (PydanticSchemaGenerationError, PydanticUserError):
         return value
     try:
@@ -132,13 +134,16 @@ def build(component: Component, where: str, *given: Any) -> Any:
     Raises
     ------
     ConfigError
-        If the path or an argument is wrong, or the callable refuses with a ValueError.
+        If the path or an argument is wrong, or the callable raises.
     """
-    function = locate(component.target, where)
+    function = locate(component.target, where.partition(".")[0])
     arguments = check_arguments(function, component.arguments, where, len(given))
     try:
         return function(*given, **arguments)
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"{where}={component.name}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
+    except Exception as error:  # a stranger's code may raise anything; the cause is kept
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{where}: {type(error).__name__}: {reason}") from error

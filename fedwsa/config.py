@@ -193,4 +193,6 @@ def free_arguments(overrides: Sequence[str]) -> list[str]:
 
     Everything else stays closed; the arguments are checked against the strategy's signature.
     """
-    return [f"++{o}" if o.startswith("strategy.args.") else o for o in overrides]
+    return [
+        f"++{o}" if o.startswith(("strategy.args.", "strategy.args=")) else o for o in overrides
+    ]

@@ -9,7 +9,7 @@ message          record                  holds
 train, evaluate  ``arrays``              the model's floating-point state
 (down)           ``config``              ``server-round``; what strategies add for the clients
 train (down)     ``wsa-target``          FedWSA: ``mean`` and ``variance``, a number per layer
-train (up)       ``arrays``, ``metrics``  the trained model; ``num-examples``, ``loss``; from
+train (up)       ``arrays``, ``metrics``  the trained model; ``num-examples``, ``train_loss``; from
                                          FedWSA's clients ``wsa-mean``, ``wsa-spread``,
                                          ``wsa-kl``, a number per layer
 evaluate (up)    ``metrics``             ``num-examples``, ``accuracy``, ``loss``
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 NUM_EXAMPLES, LOSS, ACCURACY = "num-examples", "loss", "accuracy"
+TRAIN_LOSS = "train_loss"  # as Flower's QFedAvg looks for it
 SERVER_ROUND, PARTITION_ID = "server-round", "partition-id"
 PROXIMAL_MU = "proximal-mu"
 

@@ -161,14 +161,16 @@ class Federation:
         """Write the model and ``result.json``: last round, never the best one."""
         last = records[-1]
         assert last.score is not None  # the last round is always evaluated
+        facts = {
+            "model": self.config.model.model_dump(by_alias=True),
+            "image": self.data.images.shape,
+            "classes": self.data.images.classes,
+        }
         save_file(
             messages.to_tensors(loop.arrays),
             self.folder / "model.safetensors",
-            {
-                "model": self.config.model.model_dump_json(by_alias=True),
-                "image": json.dumps(self.data.images.shape),
-                "classes": str(self.data.images.classes),
-            },
+            # One entry: safetensors writes several in an order that differs from run to run.
+            {"fedwsa": json.dumps(facts)},
         )
         result = {
             "algorithm": self.config.label,

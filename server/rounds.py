@@ -147,7 +147,7 @@ class RoundLoop:
         start = time.perf_counter()
         if not usable:
             raise RunError(f"round {number}: all {len(instructions)} clients failed in training")
-        losses = np.array([_number(m, messages.LOSS) for m in usable])
+        losses = np.array([_number(m, messages.TRAIN_LOSS) for m in usable])
         examples = np.array([_number(m, messages.NUM_EXAMPLES) for m in usable])
         record.train_loss = float(losses @ examples / examples.sum())
         with self._hook("aggregate_train", number):
@@ -244,7 +244,9 @@ class RoundLoop:
         for message in instructions:
             node = message.metadata.dst_node_id
             if node not in answered:
-                reasons[self.grid.client(node)] = f"no answer in {self.config.clients.timeout:g} s"
+                timeout = self.config.clients.timeout
+                late = "" if timeout is None else f" in {timeout:g} s"
+                reasons[self.grid.client(node)] = f"no answer{late}"
         for client, reason in sorted(reasons.items()):
             logger.warning("round %d, %s: client %d failed: %s", number, stage, client, reason)
         return usable, sorted(reasons)
@@ -254,9 +256,8 @@ class RoundLoop:
         metrics = messages.only_metrics(reply.content)
         if metrics is None:
             return "the reply must hold exactly one MetricRecord"
-        wanted = [messages.NUM_EXAMPLES, messages.LOSS]
-        wanted += [messages.ACCURACY] if stage == "evaluate" else []
-        for key in wanted:
+        scores = [messages.TRAIN_LOSS] if stage == "train" else [messages.LOSS, messages.ACCURACY]
+        for key in [messages.NUM_EXAMPLES, *scores]:
             if not isinstance(metrics.get(key), int | float):
                 return f"the metrics have no number {key}"
         if stage == "evaluate":

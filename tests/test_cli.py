@@ -57,7 +57,7 @@ def test_help_explains_groups_keys_and_examples(tmp_path: Path) -> None:
         ("clients.cuont=3", "clients.cuont: unknown key; did you mean clients.count?"),
         ("model=transformer", "model=transformer: no such option; allowed: cnn, cnn_pfl, mlp"),
         ("partition.alpha=-1", "partition.alpha: input should be greater than 0 (got -1)"),
-        ("model=vgg11", "model=vgg: vgg11 needs images of at least 32x32 pixels"),
+        ("model=vgg11", "model: vgg11 needs images of at least 32x32 pixels"),
         ("clients.count=5000", "clients.count: 5000 clients, but there are only 1437 samples"),
         (
             "partition=pathological partition.classes_per_client=11",
@@ -66,6 +66,14 @@ def test_help_explains_groups_keys_and_examples(tmp_path: Path) -> None:
         ("dataset=parquet dataset.path=nowhere", "dataset.path: there is no file nowhere/train"),
         ("strategy.args.eta=1", "strategy.args.eta: FedAvg has no such argument; it takes frac"),
         ("strategy._target_=flwr.nothing", "strategy._target_: flwr has no nothing"),
+        ("strategy.args.weight=1e400", "strategy.args.weight: FedAvg has no such argument"),
+        ("strategy.args={fraction_train:2}", "strategy.args.fraction_train: must be above 0"),
+        ("strategy.args.min_train_nodes=11", "strategy.args.min_train_nodes: there are only 10"),
+        ("strategy._target_=flwr.serverapp.strategy.Strategy", "strategy.args: TypeError: Can't"),
+        ("model=vgg8 model.nrm=batch", "model.nrm: unknown key; did you mean model.norm?"),
+        ("model.width=1e9", "model: RuntimeError: "),
+        ("wsa.layers=^1", "cannot read 'wsa.layers=^1'; a value with special characters needs"),
+        ("wsa=on wsa.align=after strategy=fedavgm", "wsa: align='after' does not go with FedAvgM"),
         ("wsa=on wsa.layers=conv", "wsa.layers: no weight tensor matches layers='conv'; those"),
         ("wsa=on wsa.target=fixed wsa.scope=no.safetensors", "wsa.scope: cannot use no.safe"),
         ("hydra.run.dir=/proc/nowhere", "cannot write /proc/nowhere: "),
@@ -97,6 +105,29 @@ def test_an_error_has_exit_code_one_and_a_traceback_only_on_request(tmp_path: Pa
     done = fedwsa(tmp_path, "rounds=0", HYDRA_FULL_ERROR="1")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_a_refused_run_removes_only_what_it_made(tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "empty"
+    mine.mkdir(parents=True)
+    for folder in (mine, mine.parent):
+        os.utime(folder, (0, 0))
+    done = fedwsa(tmp_path, "rounds=0", "hydra.run.dir=mine/empty")
+    assert done.returncode == 1
+    assert mine.is_dir()
+
+
+def test_a_failing_run_of_a_sweep_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    done = fedwsa(
+        tmp_path, "--multirun", "clients.count=3000,2", "rounds=1", "local.epochs=1", "wsa=on"
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "fedwsa: run 0: clients.count: 3000 clients, but there are only 1437 samples",
+        "fedwsa: 1 of the runs failed",
+    ]
+    assert re.search(r"clients\.count=3000.*failed", done.stdout)
+    assert re.search(r"FedAvg\+WSA.*0\.\d{4}", done.stdout)
 
 
 def test_a_sweep_ends_with_a_comparison_on_the_same_cohorts(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_wrong_values_are_one_line_with_what_is_allowed(overrides: str, message:
         ("wsa=maybe", "wsa=maybe: no such option; allowed: off, on"),
         ("models=cnn", "models: unknown key; did you mean model?"),
         ("partition.alfa=1", "partition.alfa: unknown key; did you mean partition.alpha?"),
-        ("rounds=[1", "no viable alternative at input '[1'"),
+        ("rounds=[1", "cannot read 'rounds=[1'; a value with special characters"),
     ],
 )
 def test_unknown_keys_and_options_are_one_line(override: str, message: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from PIL import Image
 from fedwsa.components import Component, ConfigError
 from fedwsa.data import sources
 from fedwsa.data.cache import fetch, store
-from fedwsa.data.federated import open_federated
+from fedwsa.data.federated import _open, open_federated
 from fedwsa.data.images import channel_statistics, crop_flip, load_images, normalise
 from fedwsa.data.partition import describe, make_shares, proportional
 
@@ -104,7 +106,7 @@ def test_a_missing_or_damaged_parquet_file_is_named(tmp_path: Path) -> None:
         ({"img": ["x"], "label": [0]}, {}, r"image_column: .* no column of encoded images"),
         ({"img": [png()], "a": [0], "b": [0]}, {}, "2 columns of integers, name one"),
         ({"img": [png()], "label": [0]}, {"image_column": "image"}, "has no image; it has img"),
-        ({"img": [png()], "label": [-1]}, {}, "labels must be 0 or more"),
+        ({"img": [png()], "label": [-1]}, {}, "labels must be 0 or more, none missing"),
         ({"img": [b"junk"], "label": [0]}, {}, r"train\.parquet, row 0 is not a readable image"),
         (
             {"img": [png(), png((7, 7))], "label": [0, 1]},
@@ -118,6 +120,29 @@ def test_what_is_wrong_with_a_parquet_file_is_said(tmp_path, columns, options, m
         write_parquet(tmp_path / "d", part, **columns)
     with pytest.raises(ConfigError, match=message):
         load_parquet(tmp_path / "d", tmp_path / "cache", **options)
+
+
+def test_one_image_in_colour_makes_all_colour_and_16_bits_are_refused(tmp_path: Path) -> None:
+    folder = huggingface(tmp_path / "d", [png(mode="L"), png(seed=1)], [0, 1])
+    data = load_parquet(folder, tmp_path / "cache")
+    assert data.shape == (3, 5, 6)
+    assert np.array_equal(
+        data.train.pixels[1].permute(1, 2, 0).numpy(),
+        np.asarray(Image.open(io.BytesIO(png(seed=1)))),
+    )
+    grey = torch.from_numpy(np.array(Image.open(io.BytesIO(png(mode="L")))))
+    assert torch.equal(data.train.pixels[0], grey.expand(3, 5, 6))
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((5, 6), 40000, dtype=np.uint16)).save(buffer, "PNG")
+    deep = huggingface(tmp_path / "deep", [png(mode="L"), buffer.getvalue()], [0, 1])
+    with pytest.raises(ConfigError, match=r"row 1 has more than 8 bits a channel"):
+        load_parquet(deep, tmp_path / "cache")
+
+
+def test_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:
+    folder = huggingface(tmp_path / "d", [png(), png()], [0, 10**12])
+    with pytest.raises(ConfigError, match="labels run up to 1000000000000, with only 2 training"):
+        load_parquet(folder, tmp_path / "cache")
 
 
 def test_an_empty_parquet_file_and_parts_of_other_sizes(tmp_path: Path) -> None:
@@ -336,6 +361,7 @@ def test_proportional_sizes_add_up() -> None:
         (part("pathological", classes_per_client=2), 3, "no client has any sample of class"),
         (part("shards", shards_per_client=500), 10, "need as many samples"),
         (part("exponential", ratio=1e6), 100, "of 100 clients would have no sample"),
+        (part("dirichlet", alpha=float("inf"), min_size=1), 5, r"finite number \(got inf\)"),
         (part("iid", alpha=1.0), 5, "iid has no such argument; it takes nothing"),
         (part("dirichlet", alpha=1.0), 5, r"partition\.min_size: dirichlet needs it"),
         (part("dirichlet", alpha="x", min_size=1), 5, r"partition\.alpha: .*valid number"),
@@ -359,6 +385,22 @@ def test_partitions_are_cached_and_described(tmp_path: Path) -> None:
     assert described["arguments"] == {"clients": 7, "seed": 3}
     assert described["samples"] == sum(map(len, described["indices"])) == 1437
     assert np.sum(described["label_counts"]) == 1437
+
+
+def test_a_changed_partition_function_is_run_again(tmp_path: Path, monkeypatch) -> None:
+    code = "import numpy as np\ndef cut(labels, clients, seed):\n    return np.array_split({}, 2)\n"
+    module = tmp_path / "own_partition.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    digits = Component(**{"_target_": "fedwsa.data.sources.digits"})
+    own = Component(**{"_target_": "own_partition.cut"})
+    hashes = []
+    for order in ("np.arange(1437)", "np.arange(1437)[::-1]"):
+        module.write_text(code.format(order))
+        sys.modules.pop("own_partition", None)
+        importlib.invalidate_caches()
+        _open.cache_clear()
+        hashes.append(open_federated(digits, own, 2, 0, str(tmp_path / "c")).partition.hash)
+    assert hashes[0] != hashes[1]
 
 
 def test_a_fifth_of_a_client_is_held_out_and_nothing_of_a_tiny_one(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg, Krum
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedTrimmedAvg, Krum
 from torch import nn
 
 from fedwsa import FedWSA, ScopeAlignment, WeightScope, messages
@@ -198,6 +198,11 @@ def test_clients_without_the_other_half_are_named_as_the_cause() -> None:
 def test_impossible_settings_are_refused_at_construction(arguments, message) -> None:
     with pytest.raises(ValueError, match=message):
         FedWSA(FedAvg(), **arguments)
+
+
+def test_rescaling_is_refused_for_a_strategy_with_its_own_copy_of_the_model() -> None:
+    with pytest.raises(ValueError, match="does not go with FedAvgM"):
+        FedWSA(FedAvgM(), align="after")
 
 
 def test_the_default_strength_depends_on_the_reduction() -> None:

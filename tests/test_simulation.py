@@ -157,7 +157,7 @@ def faulty(config: Config, faults: dict[int, str]) -> ClientApp:
         elif fault == "examples":
             reply.content["metrics"]["num-examples"] = 0
         elif fault == "loss":
-            del reply.content["metrics"]["loss"]
+            del reply.content["metrics"]["train_loss"]
         reply.content["arrays"] = ArrayRecord({k: _array(a) for k, a in arrays.items()})
         return reply
 
@@ -186,7 +186,7 @@ def test_bad_clients_are_counted_named_and_left_out_of_the_average(
         "round 2, train: client 1 failed: 1.bias is NaN or infinite",
         "client 2 failed: wrong arrays: 1.bias is (199,), not (200,)",
         "client 4 failed: num-examples must be positive",
-        "client 5 failed: the metrics have no number loss",
+        "client 5 failed: the metrics have no number train_loss",
     ):
         assert line in log
     # What is left is client 3 alone: the average of one is that client's own model.
@@ -210,9 +210,9 @@ def test_a_strategy_that_raises_is_named_with_its_hook(cache: str, tmp_path: Pat
     stranger = ["strategy._target_=tests.stranger.Halfway", "strategy.args.step=2.0"]
     with pytest.raises(RunError) as caught:
         simulate(configured(cache, *stranger), tmp_path)
-    assert str(caught.value) == (
-        "round 1: Halfway.aggregate_train raised ArithmeticError: a step of 2 leads nowhere"
-    )
+    line = "round 1: Halfway.aggregate_train raised ArithmeticError: a step of 2 leads nowhere"
+    assert str(caught.value) == line
+    assert line in (tmp_path / "run.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -220,13 +220,17 @@ def test_a_strategy_that_raises_is_named_with_its_hook(cache: str, tmp_path: Pat
     [
         ["strategy=fedadam", "strategy.args.eta=0.02"],
         ["strategy=fedprox", "strategy.args.proximal_mu=0.5", "wsa=on", "wsa.align=after"],
+        ["strategy._target_=flwr.serverapp.strategy.QFedAvg"],
         ["strategy._target_=tests.stranger.Halfway", "strategy.args.step=0.5"],
     ],
-    ids=["fedadam", "fedprox+wsa", "a stranger's"],
+    ids=["fedadam", "fedprox+wsa", "qfedavg", "a stranger's"],
 )
 def test_other_strategies_run_and_the_model_keeps_its_dtype(
     overrides: list[str], cache: str, tmp_path: Path
 ) -> None:
     simulate(configured(cache, "rounds=2", *overrides), tmp_path)
     assert {t.dtype for t in weights(tmp_path).values()} == {torch.float32}
-    assert len(pd.read_csv(tmp_path / "history.csv")) == 2
+    table = pd.read_csv(tmp_path / "history.csv")
+    assert len(table) == 2
+    # clients.fraction=0.5 of six holds for each, whatever its constructor takes.
+    assert [len(c.split()) for c in table["cohort"]] == [3, 3]

@@ -64,6 +64,7 @@ def test_an_epoch_sees_each_sample_once_and_never_a_batch_of_one() -> None:
     assert torch.cat(parts).sort().values.tolist() == list(range(13))
     assert [len(p) for p in batches(14, 4, random)] == [4, 4, 4, 2]
     assert [len(p) for p in batches(1, 4, random)] == [1]
+    assert [len(p) for p in batches(3, 1, random)] == [1, 1, 1]  # asked for
 
 
 def test_strength_zero_trains_to_the_same_bits_as_no_alignment() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedwsa import seeding
-from fedwsa.components import Component, build
+from fedwsa.components import Component, build, locate
 from fedwsa.data.cache import fetch, store
 from fedwsa.data.images import ImageData, Source, load_images
 from fedwsa.data.partition import Partition, describe, make_shares
@@ -61,11 +63,12 @@ def open_source(dataset: Component) -> Source:
 
 @lru_cache(maxsize=1)
 def _open(dataset: str, partition: str, clients: int, seed: int, cache_dir: str) -> FederatedData:
-    source = open_source(Component.model_validate_json(dataset))
+    source = open_source(Component.model_validate(json.loads(dataset)))
     images = load_images(source, cache_dir)
-    component = Component.model_validate_json(partition)
-    versions = [version(p) for p in ("fedwsa", "flwr-datasets", "numpy")]
-    facts = repr((source.key, partition, clients, seed, versions))
+    component = Component.model_validate(json.loads(partition))
+    versions = [version(p) for p in ("flwr-datasets", "numpy")]
+    code = Path(inspect.getfile(locate(component.target, "partition"))).read_bytes()
+    facts = repr((source.key, partition, clients, seed, versions, code))
     key = hashlib.sha256(facts.encode()).hexdigest()[:24]
     file = Path(cache_dir).expanduser() / "partitions" / f"{key}.safetensors"
     labels = images.train.labels.numpy()
@@ -96,8 +99,8 @@ def open_federated(
         :func:`fedwsa.data.partition.make_shares`.
     """
     return _open(
-        dataset.model_dump_json(by_alias=True),
-        partition.model_dump_json(by_alias=True),
+        json.dumps(dataset.model_dump(by_alias=True)),
+        json.dumps(partition.model_dump(by_alias=True)),
         clients,
         seed,
         cache_dir,

@@ -93,6 +93,11 @@ def load_images(source: Source, cache_dir: str | Path) -> ImageData:
     if cached is None:
         train, test = source.decode()
         classes = int(max(train.labels.max(), test.labels.max())) + 1
+        if classes > len(train):
+            raise ConfigError(
+                f"dataset: labels run up to {classes - 1}, with only {len(train)} training "
+                "images; labels must be 0, 1, ... up to the number of classes"
+            )
         mean, std = channel_statistics(train.pixels)
         store(
             file,

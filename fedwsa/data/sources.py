@@ -71,7 +71,7 @@ def _torchvision_part(name: str, root: Path, train: bool) -> Images:
     except (OSError, RuntimeError) as error:
         # urllib's errors are OSErrors; torchvision raises RuntimeError for what it cannot load.
         wanted = _looked_for(kind, name, root)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
             f"dataset={name}: could not be downloaded ({reason}); offline, put {wanted}"
         ) from None
@@ -144,7 +144,9 @@ def _parquet_part(file: Path, image_column: str | None, label_column: str | None
         encoded = encoded.field("bytes")
     labels = table[label].to_numpy()
     if table[label].null_count or labels.min() < 0:
-        raise ConfigError(f"dataset.path: {file}, column {label}: labels must be 0 or more")
+        raise ConfigError(
+            f"dataset.path: {file}, column {label}: labels must be 0 or more, none missing"
+        )
     names = [f"{file}, row {i}" for i in range(table.num_rows)]
     blobs: Sequence[bytes | None] = encoded.to_pylist()
     pixels = decode_images(blobs, names, f"Decoding {file.name}")
@@ -220,12 +222,12 @@ def image_folder(*, path: str) -> Source:
 def decode_images(
     blobs: Sequence[bytes | None], names: Sequence[str], description: str
 ) -> torch.Tensor:
-    """Decode image files of one size to uint8, shape ``(N, C, H, W)``; C is 1 or 3.
+    """Decode image files of one size to uint8, shape ``(N, C, H, W)``; C is 1 if all are grey.
 
     Raises
     ------
     ConfigError
-        Names the first image that cannot be read or has another size.
+        Names the first image that cannot be read, has another size or more than 8 bits.
     """
 
     def decode(blob: bytes | None) -> Image.Image | None:
@@ -239,9 +241,7 @@ def decode_images(
     first = decode(blobs[0])
     if first is None:
         raise ConfigError(f"dataset.path: {names[0]} is not a readable image")
-    mode = "L" if first.mode in ("1", "L") else "RGB"
-    shape = (len(blobs), first.height, first.width, *([3] if mode == "RGB" else []))
-    pixels = np.empty(shape, dtype=np.uint8)
+    pixels = np.empty((len(blobs), first.height, first.width, 1), dtype=np.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         images = pool.map(decode, blobs)
         progress = track(images, description, total=len(blobs), transient=True)
@@ -253,9 +253,15 @@ def decode_images(
                     f"dataset.path: images of mixed sizes: {names[i]} is "
                     f"{image.width}x{image.height}, {names[0]} {first.width}x{first.height}"
                 )
-            pixels[i] = np.asarray(image.convert(mode))
-    tensor = torch.from_numpy(pixels)
-    return tensor[:, None] if mode == "L" else tensor.permute(0, 3, 1, 2).contiguous()
+            if image.mode.startswith(("I", "F")):
+                raise ConfigError(
+                    f"dataset.path: {names[i]} has more than 8 bits a channel (mode {image.mode})"
+                )
+            grey = image.mode in ("1", "L")
+            if not grey and pixels.shape[-1] == 1:  # the first in colour: all become colour
+                pixels = np.repeat(pixels, 3, axis=-1)
+            pixels[i] = np.atleast_3d(np.asarray(image.convert("L" if grey else "RGB")))
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
 def _require_one_shape(train: Images, test: Images, names: Sequence[Path]) -> None:

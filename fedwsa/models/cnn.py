@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from pydantic import PositiveFloat, PositiveInt
+from typing import Annotated
+
+from pydantic import Field, PositiveFloat
 from torch import nn
 
 from fedwsa.models import ImageShape, require_side, scaled
 
+Depth = Annotated[int, Field(ge=1, le=12)]
 
-def cnn(image: ImageShape, classes: int, *, width: PositiveFloat, depth: PositiveInt) -> nn.Module:
+
+def cnn(image: ImageShape, classes: int, *, width: PositiveFloat, depth: Depth) -> nn.Module:
     """LeNet-like: ``depth`` times (5x5 convolution, ReLU, halving), then a dense layer of 128.
 
     Channels are 16·width at first and double at each halving.
@@ -25,9 +29,7 @@ def cnn(image: ImageShape, classes: int, *, width: PositiveFloat, depth: Positiv
     return nn.Sequential(*layers, nn.Flatten(), dense, nn.ReLU(), nn.Linear(hidden, classes))
 
 
-def cnn_pfl(
-    image: ImageShape, classes: int, *, width: PositiveFloat, depth: PositiveInt
-) -> nn.Module:
+def cnn_pfl(image: ImageShape, classes: int, *, width: PositiveFloat, depth: Depth) -> nn.Module:
     """The CNN of the CIFAR-10 benchmark of pfl-research, 1,626,442 parameters at 3x32x32.
 
     ``depth`` (there 2) unpadded 3x3 convolutions of 32, 64, … channels with ReLU, one halving,

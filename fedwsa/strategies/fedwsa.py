@@ -9,7 +9,7 @@ from typing import Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedAvgM, Strategy
 from flwr.supercore import log
 
 from fedwsa import messages
@@ -109,6 +109,11 @@ class FedWSA(Strategy):
         choose(Fusion, fusion, "fusion")
         self.fusion = fusion
         self.align = choose(Align, align, "align")
+        if align == "after" and isinstance(strategy, FedAvgM):
+            raise ValueError(
+                "align='after' does not go with FedAvgM, which continues from its own copy of "
+                "the model: each rescaling would enter its momentum"
+            )
         self.layers = layers
         self._follows_fused = target == "fused"
         self.target: WeightScope | None = None
