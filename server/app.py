@@ -78,13 +78,7 @@ class Federation:
         self.console = console or Console()
         self.device = resolve_device(config.device)
         self.strategy = build_strategy(config)
-        self.data: FederatedData = open_federated(
-            config.dataset.source,
-            config.partition,
-            config.clients.count,
-            config.seed,
-            config.cache_dir,
-        )
+        self.data: FederatedData = open_federated(*config.data_key)
         images = self.data.images
         self.model = build_model(config.model, images.shape, images.classes, config.seed)
         if isinstance(self.strategy, FedWSA):
