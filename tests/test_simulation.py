@@ -220,7 +220,10 @@ def test_a_strategy_that_raises_is_named_with_its_hook(cache: str, tmp_path: Pat
     [
         ["strategy=fedadam", "strategy.args.eta=0.02"],
         ["strategy=fedprox", "strategy.args.proximal_mu=0.5", "wsa=on", "wsa.align=after"],
-        ["strategy._target_=flwr.serverapp.strategy.QFedAvg"],
+        [
+            "strategy._target_=flwr.serverapp.strategy.QFedAvg",
+            "strategy.args.client_learning_rate=0.03",
+        ],
         ["strategy._target_=tests.stranger.Halfway", "strategy.args.step=0.5"],
     ],
     ids=["fedadam", "fedprox+wsa", "qfedavg", "a stranger's"],
