@@ -1,0 +1,60 @@
+"""The fleet as the server sees it: waiting, mapping nodes to partitions, ordering replies."""
+
+from __future__ import annotations
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
+
+from fedwsa.components import ConfigError
+from server.nodes import PartitionGrid
+from tests.test_fedwsa import Nodes
+
+pytestmark = pytest.mark.usefixtures("task_identity")
+
+
+class Fleet(Nodes):
+    """A grid whose nodes answer at once, in the order given, each with its partition."""
+
+    def __init__(self, partitions: dict[int, int | None], late: int = 0) -> None:
+        self.partitions, self.late = partitions, late
+
+    def get_node_ids(self):
+        # At first not all nodes are there; each look finds one more.
+        hidden, self.late = self.late, max(0, self.late - 1)
+        return list(self.partitions)[: len(self.partitions) - hidden]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        return [self.answer(m) for m in messages]
+
+    def answer(self, message: Message) -> Message:
+        partition = self.partitions[message.metadata.dst_node_id]
+        if partition is None:
+            return Message(Error(2, "no data here"), reply_to=message)
+        record = ConfigRecord({"partition-id": partition})
+        return Message(RecordDict({"config": record}), reply_to=message)
+
+
+def test_nodes_are_awaited_and_stand_in_the_order_of_their_partitions() -> None:
+    grid = PartitionGrid(Fleet({77: 2, 5: 0, 31: 1}, late=2), 3)
+    assert grid.get_node_ids() == [5, 31, 77]
+    assert [grid.client(node) for node in (77, 5, 31)] == [2, 0, 1]
+
+
+def test_replies_come_in_the_order_of_partitions() -> None:
+    grid = PartitionGrid(Fleet({77: 2, 5: 0, 31: 1}), 3)
+    sent = [Message(RecordDict(), node, MessageType.QUERY) for node in (77, 31, 5)]
+    replies = grid.send_and_receive(sent)
+    assert [r.metadata.src_node_id for r in replies] == [5, 31, 77]
+
+
+@pytest.mark.parametrize(
+    ("partitions", "count", "message"),
+    [
+        ({1: 0, 2: 0}, 2, "two nodes have partition 0"),
+        ({1: 0, 2: None}, 2, "node 2 does not say its partition: no data here"),
+        ({1: 0}, 2, r"only 1 of 2 nodes came in 0\.2 s"),
+    ],
+)
+def test_a_fleet_that_cannot_be_is_refused(partitions, count, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PartitionGrid(Fleet(partitions), count, patience=0.2)
