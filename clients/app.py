@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from clients.training import draw_conditions, train
 from fedwsa import messages, seeding
-from fedwsa.config import Config, compose
+from fedwsa.config import Config, from_run_config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.images import crop_flip, normalise
 from fedwsa.devices import resolve_device
@@ -42,19 +40,15 @@ def build(config: Config | None = None) -> ClientApp:
 
     @app.train()
     def train_client(message: Message, context: Context) -> Message:
-        return _train(_config(config, context), message, _client(context))
+        run = config or from_run_config(context.run_config)
+        return _train(run, message, _client(context))
 
     @app.evaluate()
     def evaluate_client(message: Message, context: Context) -> Message:
-        return _evaluate(_config(config, context), message, _client(context))
+        run = config or from_run_config(context.run_config)
+        return _evaluate(run, message, _client(context))
 
     return app
-
-
-def _config(config: Config | None, context: Context) -> Config:
-    if config is not None:
-        return config
-    return compose(shlex.split(str(context.run_config.get("overrides", ""))))
 
 
 def _client(context: Context) -> int:
@@ -79,9 +73,8 @@ def _train(config: Config, message: Message, client: int) -> Message:
     instructions = find_record(message.content, messages.SERVER_ROUND)
     if instructions is None:
         raise ValueError(f"the message names no {messages.SERVER_ROUND}")
-    random = seeding.generator(
-        config.seed, "train", int(instructions[messages.SERVER_ROUND]), client
-    )
+    key = (int(instructions[messages.SERVER_ROUND]), client)
+    random = seeding.generator(config.seed, "train", *key)
 
     def prepare(pixels: Tensor) -> Tensor:
         if config.dataset.augment == "crop_flip":
@@ -90,7 +83,7 @@ def _train(config: Config, message: Message, client: int) -> Message:
 
     objectives = [kind(model, message.content) for kind in OBJECTIVES]
     # Dropout draws from the global generator: seeded for this client and round, put back after.
-    with seeding.seeded(int(random.initial_seed()), "dropout"):
+    with seeding.seeded(config.seed, "dropout", *key):
         loss = train(
             model,
             data.images.train.pixels[chosen].to(device),

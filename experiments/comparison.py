@@ -72,8 +72,12 @@ def compare(runs: list[tuple[str, Path]], folder: Path) -> None:
     console = Console()
     console.print(table)
     if done:
-        same = len({tuple(h["cohort"].astype(str)) for h in histories}) == 1
-        console.print(f"cohorts: {'the same in all runs' if same else 'differ between runs'}")
+        cohorts: dict[int, set[tuple[str, ...]]] = {}
+        for result, history in zip(results, histories, strict=True):
+            cohorts.setdefault(result["seed"], set()).add(tuple(history["cohort"].astype(str)))
+        same = all(len(distinct) == 1 for distinct in cohorts.values())
+        verdict = "the same in all runs of a seed" if same else "differ between runs of a seed"
+        console.print(f"cohorts: {verdict}")
         rows = [{"run": label, **result} for label, result in zip(labels, results, strict=True)]
         pd.DataFrame(rows).to_csv(folder / "comparison.csv", index=False)
         plot_curves(list(zip(labels, histories, strict=True)), folder / "comparison.png")

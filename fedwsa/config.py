@@ -7,7 +7,9 @@ arguments of exchangeable parts are checked against their signatures, see
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -186,6 +188,22 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     """
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return parse(hydra_compose("config", overrides=free_arguments(overrides)))
+
+
+def from_run_config(run_config: Mapping[str, object]) -> Config:
+    """Compose the run of a deployment: Flower's run_config takes scalars, so all is in one.
+
+    Parameters
+    ----------
+    run_config
+        Its ``overrides`` are written as on the command line; none: the defaults.
+    """
+    return _composed(str(run_config.get("overrides", "")))
+
+
+@lru_cache(maxsize=1)  # a client asks at every message
+def _composed(overrides: str) -> Config:
+    return compose(shlex.split(overrides))
 
 
 def free_arguments(overrides: Sequence[str]) -> list[str]:

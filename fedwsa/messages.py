@@ -82,6 +82,14 @@ def mismatch(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str
     return None
 
 
+def unusable(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """Why tensors cannot stand for a model: names, shapes, NaN; None if they can."""
+    if problem := mismatch(given, expected):
+        return problem
+    bad = [name for name, tensor in given.items() if not tensor.isfinite().all()]
+    return f"{bad[0]} is NaN or infinite" if bad else None
+
+
 def cast_like(arrays: ArrayRecord, reference: Mapping[str, Tensor]) -> ArrayRecord:
     """The arrays in the dtypes of ``reference`` (Flower's FedAdam answers in float64)."""
     return to_arrays(

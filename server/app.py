@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 
 from fedwsa import messages
 from fedwsa.components import ConfigError
-from fedwsa.config import Config, compose
+from fedwsa.config import Config, from_run_config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import Score, evaluate
@@ -48,7 +47,7 @@ def build(federation: Federation | None = None) -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         run = federation
         if run is None:
-            config = compose(shlex.split(str(context.run_config.get("overrides", ""))))
+            config = from_run_config(context.run_config)
             run = Federation(config, Path("runs") / f"flower-{context.run_id}")
         run.start(grid)
 
@@ -168,6 +167,7 @@ class Federation:
         )
         result = {
             "algorithm": self.config.label,
+            "seed": self.config.seed,
             "accuracy": last.score.accuracy,
             "loss": last.score.loss,
             "rounds": len(records),

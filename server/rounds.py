@@ -156,18 +156,13 @@ class RoundLoop:
             logger.warning("round %d: the strategy returned no model, the old one stays", number)
         else:
             self.arrays = self._accepted(arrays, number)
-        if isinstance(self.strategy, FedWSA):
-            record.scopes = self.strategy.report
+            if isinstance(self.strategy, FedWSA):
+                record.scopes = self.strategy.report
         record.seconds["aggregate"] = time.perf_counter() - start
 
     def _accepted(self, arrays: ArrayRecord, number: int) -> ArrayRecord:
         """The aggregate in the model's dtypes, if it is one of the model's at all."""
-        tensors = messages.to_tensors(arrays)
-        problem = messages.mismatch(tensors, self._reference)
-        if problem is None:
-            bad = [k for k, t in tensors.items() if not t.isfinite().all()]
-            problem = f"{bad[0]} is NaN or infinite" if bad else None
-        if problem is not None:
+        if problem := messages.unusable(messages.to_tensors(arrays), self._reference):
             name = type(self.strategy).__name__
             raise RunError(f"round {number}: the model that {name} returned is unusable: {problem}")
         return messages.cast_like(arrays, self._reference)
@@ -270,11 +265,9 @@ class RoundLoop:
         arrays = messages.only_arrays(reply.content)
         if arrays is None:
             return "the reply must hold exactly one ArrayRecord"
-        tensors = messages.to_tensors(arrays)
-        if problem := messages.mismatch(tensors, self._reference):
+        if problem := messages.unusable(messages.to_tensors(arrays), self._reference):
             return f"wrong arrays: {problem}"
-        bad = [k for k, t in tensors.items() if not t.isfinite().all()]
-        return f"{bad[0]} is NaN or infinite" if bad else None
+        return None
 
 
 def _number(metrics: MetricRecord, key: str) -> float:

@@ -183,7 +183,7 @@ def test_bad_clients_are_counted_named_and_left_out_of_the_average(
     for line in (
         "round 1, train: client 0 failed: ",
         "the battery is empty",
-        "round 2, train: client 1 failed: 1.bias is NaN or infinite",
+        "round 2, train: client 1 failed: wrong arrays: 1.bias is NaN or infinite",
         "client 2 failed: wrong arrays: 1.bias is (199,), not (200,)",
         "client 4 failed: num-examples must be positive",
         "client 5 failed: the metrics have no number train_loss",

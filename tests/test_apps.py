@@ -1,0 +1,84 @@
+"""The two apps as a deployment has them: module-level, composed from run_config, no runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from flwr.app import Context, RecordDict
+
+import clients.app
+import server.app
+from tests.test_fedwsa import Nodes
+
+pytestmark = pytest.mark.usefixtures("task_identity")
+
+
+class Loopback(Nodes):
+    """A grid that hands each message to the ClientApp, with a context kept for each node."""
+
+    def __init__(self, count: int, run_config: dict) -> None:
+        super().__init__(count)
+        self.contexts = {
+            node: context({"partition-id": node - 1}, run_config) for node in self.get_node_ids()
+        }
+
+    def send_and_receive(self, messages, *, timeout=None):
+        return [
+            clients.app.app(m, self.contexts[m.metadata.dst_node_id]) for m in list(messages)[::-1]
+        ]
+
+
+def context(node_config: dict, run_config: dict) -> Context:
+    return Context(1, 1, node_config, RecordDict(), run_config)
+
+
+def run(folder: Path, overrides: str) -> pd.DataFrame:
+    run_config = {"overrides": f"clients.count=4 local.epochs=1 cache_dir={folder}/c {overrides}"}
+    server.app.app(Loopback(4, run_config), context({}, run_config))
+    return pd.read_csv(folder / "runs" / "flower-1" / "history.csv")
+
+
+def test_both_apps_compose_the_run_from_overrides(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = run(
+        tmp_path,
+        "wsa=on model=cnn dataset.augment=crop_flip rounds=3 evaluation.every=2 "
+        "evaluation.clients_every=2 clients.fraction=0.5",
+    )
+    # Every second round, and after the last.
+    assert table["accuracy"].notna().tolist() == [False, True, True]
+    assert table["client_accuracy_mean"].notna().tolist() == [False, True, True]
+    assert [len(c.split()) for c in table["cohort"]] == [2, 2, 2]
+    assert (tmp_path / "runs" / "flower-1" / "scopes.csv").exists()
+
+
+def test_augmentation_changes_what_is_learned_and_dropout_repeats(tmp_path, monkeypatch) -> None:
+    losses = {}
+    for name, overrides in {
+        "plain": "dataset.augment=none",
+        "augmented": "dataset.augment=crop_flip",
+        "dropout": "model=cnn_pfl model.width=0.25",
+        "dropout again": "model=cnn_pfl model.width=0.25",
+    }.items():
+        folder = tmp_path / name.replace(" ", "-")
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        losses[name] = run(folder, f"rounds=1 {overrides}")["train_loss"].item()
+    assert losses["plain"] != losses["augmented"]
+    assert losses["dropout"] == losses["dropout again"]
+
+
+def test_clients_too_small_for_a_hold_out_train_and_are_not_scored(tmp_path, monkeypatch) -> None:
+    # 1437 digits over 400 clients: three or four each, so nobody holds anything out.
+    monkeypatch.chdir(tmp_path)
+    run_config = {
+        "overrides": "clients.count=400 clients.fraction=0.02 partition=iid rounds=1 "
+        f"local.epochs=1 cache_dir={tmp_path}/c"
+    }
+    server.app.app(Loopback(400, run_config), context({}, run_config))
+    table = pd.read_csv(tmp_path / "runs" / "flower-1" / "history.csv")
+    assert len(table["cohort"][0].split()) == 8
+    assert table["client_accuracy_mean"].isna().all()
+    assert table["failed"].isna().all()
