@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 
-os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # or Ray warns of a later default
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# First of all imports: it sets what Flower, Ray and Hydra read from the environment.
+import experiments.simulate  # noqa: F401, I001
 
 import pytest
 from flwr.supercore.task_identity import TaskIdentity

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import ray
 import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
@@ -147,7 +148,7 @@ def faulty(config: Config, faults: dict[int, str]) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         fault = faults.get(int(context.node_config["partition-id"]))
         if fault == "raise":
-            raise RuntimeError("the battery is empty")
+            raise RuntimeError(f"the battery of {ray.util.get_node_ip_address()} is empty")
         reply = honest(message, context)
         arrays: Any = {k: a.numpy().copy() for k, a in reply.content["arrays"].items()}
         if fault == "nan":
@@ -182,7 +183,7 @@ def test_bad_clients_are_counted_named_and_left_out_of_the_average(
     log = (tmp_path / "faulty" / "run.log").read_text()
     for line in (
         "round 1, train: client 0 failed: ",
-        "the battery is empty",
+        "the battery of 127.0.0.1 is empty",  # Ray keeps to this machine
         "round 2, train: client 1 failed: wrong arrays: 1.bias is NaN or infinite",
         "client 2 failed: wrong arrays: 1.bias is (199,), not (200,)",
         "client 4 failed: num-examples must be positive",
