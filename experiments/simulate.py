@@ -107,7 +107,7 @@ def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) 
     log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(log_file)
     try:
-        _run_on_flower(federation, client_app)
+        _RUNTIMES[config.runtime.name](federation, client_app)
     except RunError as error:  # the terminal gets it from the command, the folder here
         log_file.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": str(error)}))
         raise
@@ -154,6 +154,27 @@ def _run_on_flower(federation: Federation, client_app: ClientApp | None) -> None
     )
 
 
+def _run_on_ray(federation: Federation, client_app: ClientApp | None) -> None:
+    """Run the apps on our engine."""
+    from clients import app as clients
+    from fedwsa.simulation import run_simulation
+    from server import app as server
+
+    config, runtime = federation.config, federation.config.runtime
+    run_simulation(
+        server.build(federation),
+        client_app or clients.build(config),
+        config.clients.count,
+        workers=runtime.workers,
+        gpus_per_worker=runtime.gpus_per_worker or 0.0,
+        address=runtime.address,
+        work=[float(len(share)) for share in federation.data.partition.shares],
+    )
+
+
+_RUNTIMES = {"ray": _run_on_ray, "flower": _run_on_flower}
+
+
 def _workers(wanted: int | None) -> int:
     cores = os.cpu_count() or 1
     if wanted is not None and wanted > cores:
@@ -166,8 +187,9 @@ def _quiet_libraries() -> None:
     if "FLWR_LOG_LEVEL" not in os.environ:
         logging.getLogger("flwr").setLevel(logging.CRITICAL)
     if not logger.handlers:
-        logger.addHandler(RichHandler(console=console, show_time=False, show_path=False))
-        logger.setLevel(logging.INFO)
+        handler = RichHandler(logging.INFO, console=console, show_time=False, show_path=False)
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG)  # for run.log
         logger.propagate = False
 
 

@@ -69,6 +69,7 @@ class Clients(_Section):
     count: PositiveInt
     fraction: Fraction
     timeout: PositiveFloat | None
+    table: bool
 
 
 class Local(_Section):
@@ -121,8 +122,20 @@ class Evaluation(_Section):
 class Runtime(_Section):
     """What runs the clients."""
 
-    name: Literal["flower"]
+    name: Literal["ray", "flower"]
     workers: PositiveInt | None
+    address: str | None
+    gpus_per_worker: NonNegativeFloat | None
+    cohort: PositiveInt | Literal["auto", "off"]
+
+    @model_validator(mode="after")
+    def _flower_has_less(self) -> Runtime:
+        if self.name == "flower":
+            if self.address is not None:
+                raise ValueError("address needs runtime=ray")
+            if self.cohort not in ("auto", "off"):
+                raise ValueError("cohort needs runtime=ray")
+        return self
 
 
 class Config(_Section):

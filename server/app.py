@@ -24,7 +24,7 @@ from fedwsa.scope import WeightScope, scoped_layers, stability
 from fedwsa.strategies.fedwsa import FedWSA
 from server.callbacks import Callback
 from server.callbacks.progress import ProgressDisplay
-from server.callbacks.tables import History, Scopes
+from server.callbacks.tables import ClientTable, History, Scopes
 from server.nodes import PartitionGrid
 from server.rounds import RoundLoop, RoundRecord
 from server.strategy import build_strategy
@@ -122,9 +122,15 @@ class Federation:
         callbacks: list[Callback] = [History(self.folder), display]
         if isinstance(self.strategy, FedWSA):
             callbacks.append(Scopes(self.folder))
+        if config.clients.table:
+            callbacks.append(ClientTable(self.folder))
+        if hasattr(grid, "on_progress"):  # our engine tells
+            grid.on_progress = display.on_progress
         try:
             fleet = PartitionGrid(grid, config.clients.count)
-            arrays = messages.to_arrays(messages.travelling_state(self.model))
+            # A copy: the model is scored with others' weights later.
+            state = {k: t.clone() for k, t in messages.travelling_state(self.model).items()}
+            arrays = messages.to_arrays(state)
             loop = RoundLoop(self.strategy, fleet, arrays, config, self._score)
             start = time.perf_counter()
             records = []

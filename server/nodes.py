@@ -13,6 +13,7 @@ from flwr.supercore.run import Run
 from fedwsa import messages
 from fedwsa.components import ConfigError
 from fedwsa.objectives import find_record
+from fedwsa.strategies.averaging import AveragedReplies
 
 
 class PartitionGrid(Grid):
@@ -40,18 +41,9 @@ class PartitionGrid(Grid):
 
     def __init__(self, grid: Grid, count: int, patience: float = 600.0) -> None:
         self._grid = grid
-        nodes = self._await_nodes(count, patience)
-        queries = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
-        found: dict[int, int] = {}
-        for reply in grid.send_and_receive(queries, timeout=patience):
-            node = reply.metadata.src_node_id
-            if reply.has_error():
-                raise ConfigError(f"node {node} does not say its partition: {reply.error.reason}")
-            answer = find_record(reply.content, messages.PARTITION_ID)
-            if answer is None:
-                raise ConfigError(f"node {node} does not say its partition")
-            found[node] = int(answer[messages.PARTITION_ID])
-        self._client = found
+        # Our engine knows the partitions; of other fleets every node is asked.
+        found = getattr(grid, "known_partitions", None) or self._ask(count, patience)
+        self._client: dict[int, int] = found
         self._nodes = sorted(found, key=lambda node: found[node])
         partitions = [found[node] for node in self._nodes]
         if len(set(partitions)) < len(partitions):
@@ -59,6 +51,21 @@ class PartitionGrid(Grid):
             raise ConfigError(f"two nodes have partition {twice}")
         if len(partitions) < count:
             raise ConfigError(f"{count - len(partitions)} of {count} nodes did not answer")
+
+    def _ask(self, count: int, patience: float) -> dict[int, int]:
+        """Wait for the nodes, and ask each for its partition."""
+        nodes = self._await_nodes(count, patience)
+        queries = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
+        found: dict[int, int] = {}
+        for reply in self._grid.send_and_receive(queries, timeout=patience):
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                raise ConfigError(f"node {node} does not say its partition: {reply.error.reason}")
+            answer = find_record(reply.content, messages.PARTITION_ID)
+            if answer is None:
+                raise ConfigError(f"node {node} does not say its partition")
+            found[node] = int(answer[messages.PARTITION_ID])
+        return found
 
     def _await_nodes(self, count: int, patience: float) -> list[int]:
         deadline = time.monotonic() + patience
@@ -83,9 +90,17 @@ class PartitionGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send, wait, and return the replies in the order of their partitions."""
+        """Send, wait, and return the replies in the order of their partitions.
+
+        Partial averages come in the order in which the grid gives them, their rows sorted.
+        """
         replies = self._grid.send_and_receive(messages, timeout=timeout)
-        return sorted(replies, key=lambda reply: self._client[reply.metadata.src_node_id])
+        if isinstance(replies, AveragedReplies):
+            return AveragedReplies(replies, sorted(replies.rows, key=self._client_of))
+        return sorted(replies, key=self._client_of)
+
+    def _client_of(self, reply: Message) -> int:
+        return self._client[reply.metadata.src_node_id]
 
     def set_run(self, run: Run) -> None:
         """Set the run of the wrapped grid."""

@@ -15,13 +15,11 @@ from flwr.serverapp.strategy import Strategy
 from fedwsa import messages, seeding
 from fedwsa.config import Config
 from fedwsa.evaluation import Score
+from fedwsa.strategies.averaging import AveragedReplies, averaged
 from fedwsa.strategies.fedwsa import FedWSA, ScopeReport
 from server.nodes import PartitionGrid
 
 logger = logging.getLogger("fedwsa")
-
-UNUSABLE_REPLY = 1001
-"""Flower error code (free above 1000) for a reply that cannot be averaged."""
 
 
 class RunError(RuntimeError):
@@ -65,6 +63,8 @@ class RoundRecord:
         The global model on the clients' hold-outs, in rounds that evaluate it.
     scopes : ScopeReport or None
         What FedWSA measured.
+    answers : dict of int to MetricRecord
+        What each client reported of its training, of those that did not fail.
     seconds : dict
         Wall time of the phases ``train``, ``aggregate``, ``evaluate``.
     """
@@ -77,6 +77,7 @@ class RoundRecord:
     score: Score | None = None
     clients: ClientScores | None = None
     scopes: ScopeReport | None = None
+    answers: dict[int, MetricRecord] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -140,15 +141,16 @@ class RoundLoop:
                 )
             )
         record.cohort = sorted(self.grid.client(m.metadata.dst_node_id) for m in instructions)
-        replies = self._exchange(instructions, number)
-        usable, failed = self._filter(replies, instructions, "train", number)
-        record.failed = failed
+        marked = averaged(self.strategy, instructions, [messages.TRAIN_LOSS])
+        replies = self._exchange(marked, number)
+        usable, record.failed = self._filter(replies, instructions, "train", number)
+        record.answers = usable
         record.seconds["train"] = time.perf_counter() - start
         start = time.perf_counter()
         if not usable:
             raise RunError(f"round {number}: all {len(instructions)} clients failed in training")
-        losses = np.array([_number(m, messages.TRAIN_LOSS) for m in usable])
-        examples = np.array([_number(m, messages.NUM_EXAMPLES) for m in usable])
+        losses = np.array([messages.number(m, messages.TRAIN_LOSS) for m in usable.values()])
+        examples = np.array([messages.number(m, messages.NUM_EXAMPLES) for m in usable.values()])
         record.train_loss = float(losses @ examples / examples.sum())
         with self._hook("aggregate_train", number):
             arrays, _ = self.strategy.aggregate_train(number, replies)
@@ -191,7 +193,7 @@ class RoundLoop:
         if not held_out:
             return
         record.clients = ClientScores.of(
-            [_number(m, messages.ACCURACY) for m in messages.reply_metrics(held_out)]
+            [messages.number(m, messages.ACCURACY) for m in messages.reply_metrics(held_out)]
         )
         with self._hook("aggregate_evaluate", number):
             self.strategy.aggregate_evaluate(number, held_out)
@@ -203,7 +205,8 @@ class RoundLoop:
     def _exchange(self, instructions: Sequence[Message], number: int) -> list[Message]:
         for message in instructions:
             message.metadata.group_id = str(number)
-        return list(self.grid.send_and_receive(instructions, timeout=self.config.clients.timeout))
+        replies = self.grid.send_and_receive(instructions, timeout=self.config.clients.timeout)
+        return replies if isinstance(replies, AveragedReplies) else list(replies)
 
     def _filter(
         self,
@@ -211,31 +214,35 @@ class RoundLoop:
         instructions: Sequence[Message],
         stage: str,
         number: int,
-    ) -> tuple[list[MetricRecord], list[int]]:
+    ) -> tuple[dict[int, MetricRecord], list[int]]:
         """Turn replies that cannot be averaged into errors, in place; name all that failed.
 
         Flower's strategies average NaN silently, and a wrong shape ends their run; an error
-        reply they leave out.
+        reply they leave out. Replies that were averaged where the clients are were checked
+        there.
 
         Returns
         -------
-        list of MetricRecord, list of int
-            The metrics of the usable replies, and the clients that failed.
+        dict of int to MetricRecord, list of int
+            The metrics of the clients with usable replies, and the clients that failed.
         """
+        rows = replies.rows if isinstance(replies, AveragedReplies) else replies
+        model = None if stage == "evaluate" or rows is not replies else self._reference
+        scores = [messages.TRAIN_LOSS] if stage == "train" else [messages.LOSS, messages.ACCURACY]
         sent = {m.metadata.dst_node_id: m for m in instructions}
         reasons: dict[int, str] = {}
-        usable = []
-        for i, reply in enumerate(replies):
+        usable = {}
+        for i, reply in enumerate(rows):
             client = self.grid.client(reply.metadata.src_node_id)
             if reply.has_error():
                 reasons[client] = reply.error.reason or "no reason given"
-            elif problem := self._problem(reply, stage):
+            elif problem := messages.unusable_reply(reply.content, scores, model=model):
                 reasons[client] = problem
                 instruction = sent[reply.metadata.src_node_id]
-                replies[i] = Message(Error(UNUSABLE_REPLY, problem), reply_to=instruction)
+                rows[i] = Message(Error(messages.UNUSABLE_REPLY, problem), reply_to=instruction)
             else:
-                usable.extend(messages.reply_metrics([reply]))
-        answered = {reply.metadata.src_node_id for reply in replies}
+                [usable[client]] = messages.reply_metrics([reply])
+        answered = {reply.metadata.src_node_id for reply in rows}
         for message in instructions:
             node = message.metadata.dst_node_id
             if node not in answered:
@@ -243,38 +250,13 @@ class RoundLoop:
                 late = "" if timeout is None else f" in {timeout:g} s"
                 reasons[self.grid.client(node)] = f"no answer{late}"
         for client, reason in sorted(reasons.items()):
-            logger.warning("round %d, %s: client %d failed: %s", number, stage, client, reason)
+            line, where, traceback = reason.partition("Traceback (most recent call last)")
+            line = " ".join(line.split())
+            logger.warning("round %d, %s: client %d failed: %s", number, stage, client, line)
+            if where:
+                logger.debug("client %d: %s", client, where + traceback)  # for run.log
         return usable, sorted(reasons)
-
-    def _problem(self, reply: Message, stage: str) -> str | None:
-        """Why a reply cannot be averaged; None if it can."""
-        metrics = messages.only_metrics(reply.content)
-        if metrics is None:
-            return "the reply must hold exactly one MetricRecord"
-        scores = [messages.TRAIN_LOSS] if stage == "train" else [messages.LOSS, messages.ACCURACY]
-        for key in [messages.NUM_EXAMPLES, *scores]:
-            if not isinstance(metrics.get(key), int | float):
-                return f"the metrics have no number {key}"
-        if stage == "evaluate":
-            return None
-        for key, value in metrics.items():
-            if not np.isfinite(value).all():
-                return f"metric {key} is NaN or infinite"
-        if _examples(reply) <= 0:
-            return f"{messages.NUM_EXAMPLES} must be positive"
-        arrays = messages.only_arrays(reply.content)
-        if arrays is None:
-            return "the reply must hold exactly one ArrayRecord"
-        if problem := messages.unusable(messages.to_tensors(arrays), self._reference):
-            return f"wrong arrays: {problem}"
-        return None
-
-
-def _number(metrics: MetricRecord, key: str) -> float:
-    value = metrics[key]
-    assert isinstance(value, int | float)  # _problem has refused lists
-    return float(value)
 
 
 def _examples(reply: Message) -> float:
-    return _number(messages.reply_metrics([reply])[0], messages.NUM_EXAMPLES)
+    return messages.number(messages.reply_metrics([reply])[0], messages.NUM_EXAMPLES)

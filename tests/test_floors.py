@@ -14,6 +14,7 @@ FRAMEWORKS = {"flwr": "flwr", "ray": "ray", "hydra": "hydra", "omegaconf": "hydr
 MAY_USE = {
     "fedwsa/strategies": {"flwr"},
     "fedwsa/messages.py": {"flwr"},
+    "fedwsa/arrays.py": {"flwr"},
     "fedwsa/simulation": {"flwr", "ray"},
     "fedwsa/config.py": {"hydra"},
 }

@@ -56,10 +56,8 @@ def history(folder: Path) -> str:
     return (folder / "history.csv").read_text()
 
 
-def test_one_worker_repeats_what_two_workers_did_to_the_bit(
-    aligned: Path, cache: str, tmp_path: Path
-) -> None:
-    simulate(configured(cache, "wsa=on", "runtime.workers=1"), tmp_path)
+def test_a_run_repeats_to_the_bit(aligned: Path, cache: str, tmp_path: Path) -> None:
+    simulate(configured(cache, "wsa=on", "runtime.workers=2"), tmp_path)
     assert history(tmp_path) == history(aligned)
     assert (tmp_path / "scopes.csv").read_text() == (aligned / "scopes.csv").read_text()
     assert equal(tmp_path, aligned)

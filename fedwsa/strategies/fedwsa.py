@@ -23,6 +23,7 @@ from fedwsa.scope import (
     choose,
     variance_from,
 )
+from fedwsa.strategies.averaging import averaged, averages_by
 
 Target = Literal["fused", "initial"]
 Align = Literal["none", "after"]
@@ -123,6 +124,11 @@ class FedWSA(Strategy):
             choose(Target, target, "target")
         self.report: ScopeReport | None = None
 
+    @property
+    def averages_by(self) -> str | None:
+        """As the wrapped strategy: scopes are fused from averages alone."""
+        return averages_by(self.strategy)
+
     def summary(self) -> None:
         """Log the settings, then those of the wrapped strategy."""
         log(
@@ -161,7 +167,7 @@ class FedWSA(Strategy):
                 contents[id(plain)] = self._with_target(plain, target)
         for message in configured:
             message.content = contents[id(message.content)]
-        return configured
+        return averaged(self, configured)
 
     def _with_target(self, content: RecordDict, target: MetricRecord) -> RecordDict:
         """A copy of the content with the target in it; arrays are shared, not copied.

@@ -28,15 +28,22 @@ class ProgressDisplay:
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[clients]}"),
             TextColumn("{task.fields[facts]}"),
             TimeElapsedColumn(),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task(label, total=rounds, facts="starting the clients ...")
+        self._task = self._progress.add_task(
+            label, total=rounds, facts="starting the clients ...", clients=""
+        )
         self._progress.start()
         if not console.is_terminal:
             self._line("starting the clients ...")
+
+    def on_progress(self, done: int, total: int) -> None:
+        """Show how many clients of the round have answered."""
+        self._progress.update(self._task, clients=f"clients {done}/{total}" if done < total else "")
 
     def on_round(self, record: RoundRecord) -> None:
         """Show accuracy, loss and seconds."""

@@ -111,3 +111,28 @@ class Scopes:
     def on_end(self) -> None:
         """Close the file."""
         self._table.close()
+
+
+class ClientTable:
+    """``clients.csv``: what each client reported of its training, a row per client and round."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._table: _Table | None = None
+        self._columns: list[str] = []
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Write a row per client; numbers have columns, lists are joined by spaces."""
+        if self._table is None:
+            self._columns = sorted({key for m in record.answers.values() for key in m})
+            columns = ["round", "client", *self._columns]
+            self._table = _Table(self._folder / "clients.csv", columns)
+        for client, metrics in sorted(record.answers.items()):
+            cells = [metrics.get(key) for key in self._columns]
+            joined = [" ".join(map(repr, c)) if isinstance(c, list) else c for c in cells]
+            self._table.write([record.round, client, *joined])
+
+    def on_end(self) -> None:
+        """Close the file."""
+        if self._table is not None:
+            self._table.close()

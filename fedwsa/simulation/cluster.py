@@ -1,0 +1,121 @@
+"""Ray: starting it on this machine alone, or joining a cluster that runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import warnings
+from typing import Any
+
+logger = logging.getLogger("fedwsa")
+
+_PATIENCE = 5.0  # seconds for an address to answer
+
+
+class SimulationError(ValueError):
+    """The simulation cannot start; the message is one line, fit for a person."""
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def connect(address: str | None, **init: Any) -> bool:
+    """Start Ray, or join a cluster, unless this process has done so already.
+
+    On one machine Ray listens on 127.0.0.1 only; its own default is every address.
+
+    Parameters
+    ----------
+    address
+        ``auto`` or ``HOST:PORT`` of a cluster; None: start Ray on this machine.
+    **init
+        Arguments of ``ray.init``.
+
+    Returns
+    -------
+    bool
+        Whether Ray was started or joined here, and is to be shut down by the caller.
+
+    Raises
+    ------
+    SimulationError
+        If nobody answers at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is None:  # read when Ray is imported
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    elif address != "auto":
+        _knock(address)
+    import ray
+
+    if ray.is_initialized():
+        return False
+    init = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR", **init}
+    if address is not None:
+        init = {"address": address, **{k: v for k, v in init.items() if k in _JOINING}}
+    else:
+        init.setdefault("num_cpus", cores())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            ray.init(**init)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            if address is None:
+                raise
+            line = str(error).splitlines()[0]
+            raise SimulationError(f"runtime.address={address}: no Ray cluster: {line}") from None
+    return True
+
+
+_JOINING = ("log_to_driver", "logging_level", "runtime_env", "namespace")
+
+
+def _knock(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise SimulationError(f"runtime.address={address}: must be auto or HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+    except OSError as error:
+        raise SimulationError(
+            f"runtime.address={address}: nobody answers there ({error}); "
+            "start a cluster with: ray start --head"
+        ) from None
+
+
+def places(cpus: float, gpus: float) -> int:
+    """How many workers fit, each with so many CPUs and GPUs, over all nodes."""
+    import ray
+
+    total = 0
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        has = node["Resources"] if node["Alive"] else {}
+        fit = int(has.get("CPU", 0) / cpus + 1e-9)
+        if gpus:
+            fit = min(fit, int(has.get("GPU", 0) / gpus + 1e-9))
+        total += fit
+    return total
+
+
+def count_workers(wanted: int | None, gpus: float) -> int:
+    """How many workers to start.
+
+    Raises
+    ------
+    SimulationError
+        If not even one fits.
+    """
+    fit = places(1, gpus)
+    if fit < 1:
+        need = f" with {gpus:g} of a GPU each" if gpus else ""
+        raise SimulationError(f"Ray has no place for a worker{need}")
+    if wanted is not None and wanted > fit:
+        what = f"places with {gpus:g} of a GPU" if gpus else "cores"
+        logger.warning(
+            "%d workers asked for, but there are %d %s: using %d", wanted, fit, what, fit
+        )
+    return min(wanted or fit, fit)

@@ -1,0 +1,229 @@
+"""The Ray actors: jobs to those that are free, answers as they come, the dead replaced."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+from ray import ObjectRef
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from fedwsa.simulation.transport import PackedContent
+from fedwsa.simulation.worker import Answers, Job, Worker
+
+logger = logging.getLogger("fedwsa")
+
+Number = tuple[int, int]
+"""Where a job stands in the order of sums: its own number, and which part of it, if it was cut."""
+
+
+@dataclass
+class Finished:
+    """A client's answer.
+
+    Attributes
+    ----------
+    message : Message
+        What it answers.
+    reply : Message or None
+        Without content; None: it failed with its worker, twice.
+    content : dict or None
+        Packed.
+    state : ObjectRef or None
+        Its new state, if it changed.
+    """
+
+    message: Message
+    reply: Message | None
+    content: PackedContent | None = None
+    state: ObjectRef[PackedContent] | None = None
+
+
+@dataclass
+class _Running:
+    job: Job
+    worker: int
+    number: Number
+    again: bool  # a second try, after the death of a worker
+    held: list[Finished] = field(default_factory=list)  # until the job's average is there
+    states: deque[Finished] = field(default_factory=deque)  # whose states come next
+    answered: set[str] = field(default_factory=set)
+
+
+class Pool:
+    """Workers in Ray actors.
+
+    Parameters
+    ----------
+    app
+        The ClientApp, the same for all.
+    run_id, partitions
+        See :class:`fedwsa.simulation.worker.Worker`.
+    workers
+        How many; each has a CPU.
+    gpus
+        Share of a GPU that each has.
+    """
+
+    def __init__(
+        self, app: ClientApp, run_id: int, partitions: int, workers: int, gpus: float = 0.0
+    ) -> None:
+        app_ref = ray.put(app)
+        options = {"num_cpus": 1, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
+        actor: Any = ray.remote(Worker).options(**options)
+        self._make: Callable[[], Any] = lambda: actor.remote(app_ref, run_id, partitions)
+        self._actors: list[Any] = [self._make() for _ in range(workers)]
+        self._free = deque(range(workers))
+        self._queue: deque[tuple[Job, Number, bool]] = deque()
+        self._running: dict[Any, _Running] = {}
+        self.averages: dict[Number, PackedContent] = {}
+        """Averages that have arrived, by the number of their job."""
+
+    @property
+    def size(self) -> int:
+        """How many workers there are."""
+        return len(self._actors)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any job is running or waiting."""
+        return bool(self._running or self._queue)
+
+    def submit(self, jobs: Sequence[Job], left: float | None = None) -> None:
+        """Put jobs in the queue; those that start at once may take ``left`` seconds."""
+        self._queue.extend((job, (i, 0), False) for i, job in enumerate(jobs))
+        self._dispatch(left)
+
+    def collect(self, timeout: float, left: float | None = None) -> Iterator[Finished]:
+        """Answers that have come, after waiting up to ``timeout`` seconds for the first.
+
+        Jobs that are started meanwhile may take ``left`` seconds.
+        """
+        self._dispatch(left)
+        if not self._running:
+            return
+        ready, _ = ray.wait(list(self._running), timeout=timeout, num_returns=1)
+        while ready:
+            for stream in ready:
+                yield from self._read(stream)
+            self._dispatch(left)
+            if not self._running:
+                return
+            ready, _ = ray.wait(list(self._running), timeout=0, num_returns=len(self._running))
+
+    def forget_waiting(self) -> None:
+        """Start none of the jobs that wait."""
+        self._queue.clear()
+
+    def abandon(self) -> None:
+        """Give up what is running or waiting; workers that run something are replaced."""
+        self._queue.clear()
+        for running in self._running.values():
+            self._replace(running.worker)
+            self._free.append(running.worker)
+        self._running.clear()
+
+    def close(self) -> None:
+        """End the actors."""
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def _dispatch(self, left: float | None) -> None:
+        while self._queue and self._free:
+            job, number, again = self._queue.popleft()
+            worker = self._free.popleft()
+            if left is not None:
+                job = replace(job, seconds=left)
+            stream = self._actors[worker].run.options(num_returns="streaming").remote(job)
+            self._running[stream] = _Running(job, worker, number, again)
+
+    def _read(self, stream: Any) -> Iterator[Finished]:
+        """The next object of a job's stream."""
+        running = self._running[stream]
+        try:
+            reference = next(stream)
+            if running.states:
+                finished = running.states.popleft()
+                finished.state = reference
+                yield from self._finish(running, [finished])
+                return
+            part: Answers = ray.get(reference)
+        except StopIteration:
+            yield from self._done(stream, running)
+        except RayError as error:
+            yield from self._failed(stream, running, error)
+        else:
+            yield from self._take(running, part)
+
+    def _take(self, running: _Running, part: Answers) -> Iterator[Finished]:
+        asked = {order.message.metadata.message_id: order.message for order in running.job.orders}
+        complete = []
+        for reply, content in part.rows:
+            key = reply.metadata.reply_to_message_id
+            finished = Finished(asked[key], reply, content)
+            if key in part.states:
+                running.states.append(finished)
+            else:
+                complete.append(finished)
+        if part.average is not None:
+            self.averages[running.number] = part.average
+        yield from self._finish(running, complete)
+
+    def _finish(self, running: _Running, answers: Sequence[Finished]) -> Iterator[Finished]:
+        """Hand answers on; those of a job that is averaged wait for the average."""
+        if running.job.weighting is not None:
+            running.held.extend(answers)
+            return
+        running.answered.update(a.message.metadata.message_id for a in answers)
+        yield from answers
+
+    def _done(self, stream: Any, running: _Running) -> Iterator[Finished]:
+        del self._running[stream]
+        self._free.append(running.worker)
+        yield from running.held
+
+    def _failed(self, stream: Any, running: _Running, error: RayError) -> Iterator[Finished]:
+        """A worker died, or could not send: try its unfinished clients once more, singly.
+
+        States are kept outside the workers and only replaced by an answer that has arrived, so
+        a client that is tried again starts from where it started before.
+        """
+        del self._running[stream]
+        self.averages.pop(running.number, None)
+        if isinstance(error, RayActorError) or not isinstance(error, RayTaskError):
+            self._replace(running.worker)
+        self._free.append(running.worker)
+        left = [
+            order
+            for order in running.job.orders
+            if order.message.metadata.message_id not in running.answered
+        ]
+        if running.again:
+            logger.warning("a client failed with its worker, twice: %s", _first_line(error))
+            yield from (Finished(order.message, None) for order in left)
+            return
+        logger.warning(
+            "a worker failed with %d clients left, which are tried again: %s",
+            len(left),
+            _first_line(error),
+        )
+        singles = [
+            (replace(running.job, orders=[order], cohort=1), (running.number[0], 1 + i), True)
+            for i, order in enumerate(left)
+        ]
+        self._queue.extendleft(reversed(singles))
+
+    def _replace(self, worker: int) -> None:
+        ray.kill(self._actors[worker])
+        self._actors[worker] = self._make()
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

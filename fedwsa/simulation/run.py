@@ -1,0 +1,119 @@
+"""``run_simulation``: Flower's function, on our engine."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedwsa.simulation.cluster import SimulationError, connect, count_workers
+
+__all__ = ["SimulationError", "run_simulation"]
+
+
+def run_simulation(
+    server_app: ServerApp,
+    client_app: ClientApp,
+    num_supernodes: int,
+    backend_name: str = "ray",
+    backend_config: dict[str, Any] | None = None,
+    enable_tf_gpu_growth: bool = False,
+    verbose_logging: bool = False,
+    *,
+    workers: int | None = None,
+    gpus_per_worker: float = 0.0,
+    address: str | None = None,
+    work: Sequence[float] | None = None,
+    cohort: int = 1,
+) -> None:
+    """Run a Flower app on this machine or on a Ray cluster; a drop-in for Flower's function.
+
+    The ServerApp runs in the calling thread, so that its errors and Ctrl-C reach the caller.
+    Clients are played by persistent Ray actors; what many messages share lies once in Ray's
+    object store. Replies to messages that a strategy marks as
+    :class:`~fedwsa.strategies.averaging.Averaged` are averaged where the clients are.
+
+    Parameters
+    ----------
+    server_app, client_app
+        Any apps of Flower's Message API.
+    num_supernodes
+        How many clients there are; client i has ``partition-id`` i in its ``node_config``.
+    backend_name
+        Only "ray".
+    backend_config
+        As Flower's: ``client_resources`` (``num_gpus``) and ``init_args`` (for ``ray.init``).
+        A worker has one CPU; ``num_cpus`` of ``client_resources`` above one makes fewer of them.
+    enable_tf_gpu_growth
+        Not supported: set ``TF_FORCE_GPU_ALLOW_GROWTH=true``.
+    verbose_logging
+        Show Flower's debug messages.
+    workers
+        Ray actors, a CPU each. None: as many as there are CPUs.
+    gpus_per_worker
+        Share of a GPU for each worker.
+    address
+        ``auto`` or ``HOST:PORT`` of a Ray cluster to join. None: start Ray here, on 127.0.0.1,
+        and shut it down at the end; a Ray that this process runs already is used, and stays.
+    work
+        What each client has to do in a training, in any unit, so that the longest start first.
+    cohort
+        How many clients a worker may train at once, if ``client_app`` is a
+        :class:`~fedwsa.simulation.cohort.CohortApp`.
+
+    Raises
+    ------
+    SimulationError
+        If an argument is wrong, nobody answers at ``address``, or no worker fits.
+    """
+    if backend_name != "ray":
+        raise SimulationError(f"backend_name={backend_name!r}: only ray is supported")
+    if enable_tf_gpu_growth:
+        raise SimulationError("enable_tf_gpu_growth: set TF_FORCE_GPU_ALLOW_GROWTH=true instead")
+    for name, value in (("num_supernodes", num_supernodes), ("workers", workers)):
+        if value is not None and value < 1:
+            raise SimulationError(f"{name}={value}: must be at least 1")
+    if work is not None and len(work) != num_supernodes:
+        raise SimulationError(f"work has {len(work)} entries for {num_supernodes} clients")
+    if verbose_logging:
+        logging.getLogger("flwr").setLevel(logging.DEBUG)
+    init, cpus, gpus = _from_backend(backend_config or {}, gpus_per_worker)
+
+    ours = connect(address, **init)
+    # Only now: importing Ray reads what connect() has set.
+    import ray
+
+    from fedwsa.simulation.grid import RayGrid
+    from fedwsa.simulation.pool import Pool
+
+    pool = None
+    try:
+        if workers is None and cpus > 1:
+            workers = max(1, int(count_workers(None, gpus) / cpus))
+        run = Run.create_empty(secrets.randbits(63))
+        # Flower asks who is speaking when a Message is made, and has no public way to say it.
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run.run_id, 1, 1
+        count = count_workers(workers, gpus)
+        pool = Pool(client_app, run.run_id, num_supernodes, count, gpus)
+        grid = RayGrid(pool, run, num_supernodes, work, cohort)
+        server_app(grid, Context(run.run_id, 0, {}, RecordDict(), {}))
+    finally:
+        if pool is not None:
+            pool.close()
+        if ours:
+            ray.shutdown()
+
+
+def _from_backend(config: dict[str, Any], gpus: float) -> tuple[dict[str, Any], float, float]:
+    """Arguments of ``ray.init``, CPUs and GPUs of a worker, from Flower's ``backend_config``."""
+    resources = config.get("client_resources", {})
+    init = {k.replace("-", "_"): v for k, v in config.get("init_args", {}).items()}
+    cpus = float(resources.get("num_cpus", resources.get("num-cpus", 1)))
+    return init, cpus, float(gpus or resources.get("num_gpus", resources.get("num-gpus", 0)))

@@ -1,0 +1,281 @@
+"""What runs in a Ray actor: the app, answering the messages of one client after the other."""
+
+from __future__ import annotations
+
+import signal
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from flwr.app import Context, Error, Message, MessageType, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+from flwr.supercore.task_identity import TaskIdentity
+from ray import ObjectRef
+
+from fedwsa import messages
+from fedwsa.simulation.averaging import PartialAverage, Weighting
+from fedwsa.simulation.cohort import CohortApp
+from fedwsa.simulation.transport import (
+    Packed,
+    PackedContent,
+    PackedRecord,
+    Record,
+    own_copy,
+    pack,
+    same,
+    shell,
+    unpack,
+)
+
+CLIENT_APP_RAISED = 2
+"""Error code of Flower's runtimes for a ClientApp that raised."""
+
+_FLUSH_SECONDS, _FLUSH_BYTES = 0.05, 1 << 20
+
+
+class _Late(BaseException):
+    """The time of a job is over; not an Exception, so that no app swallows it."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A message for one client.
+
+    Attributes
+    ----------
+    message : Message
+        Without its content.
+    partition : int
+        Of the client.
+    content : int
+        Which of the job's contents.
+    state : ObjectRef or None
+        The client's packed state; None: it has none.
+    """
+
+    message: Message
+    partition: int
+    content: int
+    state: ObjectRef[PackedContent] | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """Clients for one worker.
+
+    Attributes
+    ----------
+    orders : list of Order
+        In the order in which they are answered.
+    contents : list of dict
+        The distinct contents; arrays are references into the object store.
+    weighting : Weighting or None
+        Answer with one weighted average.
+    seconds : float or None
+        How long it may take.
+    cohort : int
+        How many clients may be trained at once.
+    """
+
+    orders: list[Order]
+    contents: list[dict[str, PackedRecord | ObjectRef[PackedRecord]]]
+    weighting: Weighting | None = None
+    seconds: float | None = None
+    cohort: int = 1
+
+
+@dataclass
+class Answers:
+    """A part of the answers to a job.
+
+    Attributes
+    ----------
+    rows : list of (Message, dict or None)
+        The replies without content, and their contents, packed; in a job that is averaged the
+        contents have no arrays.
+    states : list of Message ids
+        Clients whose new states follow in the stream, one object each.
+    average : dict or None
+        The packed average, in the last part.
+    """
+
+    rows: list[tuple[Message, PackedContent | None]] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+    average: PackedContent | None = None
+
+
+class Worker:
+    """Answers jobs; one lives in each Ray actor.
+
+    Parameters
+    ----------
+    app
+        The ClientApp.
+    run_id
+        Of the run.
+    partitions
+        How many there are.
+    """
+
+    def __init__(self, app: ClientApp, run_id: int, partitions: int) -> None:
+        # Flower asks who is speaking, and has no public way to say it.
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 1, 1
+        self._app, self._run_id, self._partitions = app, run_id, partitions
+
+    def ready(self) -> bool:
+        """Return once the worker lives."""
+        return True
+
+    def run(self, job: Job) -> Iterator[Answers | PackedContent]:
+        """Answer a job bit by bit; see :class:`Answers`."""
+        end = None if job.seconds is None else time.monotonic() + job.seconds
+        contents = [_fetch(content) for content in job.contents]
+        average = PartialAverage(job.weighting) if job.weighting else None
+        part, states, size, flushed = Answers(), [], 0, time.monotonic()
+        for group in self._groups(job):
+            try:
+                answered = self._answer(group, contents[group[0].content], end)
+            except _Late:
+                break  # this client and those after it are late
+            for order, (reply, state) in zip(group, answered, strict=True):
+                if average is not None and reply.has_content():
+                    reply = _add(average, reply, order, contents[order.content])
+                packed = pack(reply.content) if reply.has_content() else None
+                part.rows.append((shell(reply), packed))
+                if state is not None:
+                    part.states.append(order.message.metadata.message_id)
+                    states.append(state)
+                size += _bytes(packed) if packed else 0
+            if size > _FLUSH_BYTES or time.monotonic() - flushed > _FLUSH_SECONDS:
+                yield part
+                yield from states
+                part, states, size, flushed = Answers(), [], 0, time.monotonic()
+        total = average.content() if average is not None else None
+        part.average = pack(total) if total is not None else None
+        yield part
+        yield from states
+
+    def _groups(self, job: Job) -> Iterator[list[Order]]:
+        """Clients to answer together: one, or as many as may be trained at once."""
+        together = isinstance(self._app, CohortApp) and self._app.train_cohort is not None
+        most = job.cohort if together else 1
+        group: list[Order] = []
+        for order in job.orders:
+            trains = order.message.metadata.message_type == MessageType.TRAIN
+            if group and not (trains and len(group) < most and group[0].content == order.content):
+                yield group
+                group = []
+            group.append(order)
+            if not trains:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def _answer(
+        self, group: Sequence[Order], content: RecordDict, end: float | None
+    ) -> list[tuple[Message, PackedContent | None]]:
+        """Replies of a group, with the states that changed."""
+        if len(group) > 1:
+            assert isinstance(self._app, CohortApp)
+            assert self._app.train_cohort is not None
+            contexts = [self._context(order) for order in group]
+            received = [_message(order, own_copy(content)) for order in group]
+            before = [_snapshot(context) for context in contexts]
+            try:
+                with _limit(end):
+                    replies = self._app.train_cohort(received, contexts)
+            except Exception:
+                replies = None  # one by one will tell whose fault it is
+            if replies is not None:
+                triples = zip(replies, before, contexts, strict=True)
+                return [(r, _changed(b, c)) for r, b, c in triples]
+        return [self._answer_one(order, content, end) for order in group]
+
+    def _answer_one(
+        self, order: Order, content: RecordDict, end: float | None
+    ) -> tuple[Message, PackedContent | None]:
+        message, stage = order.message, order.message.metadata.message_type
+        try:
+            context = self._context(order)
+            before = _snapshot(context)
+            with _limit(end):
+                reply = self._app(_message(order, own_copy(content)), context)
+            if not isinstance(reply, Message):
+                raise TypeError(f"the ClientApp returned a {type(reply).__name__}, not a Message")
+            return reply, _changed(before, context)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}\nin {stage} of client {order.partition}"
+            reason = f"{reason}\n{traceback.format_exc()}"
+            return Message(Error(CLIENT_APP_RAISED, reason), reply_to=message), None
+
+    def _context(self, order: Order) -> Context:
+        kept: PackedContent = {} if order.state is None else ray.get(order.state)
+        state = unpack(kept)
+        node: UserConfig = {"partition-id": order.partition, "num-partitions": self._partitions}
+        return Context(self._run_id, order.message.metadata.dst_node_id, node, state, {})
+
+
+def _fetch(content: dict[str, PackedRecord | ObjectRef[PackedRecord]]) -> RecordDict:
+    """A content with its arrays read, not copied, from the object store."""
+    return unpack({k: ray.get(r) if isinstance(r, ObjectRef) else r for k, r in content.items()})
+
+
+def _message(order: Order, content: RecordDict) -> Message:
+    message = shell(order.message)
+    message.content = content
+    return message
+
+
+def _snapshot(context: Context) -> dict[str, Record]:
+    return {name: record.copy() for name, record in context.state.items()}
+
+
+def _changed(before: dict[str, Record], context: Context) -> PackedContent | None:
+    return None if same(before, context.state) else pack(context.state)
+
+
+def _add(average: PartialAverage, reply: Message, order: Order, content: RecordDict) -> Message:
+    """Add a reply to the average; return what is left of it, or an error."""
+    sent = messages.only_arrays(content)
+    assert sent is not None  # else the job would not be averaged
+    if problem := average.add(reply.content, messages.to_tensors(sent)):
+        return Message(Error(messages.UNUSABLE_REPLY, problem), reply_to=order.message)
+    bare = shell(reply)
+    bare.content = RecordDict(dict(reply.content.metric_records))
+    return bare
+
+
+def _bytes(content: PackedContent) -> int:
+    packed = (record for record in content.values() if isinstance(record, Packed))
+    return sum(array.nbytes for record in packed for array in record.arrays.values())
+
+
+@contextmanager
+def _limit(end: float | None) -> Iterator[None]:
+    """Interrupt the code inside when the time is over.
+
+    Python code is interrupted at once, a call into a library when it returns; one that never
+    does is ended with its process.
+    """
+    if end is None:
+        yield
+        return
+
+    def over(*_: Any) -> None:
+        raise _Late
+
+    left = end - time.monotonic()
+    if left <= 0:
+        raise _Late
+    previous = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, left)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

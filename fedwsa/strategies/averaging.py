@@ -1,0 +1,84 @@
+"""Which strategies only average, and how they tell it to a grid that can average for them.
+
+A strategy that does nothing with the replies but average them gets the same average from a few
+partial averages, so that a round moves a model per worker instead of one per client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from flwr.app import Message
+from flwr.serverapp.strategy import (
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedProx,
+    FedYogi,
+    Strategy,
+)
+
+_AVERAGING = (FedAvg, FedAvgM, FedProx, FedAdam, FedYogi, FedAdagrad)
+
+
+def averages_by(strategy: Strategy) -> str | None:
+    """The metric by which a strategy averages the replies; None if it may do anything else.
+
+    Known are those of Flower's strategies that only average, with Flower's own averaging of
+    metrics. Another strategy declares itself by an attribute ``averages_by`` of its class; a
+    subclass must say so again, since what it overrides may look at single replies.
+    """
+    if type(strategy) in _AVERAGING:
+        assert isinstance(strategy, FedAvg)
+        usual = strategy.train_metrics_aggr_fn is FedAvg().train_metrics_aggr_fn
+        return strategy.weighted_by_key if usual else None
+    if "averages_by" in vars(type(strategy)):
+        declared: str | None = strategy.averages_by  # type: ignore[attr-defined]
+        return declared
+    return None
+
+
+class Averaged(list[Message]):
+    """Train messages to whose replies the sender does nothing but average them.
+
+    A grid that can average at the workers answers these with :class:`AveragedReplies`; to every
+    other grid they are a list of messages.
+
+    Parameters
+    ----------
+    instructions
+        The messages.
+    weight
+        The metric by which the replies are weighted.
+    numbers
+        Metrics that each reply must have; one without counts as failed.
+    """
+
+    def __init__(
+        self, instructions: Iterable[Message], weight: str, numbers: Sequence[str] = ()
+    ) -> None:
+        super().__init__(instructions)
+        self.weight, self.numbers = weight, tuple(numbers)
+
+
+def averaged(
+    strategy: Strategy, instructions: Iterable[Message], numbers: Sequence[str] = ()
+) -> list[Message]:
+    """The messages, marked as :class:`Averaged` if the strategy allows it."""
+    weight = averages_by(strategy)
+    return list(instructions) if weight is None else Averaged(instructions, weight, numbers)
+
+
+class AveragedReplies(list[Message]):
+    """Partial averages, which together give the average of all replies, and error replies.
+
+    Attributes
+    ----------
+    rows : list of Message
+        For each client that answered, what it answered without its arrays, or its error.
+    """
+
+    def __init__(self, replies: Iterable[Message], rows: Iterable[Message]) -> None:
+        super().__init__(replies)
+        self.rows = list(rows)
