@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 
-from clients.training import draw_conditions, train
+from clients import cohort
+from clients.training import Samples, draw_conditions, train
 from fedwsa import messages, seeding
+from fedwsa.components import Component
 from fedwsa.config import Config, from_run_config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.images import crop_flip, normalise
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
-from fedwsa.models import build_model
-from fedwsa.objectives import Objective, find_record
+from fedwsa.models import ImageShape, build_model
+from fedwsa.objectives import Content, LocalRun, Objective, Weights, find_record
 from fedwsa.objectives.proximal import Proximal
+from fedwsa.objectives.scaffold import Scaffold
 from fedwsa.objectives.scope import ScopeAlignment
+from fedwsa.simulation.cohort import CohortApp
 
-OBJECTIVES: tuple[type[Objective], ...] = (ScopeAlignment, Proximal)
+OBJECTIVES: tuple[type[Objective], ...] = (ScopeAlignment, Proximal, Scaffold)
 """Local objectives; each does nothing unless the server's message asks for it."""
 
 
-def build(config: Config | None = None) -> ClientApp:
+def build(config: Config | None = None) -> CohortApp:
     """A ClientApp for a composed run.
 
     Parameters
@@ -30,7 +37,7 @@ def build(config: Config | None = None) -> ClientApp:
     config
         None: composed from the run's ``overrides``, as on the command line.
     """
-    app = ClientApp()
+    app = CohortApp()
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
@@ -41,7 +48,14 @@ def build(config: Config | None = None) -> ClientApp:
     @app.train()
     def train_client(message: Message, context: Context) -> Message:
         run = config or from_run_config(context.run_config)
-        return _train(run, message, _client(context))
+        return _train(run, message, context)
+
+    @app.cohort
+    def train_clients(
+        received: Sequence[Message], contexts: Sequence[Context]
+    ) -> list[Message] | None:
+        run = config or from_run_config(contexts[0].run_config)
+        return _train_together(run, received, contexts)
 
     @app.evaluate()
     def evaluate_client(message: Message, context: Context) -> Message:
@@ -55,25 +69,52 @@ def _client(context: Context) -> int:
     return int(context.node_config[messages.PARTITION_ID])
 
 
+@lru_cache(maxsize=1)
+def _network(
+    component: str, image: ImageShape, classes: int, device: str
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A network, built once in a process, and the part of its state that does not travel."""
+    model = build_model(Component.model_validate_json(component), image, classes, seed=0)
+    model.to(device)
+    travelling = messages.travelling_state(model)
+    return model, {k: t for k, t in model.state_dict().items() if k not in travelling}
+
+
 def _receive(config: Config, message: Message) -> tuple[FederatedData, nn.Module, str]:
-    """The data, and the model with the received weights on its device."""
+    """The data, and the model with the received weights in memory of its own."""
     data = open_federated(*config.data_key)
     device = resolve_device(config.device)
-    model = build_model(config.model, data.images.shape, data.images.classes, config.seed)
-    arrays = messages.only_arrays(message.content)
+    component = config.model.model_dump_json(by_alias=True)
+    model, rest = _network(component, data.images.shape, data.images.classes, device)
+    arrays = messages.model_arrays(message.content)
     if arrays is None:
-        raise ValueError("the message must hold exactly one ArrayRecord")
-    messages.load_arrays(model, arrays)
-    return data, model.to(device), device
+        raise ValueError("the message must hold one ArrayRecord, or one named arrays")
+    tensors = messages.to_tensors(arrays)
+    if problem := messages.mismatch(tensors, messages.travelling_state(model)):
+        raise ValueError(f"the arrays do not fit the model: {problem}")
+    layout = torch.channels_last if config.local.channels_last else torch.contiguous_format
+    # Copies become the parameters, so that a reply may hold them while the next client trains.
+    state = {k: _copy(t, device, layout) for k, t in tensors.items()}
+    state |= {k: t.clone() for k, t in rest.items()}
+    model.load_state_dict(state, assign=True)
+    return data, model, device
 
 
-def _train(config: Config, message: Message, client: int) -> Message:
-    data, model, device = _receive(config, message)
-    chosen, _ = data.split(client)
+def _copy(tensor: Tensor, device: str, layout: torch.memory_format) -> Tensor:
+    kept = layout if tensor.dim() == 4 else torch.contiguous_format
+    return tensor.to(device, memory_format=kept, copy=True)
+
+
+def _round(message: Message) -> int:
     instructions = find_record(message.content, messages.SERVER_ROUND)
     if instructions is None:
         raise ValueError(f"the message names no {messages.SERVER_ROUND}")
-    key = (int(instructions[messages.SERVER_ROUND]), client)
+    return int(instructions[messages.SERVER_ROUND])
+
+
+def _samples(config: Config, data: FederatedData, device: str, key: tuple[int, int]) -> Samples:
+    """A client's training samples in a round, drawn by (seed, round, client)."""
+    chosen, _ = data.split(key[1])
     random = seeding.generator(config.seed, "train", *key)
 
     def prepare(pixels: Tensor) -> Tensor:
@@ -81,25 +122,98 @@ def _train(config: Config, message: Message, client: int) -> Message:
             pixels = crop_flip(pixels, random)
         return normalise(pixels, data.images.mean, data.images.std)
 
-    objectives = [kind(model, message.content) for kind in OBJECTIVES]
-    # Dropout draws from the global generator: seeded for this client and round, put back after.
-    with seeding.seeded(config.seed, "dropout", *key):
-        loss = train(
-            model,
-            data.images.train.pixels[chosen].to(device),
-            data.images.train.labels[chosen].to(device),
-            prepare,
-            config.local,
-            draw_conditions(config.local, config.seed, client),
-            objectives,
-            random,
-        )
-    metrics = MetricRecord({messages.NUM_EXAMPLES: len(chosen), messages.TRAIN_LOSS: loss})
+    pool = data.images.train
+    pixels, labels = pool.pixels[chosen].to(device), pool.labels[chosen].to(device)
+    return Samples(pixels, labels, prepare, random)
+
+
+def _content(message: Message) -> Content:
+    """The message as objectives see it: arrays as tensors."""
+    return {
+        name: messages.to_tensors(record) if isinstance(record, ArrayRecord) else record
+        for name, record in message.content.items()
+    }
+
+
+def _local_run(config: Config, context: Context) -> LocalRun:
+    conditions = draw_conditions(config.local, config.seed, _client(context))
+    state = {name: messages.to_tensors(r) for name, r in context.state.array_records.items()}
+    return LocalRun(conditions.lr, config.local.momentum, state)
+
+
+def _objectives(weights: Weights, content: Content, local: LocalRun) -> list[Objective]:
+    made = (kind(weights, content, local) for kind in OBJECTIVES)
+    return [objective for objective in made if objective.active]
+
+
+def _reply(
+    message: Message,
+    context: Context,
+    weights: dict[str, Tensor],
+    examples: int,
+    loss: float,
+    objectives: Sequence[Objective],
+    local: LocalRun,
+) -> Message:
+    """The trained model with its metrics; the client's state goes into its context."""
+    metrics = MetricRecord({messages.NUM_EXAMPLES: examples, messages.TRAIN_LOSS: loss})
+    content = RecordDict({messages.ARRAYS: messages.to_arrays(weights), messages.METRICS: metrics})
+    before = dict(local.state)
     for objective in objectives:
         metrics.update(objective.end())
-    arrays = messages.to_arrays(messages.travelling_state(model))
-    content = RecordDict({messages.ARRAYS: arrays, messages.METRICS: metrics})
+        for name, tensors in objective.records().items():
+            content[name] = messages.to_arrays(tensors)
+    for name, tensors in local.state.items():
+        if tensors is not before.get(name):
+            context.state[name] = messages.to_arrays(tensors)
     return Message(content, reply_to=message)
+
+
+def _train(config: Config, message: Message, context: Context) -> Message:
+    data, model, device = _receive(config, message)
+    client = _client(context)
+    key = (_round(message), client)
+    samples = _samples(config, data, device, key)
+    local = _local_run(config, context)
+    objectives = _objectives(model, _content(message), local)
+    conditions = draw_conditions(config.local, config.seed, client)
+    # Dropout draws from the global generator: seeded for this client and round, put back after.
+    with seeding.seeded(config.seed, "dropout", *key):
+        loss = train(model, samples, config.local, conditions, objectives)
+    weights = messages.travelling_state(model)
+    return _reply(message, context, weights, len(samples), loss, objectives, local)
+
+
+def _train_together(
+    config: Config, received: Sequence[Message], contexts: Sequence[Context]
+) -> list[Message] | None:
+    """Train several clients at once, if they can be; their messages have the same content."""
+    data, model, device = _receive(config, received[0])
+    if cohort.why_not(model, config.local) is not None:
+        return None
+    number, content = _round(received[0]), _content(received[0])
+    drawn = [_samples(config, data, device, (number, _client(c))) for c in contexts]
+    if not cohort.fits(drawn):
+        return None
+    order = sorted(range(len(drawn)), key=lambda k: -len(drawn[k]))
+    samples = [drawn[k] for k in order]
+    local = [_local_run(config, contexts[k]) for k in order]
+    stack = cohort.Stack(model, len(order))
+    views = [stack.client(k) for k in range(len(order))]
+    objectives = [_objectives(v, content, own) for v, own in zip(views, local, strict=True)]
+    if any(not o.stackable for own in objectives for o in own):
+        return None
+    model.train()
+    conditions = [draw_conditions(config.local, config.seed, _client(contexts[k])) for k in order]
+    losses = cohort.train_stack(stack, samples, config.local, conditions, objectives)
+    received_state = messages.travelling_state(model)
+    replies: dict[int, Message] = {}
+    for i, k in enumerate(order):
+        weights = {name: views[i].get(name, t) for name, t in received_state.items()}
+        replies[k] = _reply(
+            received[k], contexts[k], weights, len(samples[i]), losses[i], objectives[i], local[i]
+        )
+    return [replies[k] for k in range(len(order))]
 
 
 def _evaluate(config: Config, message: Message, client: int) -> Message:

@@ -17,6 +17,8 @@ from fedwsa.objectives import Objective
 Prepare = Callable[[Tensor], Tensor]
 """Pixels as stored → the input of the model (normalised, perhaps augmented)."""
 
+_AHEAD = 2048  # samples that are prepared at once: no work per step, little memory
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -24,6 +26,39 @@ class Conditions:
 
     lr: float
     weight_decay: float
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a client trains on.
+
+    Attributes
+    ----------
+    pixels, labels : Tensor
+        Shapes ``(n, C, H, W)`` and ``(n,)``.
+    prepare : callable
+        Makes the input of the model from pixels.
+    random : torch.Generator
+        Draws the order of the samples.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    prepare: Prepare
+    random: torch.Generator
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def epoch(self, sizes: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """All samples in a new order, prepared, in pieces of whole batches.
+
+        Each piece is the inputs and labels of one or more batches of ``sizes``.
+        """
+        order = torch.randperm(len(self), generator=self.random).to(self.labels.device)
+        for batches in _pieces(sizes):
+            chosen, order = order[: sum(batches)], order[sum(batches) :]
+            yield self.prepare(self.pixels[chosen]), self.labels[chosen]
 
 
 def draw_conditions(local: Local, seed: int, client: int) -> Conditions:
@@ -34,26 +69,34 @@ def draw_conditions(local: Local, seed: int, client: int) -> Conditions:
     return Conditions(float(local.lr * factor), float(decay))
 
 
-def batches(n: int, size: int, random: torch.Generator) -> Iterator[Tensor]:
-    """Indices 0 … n−1 in random order, in batches of ``size``.
+def batch_sizes(n: int, size: int) -> list[int]:
+    """Sizes of the batches of an epoch over ``n`` samples.
 
     A last batch of a single sample joins the one before: BatchNorm cannot train on one.
     """
-    parts = list(torch.split(torch.randperm(n, generator=random), size))
-    if size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
-        parts[-2:] = [torch.cat(parts[-2:])]
-    yield from parts
+    sizes = [size] * (n // size) + ([n % size] if n % size else [])
+    if size > 1 and len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [size + 1]
+    return sizes
+
+
+def _pieces(sizes: Sequence[int]) -> Iterator[list[int]]:
+    piece: list[int] = []
+    for size in sizes:
+        if piece and sum(piece) + size > _AHEAD:
+            yield piece
+            piece = []
+        piece.append(size)
+    if piece:
+        yield piece
 
 
 def train(
     model: nn.Module,
-    pixels: Tensor,
-    labels: Tensor,
-    prepare: Prepare,
+    samples: Samples,
     local: Local,
     conditions: Conditions,
     objectives: Sequence[Objective],
-    random: torch.Generator,
 ) -> float:
     """Train a model in place for ``local.epochs`` passes over the samples.
 
@@ -61,12 +104,6 @@ def train(
     ----------
     model
         With the received weights; ``objectives`` were made for it.
-    pixels, labels
-        The client's training samples, shapes ``(n, C, H, W)`` and ``(n,)``.
-    prepare
-        Makes the input of the model from a batch of pixels.
-    random
-        Draws the order of the samples.
 
     Returns
     -------
@@ -74,21 +111,33 @@ def train(
         Mean task loss over all samples and epochs, as seen while training.
     """
     model.train()
+    device = samples.labels.device
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=conditions.lr,
         momentum=local.momentum,
         weight_decay=conditions.weight_decay,
+        fused=local.fused,
     )
-    total = torch.zeros((), device=labels.device)
+    bf16 = local.precision == "bf16"
+    layout = torch.channels_last if local.channels_last else torch.contiguous_format
+    total = torch.zeros((), device=device)
+    sizes = batch_sizes(len(samples), local.batch_size)
     for _ in range(local.epochs):
-        for batch in batches(len(labels), local.batch_size, random):
-            chosen = batch.to(labels.device)
-            optimizer.zero_grad(set_to_none=True)
-            loss = cross_entropy(model(prepare(pixels[chosen])), labels[chosen])
-            torch.autograd.backward(loss)
-            for objective in objectives:
-                objective.add_gradient()
-            optimizer.step()
-            total += loss.detach() * len(chosen)
-    return float(total) / (len(labels) * local.epochs)
+        remaining = iter(sizes)
+        for inputs, labels in samples.epoch(sizes):
+            inputs = inputs.contiguous(memory_format=layout) if inputs.dim() == 4 else inputs
+            start = 0
+            while start < len(labels):
+                end = start + next(remaining)
+                batch = slice(start, end)
+                optimizer.zero_grad(set_to_none=True)
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    loss = cross_entropy(model(inputs[batch]), labels[batch])
+                torch.autograd.backward(loss)
+                for objective in objectives:
+                    objective.add_gradient()
+                optimizer.step()
+                total += loss.detach() * (end - start)
+                start = end
+    return float(total) / (len(samples) * local.epochs)

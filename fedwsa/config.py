@@ -82,6 +82,9 @@ class Local(_Section):
     weight_decay: NonNegativeFloat
     lr_factors: Annotated[list[PositiveFloat], Field(min_length=1)]
     weight_decays: Annotated[list[NonNegativeFloat], Field(min_length=1)] | None
+    precision: Literal["fp32", "bf16"]
+    channels_last: bool
+    fused: bool
 
 
 class Wsa(_Section):
@@ -154,6 +157,12 @@ class Config(_Section):
     wsa: Wsa
     local: Local
     runtime: Runtime
+
+    @model_validator(mode="after")
+    def _cohorts_are_fp32(self) -> Config:
+        if isinstance(self.runtime.cohort, int) and self.local.precision != "fp32":
+            raise ValueError("runtime.cohort needs local.precision=fp32")
+        return self
 
     @property
     def data_key(self) -> tuple[Component, Component, int, int, str]:

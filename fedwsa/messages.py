@@ -12,6 +12,8 @@ train (down)     ``wsa-target``          FedWSA: ``mean`` and ``variance``, a nu
 train (up)       ``arrays``, ``metrics``  the trained model; ``num-examples``, ``train_loss``; from
                                          FedWSA's clients ``wsa-mean``, ``wsa-spread``,
                                          ``wsa-kl``, a number per layer
+train (down)     ``scaffold-control``    SCAFFOLD: the server's control variate
+train (up)       ``scaffold-change``     SCAFFOLD: how the client's changed
 evaluate (up)    ``metrics``             ``num-examples``, ``accuracy``, ``loss``
 query (up)       ``config``              ``partition-id`` of the node
 ===============  ======================  ======================================================
@@ -37,6 +39,8 @@ PROXIMAL_MU = "proximal-mu"
 
 UNUSABLE_REPLY = 1001
 """Flower error code (free above 1000) for a reply that cannot be averaged."""
+
+SCAFFOLD_CONTROL, SCAFFOLD_CHANGE = "scaffold-control", "scaffold-change"
 
 SCOPE_TARGET = "wsa-target"
 TARGET_MEAN, TARGET_VARIANCE = "mean", "variance"
@@ -137,11 +141,15 @@ def unusable_reply(
             return f"metric {key} is NaN or infinite"
     if number(metrics, weight) <= 0:
         return f"{weight} must be positive"
-    arrays = only_arrays(content)
+    arrays = model_arrays(content)
     if arrays is None:
-        return "the reply must hold exactly one ArrayRecord"
-    problem = unusable(to_tensors(arrays), model)
-    return f"wrong arrays: {problem}" if problem else None
+        return "the reply must hold one ArrayRecord, or one named arrays"
+    if problem := unusable(to_tensors(arrays), model):
+        return f"wrong arrays: {problem}"
+    for name, record in content.array_records.items():
+        if not all(_finite(tensor) for tensor in to_tensors(record).values()):
+            return f"{name} has values that are NaN or infinite"
+    return None
 
 
 def number(metrics: MetricRecord, key: str) -> float:
@@ -167,10 +175,10 @@ def only_metrics(content: RecordDict) -> MetricRecord | None:
     return records[0] if len(records) == 1 else None
 
 
-def only_arrays(content: RecordDict) -> ArrayRecord | None:
-    """The one ArrayRecord of a reply, under whatever name; None if there is not one."""
-    records = list(content.array_records.values())
-    return records[0] if len(records) == 1 else None
+def model_arrays(content: RecordDict) -> ArrayRecord | None:
+    """The ArrayRecord with the model: the only one, or among several that named ``arrays``."""
+    records = dict(content.array_records)
+    return next(iter(records.values())) if len(records) == 1 else records.get(ARRAYS)
 
 
 def reply_metrics(replies: Iterable[Message]) -> list[MetricRecord]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from clients.training import Conditions, batches, draw_conditions, train
+from clients.training import Conditions, Samples, batch_sizes, draw_conditions, train
 from fedwsa import seeding
 from fedwsa.config import Local, compose
 from fedwsa.data.images import ImageData, Images
@@ -33,9 +33,9 @@ def net() -> nn.Module:
 
 def run(model: nn.Module, settings: Local, objectives=(), n: int = 23) -> float:
     x, y = data(n)
+    samples = Samples(x, y, lambda p: p, seeding.generator(0, "train", 1, 0))
     conditions = Conditions(settings.lr, settings.weight_decay)
-    random = seeding.generator(0, "train", 1, 0)
-    return train(model, x, y, lambda p: p, settings, conditions, objectives, random)
+    return train(model, samples, settings, conditions, objectives)
 
 
 def test_one_batch_of_everything_is_gradient_descent() -> None:
@@ -58,13 +58,53 @@ def test_one_batch_of_everything_is_gradient_descent() -> None:
 
 
 def test_an_epoch_sees_each_sample_once_and_never_a_batch_of_one() -> None:
-    random = torch.Generator().manual_seed(0)
-    parts = list(batches(13, 4, random))
-    assert [len(p) for p in parts] == [4, 4, 5]
-    assert torch.cat(parts).sort().values.tolist() == list(range(13))
-    assert [len(p) for p in batches(14, 4, random)] == [4, 4, 4, 2]
-    assert [len(p) for p in batches(1, 4, random)] == [1]
-    assert [len(p) for p in batches(3, 1, random)] == [1, 1, 1]  # asked for
+    assert batch_sizes(13, 4) == [4, 4, 5]
+    assert batch_sizes(14, 4) == [4, 4, 4, 2]
+    assert batch_sizes(1, 4) == [1]
+    assert batch_sizes(3, 1) == [1, 1, 1]  # asked for
+    assert batch_sizes(8, 4) == [4, 4]
+
+
+@pytest.mark.parametrize("n", [13, 5001])
+def test_pieces_of_an_epoch_are_whole_batches_and_hold_each_sample_once(n: int) -> None:
+    x = torch.arange(n)
+    samples = Samples(x[:, None], x, lambda p: p * 2, torch.Generator().manual_seed(0))
+    first = list(samples.epoch(batch_sizes(n, 4)))
+    seen = torch.cat([y for _, y in first])
+    assert seen.sort().values.tolist() == x.tolist()
+    assert all(torch.equal(inputs[:, 0], y * 2) for inputs, y in first)
+    assert all(len(y) % 4 == 0 for _, y in first[:-1])
+    assert (len(first) > 1) == (n > 2048)
+    again = torch.cat([y for _, y in samples.epoch(batch_sizes(n, 4))])
+    assert not torch.equal(seen, again)
+
+
+@pytest.mark.parametrize("changes", [{"fused": False}, {"channels_last": True}])
+def test_faster_kernels_train_to_the_same_weights(changes: dict) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(23, 3, 8, 8), torch.randint(0, 3, (23,))
+    trained = []
+    for settings in (local(epochs=3), local(epochs=3, **changes)):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 3))
+        if settings.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        samples = Samples(x, y, lambda p: p, torch.Generator().manual_seed(0))
+        train(model, samples, settings, Conditions(0.03, 1e-2), ())
+        trained.append(model)
+    for p, q in zip(trained[0].parameters(), trained[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+def test_bf16_trains_close_to_fp32_and_not_the_same() -> None:
+    # bfloat16 has 8 bits of mantissa: a relative error of 2^-8 in each product.
+    exact, rounded = net(), net()
+    losses = [run(exact, local(epochs=4)), run(rounded, local(epochs=4, precision="bf16"))]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=2**-6)
+    for p, q in zip(exact.parameters(), rounded.parameters(), strict=True):
+        assert q.dtype == torch.float32
+        assert (p - q).norm() < 2**-5 * p.norm()
 
 
 def test_strength_zero_trains_to_the_same_bits_as_no_alignment() -> None:

@@ -2,34 +2,87 @@
 
 Each is the client half of the strategy that sends the instructions for it, and does nothing
 when a message has none. An objective knows no Flower: the content of a message reaches it as
-a mapping of records, each a mapping of keys.
+a mapping of records, each a mapping of keys; arrays are tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 Content = Mapping[str, Mapping[str, Any]]
 """The content of a message: record name → key → value."""
 
+Weights = nn.Module | Mapping[str, Tensor]
+"""The weights in training: a model, or tensors that have their ``.grad`` by name."""
 
-class Objective(Protocol):
-    """What a local objective offers to a training loop.
 
-    One is made for each training, from the model that holds the received weights and the
-    content of the message with the server's instructions.
+@dataclass
+class LocalRun:
+    """What an objective may know of the training that it is a part of.
+
+    Attributes
+    ----------
+    lr, momentum : float
+        Of the client's SGD.
+    state : dict
+        What the client keeps between rounds: name → tensors. An objective reads the entry of
+        its name, and replaces it in :meth:`Objective.end`.
     """
 
-    def __init__(self, model: nn.Module, content: Content) -> None: ...
+    lr: float
+    momentum: float = 0.0
+    state: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
+class Objective:
+    """What a local objective offers to a training loop.
+
+    One is made for each training, from the model that holds the received weights, the content
+    of the message with the server's instructions, and the circumstances.
+    """
+
+    stackable: ClassVar[bool] = True
+    """Whether tensors are enough, without a model to call: several clients may then be trained
+    at once, each objective on its client's part of stacked weights."""
+
+    def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
+        raise NotImplementedError
+
+    @property
+    def active(self) -> bool:
+        """Whether the message asks for it."""
+        return True
 
     def add_gradient(self) -> None:
-        """Add to ``.grad`` of the model, between ``backward()`` and the optimiser's step."""
+        """Add to ``.grad`` of the weights, between ``backward()`` and the optimiser's step."""
 
     def end(self) -> dict[str, float | list[float]]:
         """Return the metrics to report after the last step."""
+        return {}
+
+    def records(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors to send beside the model, by the name of their record; after :meth:`end`."""
+        return {}
+
+
+def trainable(model: Weights) -> dict[str, Tensor]:
+    """The tensors that are trained, by name."""
+    if isinstance(model, nn.Module):
+        return {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return dict(model)
+
+
+def gradients(weights: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of the weights, zeros where the task loss gave none."""
+    for weight in weights:
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+    return [weight.grad for weight in weights if weight.grad is not None]
 
 
 def find_record(content: Content, key: str) -> Mapping[str, Any] | None:

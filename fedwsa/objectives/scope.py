@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from fedwsa import messages
-from fedwsa.objectives import Content, find_record
+from fedwsa.objectives import (
+    Content,
+    LocalRun,
+    Objective,
+    Weights,
+    find_record,
+    gradients,
+    trainable,
+)
 from fedwsa.scope import WeightScope, add_kl_gradient_, kl_divergence, moments, spread
 
 
-class ScopeAlignment:
+class ScopeAlignment(Objective):
     """Regularise local training towards the weight scope that the server announces.
 
     Local loss = task loss + λ · Σ_l KL( N(μ_l, σ_l²) ‖ N(μ̃_l, σ̃_l²) ). The gradient of the
@@ -23,6 +30,8 @@ class ScopeAlignment:
     ----------
     model
         Holds the received weights.
+    local
+        Not needed.
     content
         Of the train message. Without a target in it, nothing is added and nothing reported.
 
@@ -44,7 +53,7 @@ class ScopeAlignment:
         metrics = MetricRecord({"num-examples": n, **alignment.end()})
     """
 
-    def __init__(self, model: nn.Module, content: Content) -> None:
+    def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         self.target: WeightScope | None = None
         config = find_record(content, messages.SCOPE_LAYERS)
         if config is None:
@@ -59,26 +68,26 @@ class ScopeAlignment:
         self.reduction = config[messages.SCOPE_REDUCTION]
         self.floor = float(config[messages.SCOPE_FLOOR])
         self.fusion = config[messages.SCOPE_FUSION]
-        self._weights = []
-        for name in self.target.names:
-            try:
-                self._weights.append(model.get_parameter(name))
-            except AttributeError:
-                raise ValueError(
-                    f"the server aligns {name}, which is no parameter of this model; "
-                    "choose the layers with FedWSA(layers=...)"
-                ) from None
+        weights = trainable(model)
+        if unknown := [name for name in self.target.names if name not in weights]:
+            raise ValueError(
+                f"the server aligns {unknown[0]}, which is no parameter of this model; "
+                "choose the layers with FedWSA(layers=...)"
+            )
+        self._weights = [weights[name] for name in self.target.names]
+
+    @property
+    def active(self) -> bool:
+        """Whether the server announced a target."""
+        return self.target is not None
 
     @torch.no_grad()
     def add_gradient(self) -> None:
         """Add λ·∇KL to the gradients of the layers that take part."""
         if self.target is None or self.strength == 0.0:
             return
-        for weight in self._weights:
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
         add_kl_gradient_(
-            [weight.grad for weight in self._weights if weight.grad is not None],
+            gradients(self._weights),
             self._weights,
             self.target,
             self.strength,

@@ -44,6 +44,8 @@ class PartialAverage:
         by = self._by
         if problem := messages.unusable_reply(content, by.numbers, by.weight, model):
             return problem
+        if len(content.array_records) != 1:
+            return "the reply must hold exactly one ArrayRecord"
         [(arrays_name, arrays)] = content.array_records.items()
         [(metrics_name, metrics)] = content.metric_records.items()
         values = {k: np.asarray(v, np.float64) for k, v in metrics.items() if k != by.weight}

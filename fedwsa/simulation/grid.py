@@ -13,7 +13,6 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from ray import ObjectRef
 
-from fedwsa import messages as wire
 from fedwsa.simulation.averaging import Weighting
 from fedwsa.simulation.pool import Finished, Pool
 from fedwsa.simulation.schedule import plan
@@ -232,7 +231,7 @@ def _weighting(messages: Iterable[Message]) -> Weighting | None:
     """How to average; None if it was not asked for, or the messages do not send one model each."""
     if not isinstance(messages, Averaged) or not messages:
         return None
-    if any(wire.only_arrays(message.content) is None for message in messages):
+    if any(len(message.content.array_records) != 1 for message in messages):
         return None
     return Weighting(messages.weight, messages.numbers)
 

@@ -241,7 +241,7 @@ def _changed(before: dict[str, Record], context: Context) -> PackedContent | Non
 
 def _add(average: PartialAverage, reply: Message, order: Order, content: RecordDict) -> Message:
     """Add a reply to the average; return what is left of it, or an error."""
-    sent = messages.only_arrays(content)
+    sent = messages.model_arrays(content)
     assert sent is not None  # else the job would not be averaged
     if problem := average.add(reply.content, messages.to_tensors(sent)):
         return Message(Error(messages.UNUSABLE_REPLY, problem), reply_to=order.message)

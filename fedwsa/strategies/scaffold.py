@@ -1,0 +1,97 @@
+"""SCAFFOLD, the server half of :class:`fedwsa.objectives.scaffold.Scaffold`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from torch import Tensor
+
+from fedwsa import messages
+
+
+class Scaffold(FedAvg):
+    """Federated averaging with control variates against the drift of the clients.
+
+    The server's control variate c goes with the model; clients correct their gradients with it
+    and answer how theirs changed: c ← c + (|S|/N)·mean(c_i⁺ − c_i). Models are averaged as
+    FedAvg does.
+
+    Source: arXiv 1910.06378, algorithm 1 with a global step size of one.
+
+    Parameters
+    ----------
+    fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes, min_available_nodes
+        As for Flower's FedAvg.
+    """
+
+    def __init__(
+        self,
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        min_train_nodes: int = 2,
+        min_evaluate_nodes: int = 2,
+        min_available_nodes: int = 2,
+    ) -> None:
+        super().__init__(
+            fraction_train,
+            fraction_evaluate,
+            min_train_nodes,
+            min_evaluate_nodes,
+            min_available_nodes,
+        )
+        self.control: dict[str, Tensor] | None = None
+        self._nodes = 0
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Add the control variate to what FedAvg sends."""
+        if self.control is None:
+            tensors = messages.to_tensors(arrays)
+            self.control = {k: torch.zeros_like(t) for k, t in tensors.items()}
+        self._nodes = len(list(grid.get_node_ids()))
+        record = messages.to_arrays(self.control)
+        configured = list(super().configure_train(server_round, arrays, config, grid))
+        extended: dict[int, RecordDict] = {}  # shared by the messages that share the plain one
+        for message in configured:
+            plain = message.content
+            if id(plain) not in extended:
+                extended[id(plain)] = RecordDict({**plain, messages.SCAFFOLD_CONTROL: record})
+        for message in configured:
+            message.content = extended[id(message.content)]
+        return configured
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average the models, and move the control variate.
+
+        Raises
+        ------
+        ValueError
+            If a reply lacks the change of the client's control variate.
+        """
+        given = list(replies)
+        changes: dict[str, Tensor] = {}
+        for reply in given:
+            if not reply.has_content():
+                continue
+            change = reply.content.pop(messages.SCAFFOLD_CHANGE, None)
+            if not isinstance(change, ArrayRecord):
+                raise ValueError(
+                    "a client does not report the change of its control variate; "
+                    "it must train with fedwsa.objectives.scaffold.Scaffold"
+                )
+            for name, tensor in messages.to_tensors(change).items():
+                changes[name] = changes[name] + tensor if name in changes else tensor
+        assert self.control is not None
+        # (|S|/N)·mean is the sum over N. New tensors: the old ones may still be on their way.
+        self.control = {
+            name: c + changes[name] / self._nodes if name in changes else c
+            for name, c in self.control.items()
+        }
+        return super().aggregate_train(server_round, given)
