@@ -16,8 +16,6 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# Ray listens on 127.0.0.1 instead of all addresses: a simulation is nobody else's business.
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 _TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing, so that main() can
 
@@ -39,7 +37,6 @@ from fedwsa.config import CONFIG_DIR, Config, free_arguments, parse
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
 
-    from server.app import Federation
 
 _START = time.time()
 _failures: list[str] = []  # of the runs of a sweep
@@ -69,7 +66,7 @@ def _job(composed: DictConfig) -> float:
 
 
 def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) -> dict[str, Any]:
-    """Run a federation in Flower's simulation and leave a run folder.
+    """Run a federation and leave a run folder.
 
     Everything that can be wrong with the configuration is found before anything is written.
 
@@ -94,20 +91,28 @@ def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) 
     RunError
         If the run cannot go on; the history so far is kept.
     """
+    from experiments import runtimes
     from experiments.runs import describe_run, draw_curves, read_result
     from server.app import Federation
     from server.rounds import RunError
 
     _quiet_libraries()
     with console.status("reading the data ..."):
-        config = _located(config)
+        config = runtimes.located(config)
         federation = Federation(config, folder, console)
-    describe_run(config, federation.data.partition, folder)
+    start = runtimes.RayStart(config)
+    try:
+        if config.runtime.address is not None:
+            start.wait()
+        federation.config = config = runtimes.settled(config)
+        describe_run(config, federation.data.partition, folder)
+    finally:
+        start.wait()
     log_file = logging.FileHandler(folder / "run.log", encoding="utf-8")
     log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(log_file)
     try:
-        _RUNTIMES[config.runtime.name](federation, client_app)
+        runtimes.run(federation, client_app)
     except RunError as error:  # the terminal gets it from the command, the folder here
         log_file.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": str(error)}))
         raise
@@ -118,68 +123,6 @@ def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) 
     result = read_result(folder)
     _show(result, folder)
     return result
-
-
-def _located(config: Config) -> Config:
-    """The run with its device and cache folder as they are on this machine."""
-    from fedwsa.devices import resolve_device
-
-    cache_dir = str(Path(config.cache_dir).expanduser().resolve())
-    device = resolve_device(config.device)
-    return config.model_copy(update={"device": device, "cache_dir": cache_dir})
-
-
-def _run_on_flower(federation: Federation, client_app: ClientApp | None) -> None:
-    """Run the apps in Flower's simulation: one Ray worker a core."""
-    from flwr.simulation import run_simulation
-
-    from clients import app as clients
-    from server import app as server
-
-    config = federation.config
-    workers = _workers(config.runtime.workers)
-    gpus = 1.0 / workers if config.device == "cuda" else 0.0
-    run_simulation(
-        server.build(federation),
-        client_app or clients.build(config),
-        num_supernodes=config.clients.count,
-        backend_config={
-            "client_resources": {"num_cpus": 1, "num_gpus": gpus},
-            "init_args": {
-                "num_cpus": workers,
-                "log_to_driver": False,
-                "logging_level": logging.ERROR,
-            },
-        },
-    )
-
-
-def _run_on_ray(federation: Federation, client_app: ClientApp | None) -> None:
-    """Run the apps on our engine."""
-    from clients import app as clients
-    from fedwsa.simulation import run_simulation
-    from server import app as server
-
-    config, runtime = federation.config, federation.config.runtime
-    run_simulation(
-        server.build(federation),
-        client_app or clients.build(config),
-        config.clients.count,
-        workers=runtime.workers,
-        gpus_per_worker=runtime.gpus_per_worker or 0.0,
-        address=runtime.address,
-        work=[float(len(share)) for share in federation.data.partition.shares],
-    )
-
-
-_RUNTIMES = {"ray": _run_on_ray, "flower": _run_on_flower}
-
-
-def _workers(wanted: int | None) -> int:
-    cores = os.cpu_count() or 1
-    if wanted is not None and wanted > cores:
-        logger.warning("runtime.workers=%d, but there are %d cores: using %d", wanted, cores, cores)
-    return min(wanted or cores, cores)
 
 
 def _quiet_libraries() -> None:

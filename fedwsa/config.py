@@ -29,6 +29,7 @@ from pydantic import (
 from pydantic import ValidationError as PydanticError
 
 from fedwsa.components import Component, ConfigError, one_line
+from fedwsa.devices import Device
 from fedwsa.scope import DEFAULT_STRENGTH, Fusion, Reduction
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
@@ -146,7 +147,7 @@ class Config(_Section):
 
     rounds: PositiveInt
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    device: Literal["auto", "cpu", "cuda"]
+    device: Device
     cache_dir: str
     clients: Clients
     evaluation: Evaluation

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from fedwsa.components import ConfigError
 
+Device = Literal["auto", "cpu", "cuda"]
 
-def resolve_device(name: str) -> str:
-    """``auto`` is the GPU if there is one.
+
+def resolve_device(name: Device, key: str = "device") -> Literal["cpu", "cuda"]:
+    """``auto`` is the GPU if there is one; ``key`` is what an error names.
 
     Raises
     ------
@@ -18,5 +22,5 @@ def resolve_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: there is no CUDA GPU here; allowed: auto, cpu")
+        raise ConfigError(f"{key}: there is no CUDA GPU here")
     return name

@@ -16,6 +16,11 @@ from fedwsa.components import ConfigError
 _FORMAT = "1"
 
 
+def place(path: str | Path) -> Path:
+    """A path as this machine has it: ``~`` and environment variables stand for its own."""
+    return Path(os.path.expandvars(path)).expanduser()
+
+
 def fetch(file: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """Tensors and metadata of a cached file, mapped into memory, not copied.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedwsa import seeding
 from fedwsa.components import Component, build, locate
-from fedwsa.data.cache import fetch, store
+from fedwsa.data.cache import fetch, place, store
 from fedwsa.data.images import ImageData, Source, load_images
 from fedwsa.data.partition import Partition, describe, make_shares
 
@@ -70,7 +70,7 @@ def _open(dataset: str, partition: str, clients: int, seed: int, cache_dir: str)
     code = Path(inspect.getfile(locate(component.target, "partition"))).read_bytes()
     facts = repr((source.key, partition, clients, seed, versions, code))
     key = hashlib.sha256(facts.encode()).hexdigest()[:24]
-    file = Path(cache_dir).expanduser() / "partitions" / f"{key}.safetensors"
+    file = place(cache_dir) / "partitions" / f"{key}.safetensors"
     labels = images.train.labels.numpy()
     cached = fetch(file)
     if cached is None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedwsa.components import ConfigError
-from fedwsa.data.cache import fetch, store
+from fedwsa.data.cache import fetch, place, store
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ def load_images(source: Source, cache_dir: str | Path) -> ImageData:
     ConfigError
         If the cache cannot be written.
     """
-    file = Path(cache_dir).expanduser() / "images" / f"{source.key}.safetensors"
+    file = place(cache_dir) / "images" / f"{source.key}.safetensors"
     cached = fetch(file)
     if cached is None:
         train, test = source.decode()

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 
 from fedwsa.components import ConfigError
+from fedwsa.data.cache import place
 from fedwsa.data.images import Images, Source
 
 
@@ -55,7 +56,7 @@ def from_torchvision(
     """A data set that torchvision downloads to ``root``, or finds there."""
 
     def decode() -> tuple[Images, Images]:
-        folder = Path(root).expanduser()
+        folder = place(root)
         return _torchvision_part(name, folder, True), _torchvision_part(name, folder, False)
 
     return Source(name, decode)
@@ -101,7 +102,7 @@ def parquet(
     An image column holds encoded files (JPEG, PNG, …) as binary or as a struct with ``bytes``;
     a label column holds integers from 0. Columns that are not named are found by their type.
     """
-    files = [Path(path).expanduser() / f"{part}.parquet" for part in ("train", "test")]
+    files = [place(path) / f"{part}.parquet" for part in ("train", "test")]
     for file in files:
         if not file.is_file():
             raise ConfigError(f"dataset.path: there is no file {file}")
@@ -186,7 +187,7 @@ def _column(
 
 def image_folder(*, path: str) -> Source:
     """``train/CLASS/*`` and ``test/CLASS/*``: a folder of image files for each class."""
-    root = Path(path).expanduser()
+    root = place(path)
     parts = [root / "train", root / "test"]
     listed: list[list[tuple[Path, str]]] = []
     for part in parts:

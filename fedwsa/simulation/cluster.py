@@ -22,6 +22,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def keep_local() -> None:
+    """Make Ray listen on 127.0.0.1 only: a simulation is nobody else's business.
+
+    Before Ray is imported, which reads the variable once.
+    """
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
 def connect(address: str | None, **init: Any) -> bool:
     """Start Ray, or join a cluster, unless this process has done so already.
 
@@ -46,8 +54,8 @@ def connect(address: str | None, **init: Any) -> bool:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if address is None:  # read when Ray is imported
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if address is None:
+        keep_local()
     elif address != "auto":
         _knock(address)
     import ray

@@ -151,13 +151,13 @@ class Worker:
                     states.append(state)
                 size += _bytes(packed) if packed else 0
             if size > _FLUSH_BYTES or time.monotonic() - flushed > _FLUSH_SECONDS:
-                yield part
-                yield from states
+                for item in (part, *states):  # Ray sends into the generator: no "yield from"
+                    yield item
                 part, states, size, flushed = Answers(), [], 0, time.monotonic()
         total = average.content() if average is not None else None
         part.average = pack(total) if total is not None else None
-        yield part
-        yield from states
+        for item in (part, *states):
+            yield item
 
     def _groups(self, job: Job) -> Iterator[list[Order]]:
         """Clients to answer together: one, or as many as may be trained at once."""

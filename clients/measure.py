@@ -1,0 +1,118 @@
+"""How many clients to train at once: measured, since it depends on the model and the machine."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from clients.cohort import Stack, fits, train_stack, why_not
+from clients.training import Conditions, Samples, train
+from fedwsa.config import Config
+from fedwsa.data.federated import FederatedData
+from fedwsa.data.images import normalise
+from fedwsa.devices import resolve_device
+from fedwsa.models import build_model
+
+SIZES = (16, 64)
+"""Numbers of clients that are tried."""
+
+_STEPS = 3
+_FASTER = 1.3  # a smaller gain is not worth another order of sums
+_LONG = 0.1  # seconds for the steps of one client: calls do not matter then, on a CPU
+
+
+def choose_cohort(config: Config, data: FederatedData, workers: int) -> tuple[int, str]:
+    """How many clients a worker should train at once, and why.
+
+    Parameters
+    ----------
+    workers
+        Among how many the clients of a round are shared out.
+
+    Returns
+    -------
+    int, str
+        One: train them one by one. The reason is fit for a person.
+    """
+    share = math.ceil(config.clients.count * config.clients.fraction / workers)
+    if share < SIZES[0]:
+        return 1, f"one by one, as a worker has only {share} clients a round"
+    device = resolve_device(config.device)
+    images = data.images
+    model = build_model(config.model, images.shape, images.classes, config.seed).to(device)
+    if reason := why_not(model, config.local):
+        return 1, f"one by one, since {reason}"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker has
+    try:
+        alone = _alone(config, data, model, device)
+        if alone > _LONG and device == "cpu":
+            return 1, "one by one, since the model is too large to gain"
+        times = {}
+        for size in [s for s in SIZES if s <= share]:
+            if fits([_samples(config, data, device)] * size):
+                times[size] = _together(config, data, model, device, size)
+    except RuntimeError as error:  # an operation that torch.func cannot stack
+        return 1, f"one by one, since the model cannot be stacked: {str(error).splitlines()[0]}"
+    finally:
+        torch.set_num_threads(threads)
+    best = min(times, key=lambda s: times[s], default=1)
+    gain = alone / times[best] if times else 0.0
+    if gain < _FASTER:
+        return 1, f"one by one; {best} at once would be {gain:.1f} times as fast"
+    return best, f"{best} at once, measured {gain:.1f} times as fast as one by one"
+
+
+def _samples(config: Config, data: FederatedData, device: str) -> Samples:
+    """A few batches of the training set."""
+    n = min(_STEPS * config.local.batch_size, len(data.images.train))
+    images = data.images
+
+    def prepare(pixels: Tensor) -> Tensor:
+        return normalise(pixels, images.mean, images.std)
+
+    pool = images.train
+    return Samples(
+        pool.pixels[:n].to(device), pool.labels[:n].to(device), prepare, torch.Generator()
+    )
+
+
+def _alone(config: Config, data: FederatedData, model: nn.Module, device: str) -> float:
+    """Seconds for a client."""
+    local = config.local.model_copy(update={"epochs": 1})
+
+    def run() -> None:
+        train(model, _samples(config, data, device), local, Conditions(1e-6, 0.0), [])
+
+    return _fastest(run, device)
+
+
+def _together(
+    config: Config, data: FederatedData, model: nn.Module, device: str, size: int
+) -> float:
+    """Seconds for a client, of ``size`` at once."""
+    local = config.local.model_copy(update={"epochs": 1})
+
+    def run() -> None:
+        clients = [_samples(config, data, device) for _ in range(size)]
+        conditions = [Conditions(1e-6, 0.0)] * size
+        train_stack(Stack(model, size), clients, local, conditions, [[]] * size)
+
+    return _fastest(run, device) / size
+
+
+def _fastest(run: Callable[[], None], device: str, times: int = 3) -> float:
+    seconds = []
+    for _ in range(times):  # the first warms up
+        start = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+        if sum(seconds) > 2 * _LONG and len(seconds) > 1:
+            break
+    return min(seconds)

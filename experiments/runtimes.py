@@ -1,0 +1,172 @@
+"""What runs the apps: our engine, or Flower's own simulation."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+
+from flwr.clientapp import ClientApp
+
+from clients import app as clients
+from clients.measure import choose_cohort
+from fedwsa.components import ConfigError
+from fedwsa.config import Config
+from fedwsa.data.federated import open_federated
+from fedwsa.devices import Device, resolve_device
+from fedwsa.simulation import SimulationError, run_simulation
+from fedwsa.simulation.cluster import connect, cores, count_workers, keep_local
+from server import app as server
+from server.app import Federation
+
+logger = logging.getLogger("fedwsa")
+
+
+class RayStart:
+    """Starts Ray, or joins a cluster, in the background; once in a process.
+
+    Ray stays until the process ends, so that the runs of a sweep share it.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._error: Exception | None = None
+        self._done = threading.Event()
+        if config.runtime.name == "ray":
+            threading.Thread(
+                target=self._connect, args=(config.runtime.address,), daemon=True
+            ).start()
+        else:
+            self._done.set()
+
+    def _connect(self, address: str | None) -> None:
+        started = False
+        try:
+            started = connect(address)
+        except Exception as error:
+            self._error = error
+        self._done.set()
+        if started:  # Ray's processes end with the thread that started them
+            threading.Event().wait()
+
+    def wait(self) -> None:
+        """Return once Ray runs.
+
+        Raises
+        ------
+        ConfigError
+            If nobody answers at ``runtime.address``.
+        """
+        self._done.wait()
+        if isinstance(self._error, SimulationError):
+            raise ConfigError(str(self._error))
+        if self._error is not None:
+            raise self._error
+
+
+def located(config: Config) -> Config:
+    """The run with its device and cache folder as they are on this machine.
+
+    A folder that begins with ``~`` or a variable is left to each machine of a cluster.
+    """
+    cache_dir = config.cache_dir
+    if config.runtime.address is None:
+        cache_dir = str(Path(os.path.expandvars(cache_dir)).expanduser().resolve())
+    device: Device = config.device
+    if config.runtime.address is None or device != "auto":
+        device = resolve_device(device)
+    return config.model_copy(update={"device": device, "cache_dir": cache_dir})
+
+
+def settled(config: Config) -> Config:
+    """The run with what ``auto`` and null stand for in ``runtime``, so that its folder repeats it.
+
+    Raises
+    ------
+    ConfigError
+        If a worker cannot have what it is to have.
+    """
+    runtime = config.runtime
+    if runtime.name == "flower":
+        return _with_runtime(config, workers=_workers(runtime.workers), cohort="off")
+    if runtime.address is None:
+        workers = _workers(runtime.workers)
+        gpus = runtime.gpus_per_worker
+        gpus = (1.0 / workers if config.device == "cuda" else 0.0) if gpus is None else gpus
+        if gpus:
+            resolve_device("cuda", "runtime.gpus_per_worker")
+    else:
+        gpus = runtime.gpus_per_worker or 0.0
+        try:
+            workers = count_workers(runtime.workers, gpus)
+        except SimulationError as error:
+            raise ConfigError(f"runtime.gpus_per_worker={gpus:g}: {error}") from None
+    cohort = runtime.cohort
+    if cohort == "auto":
+        size, reason = choose_cohort(config, open_federated(*config.data_key), workers)
+        logger.info("cohort: clients are trained %s", reason)
+        cohort = "off" if size == 1 else size
+    return _with_runtime(config, workers=workers, gpus_per_worker=gpus, cohort=cohort)
+
+
+def _workers(wanted: int | None) -> int:
+    if wanted is not None and wanted > cores():
+        logger.warning(
+            "runtime.workers=%d, but there are %d cores: using %d", wanted, cores(), cores()
+        )
+    return min(wanted or cores(), cores())
+
+
+def _with_runtime(config: Config, **changes: object) -> Config:
+    runtime = config.runtime.model_copy(update=changes)
+    return config.model_copy(update={"runtime": runtime})
+
+
+def run(federation: Federation, client_app: ClientApp | None) -> None:
+    """Run the apps of a federation where its configuration says."""
+    if federation.config.runtime.name == "flower":
+        _run_on_flower(federation, client_app)
+    else:
+        _run_on_ray(federation, client_app)
+
+
+def _run_on_ray(federation: Federation, client_app: ClientApp | None) -> None:
+    config, runtime = federation.config, federation.config.runtime
+    epochs = config.local.epochs
+    run_simulation(
+        server.build(federation),
+        client_app or clients.build(config),
+        config.clients.count,
+        workers=runtime.workers,
+        gpus_per_worker=runtime.gpus_per_worker or 0.0,
+        address=runtime.address,
+        work=[float(len(share) * epochs) for share in federation.data.partition.shares],
+        cohort=runtime.cohort if isinstance(runtime.cohort, int) else 1,
+    )
+
+
+def _run_on_flower(federation: Federation, client_app: ClientApp | None) -> None:
+    """Flower's simulation, with a Ray worker a core."""
+    keep_local()
+    import ray
+    from flwr import simulation as flower
+
+    config = federation.config
+    workers = config.runtime.workers
+    assert workers is not None  # settled
+    gpus = 1.0 / workers if config.device == "cuda" else 0.0
+    if ray.is_initialized():  # by a run before this one, with other resources
+        ray.shutdown()
+    flower.run_simulation(
+        server.build(federation),
+        client_app or clients.build(config),
+        num_supernodes=config.clients.count,
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": gpus},
+            "init_args": {
+                "num_cpus": workers,
+                "log_to_driver": False,
+                "logging_level": logging.ERROR,
+            },
+        },
+    )
