@@ -1,14 +1,10 @@
-"""What a multirun ends with: a table and a picture of all its runs."""
+"""Runs side by side: a table and a picture."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -25,25 +21,6 @@ _COLUMNS = {
     "client_accuracy_worst10": "worst 10 %",
     "seconds": "seconds",
 }
-
-
-class Comparison(Callback):
-    """Collects the runs of a multirun; shows and saves them side by side at its end."""
-
-    def __init__(self) -> None:
-        self._runs: list[tuple[str, Path]] = []
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Remember a run that completed."""
-        if job_return.status is JobStatus.COMPLETED and job_return.hydra_cfg is not None:
-            hydra = job_return.hydra_cfg.hydra
-            name = hydra.job.override_dirname.replace(",", " ") or "run"
-            self._runs.append((name, Path(hydra.runtime.output_dir)))
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table; write ``comparison.csv`` and ``comparison.png``."""
-        if self._runs:
-            compare(self._runs, self._runs[0][1].parent)
 
 
 def compare(runs: list[tuple[str, Path]], folder: Path) -> None:

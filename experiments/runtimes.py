@@ -4,64 +4,43 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from pathlib import Path
 
 from flwr.clientapp import ClientApp
 
 from clients import app as clients
 from clients.measure import choose_cohort
+from experiments.ray_start import RayStart
 from fedwsa.components import ConfigError
 from fedwsa.config import Config
 from fedwsa.data.federated import open_federated
 from fedwsa.devices import Device, resolve_device
 from fedwsa.simulation import SimulationError, run_simulation
-from fedwsa.simulation.cluster import connect, cores, count_workers, keep_local
+from fedwsa.simulation.cluster import cores, count_workers, keep_local
 from server import app as server
 from server.app import Federation
 
 logger = logging.getLogger("fedwsa")
 
 
-class RayStart:
-    """Starts Ray, or joins a cluster, in the background; once in a process.
+def start_ray(config: Config) -> RayStart | None:
+    """Start Ray, or join the cluster, in the background, if the run is to use it."""
+    return RayStart.at(config.runtime.address) if config.runtime.name == "ray" else None
 
-    Ray stays until the process ends, so that the runs of a sweep share it.
+
+def await_ray(start: RayStart | None) -> None:
+    """Return once Ray runs.
+
+    Raises
+    ------
+    ConfigError
+        If nobody answers at ``runtime.address``.
     """
-
-    def __init__(self, config: Config) -> None:
-        self._error: Exception | None = None
-        self._done = threading.Event()
-        if config.runtime.name == "ray":
-            threading.Thread(
-                target=self._connect, args=(config.runtime.address,), daemon=True
-            ).start()
-        else:
-            self._done.set()
-
-    def _connect(self, address: str | None) -> None:
-        started = False
-        try:
-            started = connect(address)
-        except Exception as error:
-            self._error = error
-        self._done.set()
-        if started:  # Ray's processes end with the thread that started them
-            threading.Event().wait()
-
-    def wait(self) -> None:
-        """Return once Ray runs.
-
-        Raises
-        ------
-        ConfigError
-            If nobody answers at ``runtime.address``.
-        """
-        self._done.wait()
-        if isinstance(self._error, SimulationError):
-            raise ConfigError(str(self._error))
-        if self._error is not None:
-            raise self._error
+    error = start.wait() if start is not None else None
+    if isinstance(error, SimulationError):
+        raise ConfigError(str(error))
+    if error is not None:
+        raise error
 
 
 def located(config: Config) -> Config:

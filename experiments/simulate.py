@@ -31,6 +31,7 @@ from rich.table import Table
 
 from experiments.errors import explain
 from experiments.help import help_text
+from experiments.ray_start import RayStart
 from fedwsa.components import ConfigError
 from fedwsa.config import CONFIG_DIR, Config, free_arguments, parse
 
@@ -100,14 +101,12 @@ def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) 
     with console.status("reading the data ..."):
         config = runtimes.located(config)
         federation = Federation(config, folder, console)
-    start = runtimes.RayStart(config)
-    try:
-        if config.runtime.address is not None:
-            start.wait()
-        federation.config = config = runtimes.settled(config)
-        describe_run(config, federation.data.partition, folder)
-    finally:
-        start.wait()
+    start = runtimes.start_ray(config)
+    if config.runtime.address is not None:  # settling asks the cluster
+        runtimes.await_ray(start)
+    federation.config = config = runtimes.settled(config)
+    describe_run(config, federation.data.partition, folder)
+    runtimes.await_ray(start)
     log_file = logging.FileHandler(folder / "run.log", encoding="utf-8")
     log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(log_file)
@@ -196,7 +195,8 @@ def main() -> None:
 
 
 def _fail(line: str) -> NoReturn:
-    print(f"fedwsa: {line}", file=sys.stderr)
+    print(f"fedwsa: {line}", file=sys.stderr, flush=True)
+    RayStart.abandon()
     sys.exit(1)
 
 

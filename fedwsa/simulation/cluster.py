@@ -67,15 +67,15 @@ def connect(address: str | None, **init: Any) -> bool:
         init = {"address": address, **{k: v for k, v in init.items() if k in _JOINING}}
     else:
         init.setdefault("num_cpus", cores())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        try:
-            ray.init(**init)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            if address is None:
-                raise
-            line = str(error).splitlines()[0]
-            raise SimulationError(f"runtime.address={address}: no Ray cluster: {line}") from None
+    # Not catch_warnings: in a thread it would put back filters that others have set meanwhile.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    try:
+        ray.init(**init)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address is None:
+            raise
+        line = str(error).splitlines()[0]
+        raise SimulationError(f"runtime.address={address}: no Ray cluster: {line}") from None
     return True
 
 

@@ -141,23 +141,25 @@ class Worker:
                 answered = self._answer(group, contents[group[0].content], end)
             except _Late:
                 break  # this client and those after it are late
-            for order, (reply, state) in zip(group, answered, strict=True):
+            for order, (reply, changed) in zip(group, answered, strict=True):
                 if average is not None and reply.has_content():
                     reply = _add(average, reply, order, contents[order.content])
                 packed = pack(reply.content) if reply.has_content() else None
                 part.rows.append((shell(reply), packed))
-                if state is not None:
+                if changed is not None:
                     part.states.append(order.message.metadata.message_id)
-                    states.append(state)
+                    states.append(changed)
                 size += _bytes(packed) if packed else 0
             if size > _FLUSH_BYTES or time.monotonic() - flushed > _FLUSH_SECONDS:
-                for item in (part, *states):  # Ray sends into the generator: no "yield from"
-                    yield item
+                yield part
+                for state in states:  # Ray sends into the generator: no "yield from"
+                    yield state
                 part, states, size, flushed = Answers(), [], 0, time.monotonic()
         total = average.content() if average is not None else None
         part.average = pack(total) if total is not None else None
-        for item in (part, *states):
-            yield item
+        yield part
+        for state in states:
+            yield state
 
     def _groups(self, job: Job) -> Iterator[list[Order]]:
         """Clients to answer together: one, or as many as may be trained at once."""

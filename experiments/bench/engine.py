@@ -1,0 +1,226 @@
+"""The engine's speed, against Flower's simulation and against no framework at all.
+
+Usage: ``python -m experiments.bench.engine [--workload NAME] [--json FILE] [--repeat N]``
+
+Every ratio is of speeds measured in one run on the same machine, ours over theirs: above one,
+ours is faster. The sides take turns; a side's time is the median over its rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+import experiments.simulate
+from experiments.bench import workloads
+from experiments.bench.loop import loop_seconds
+from experiments.bench.memory import peak_memory
+from experiments.bench.workloads import TRAININGS, Training
+from fedwsa.config import Config, compose
+
+console = Console(stderr=True)
+
+
+@dataclass
+class Result:
+    """A row of the table.
+
+    Attributes
+    ----------
+    workload : str
+        Its name.
+    seconds : float
+        Ours: of a round, to the end of round 1 (``start``), or, of ``memory``, megabytes.
+    flower_ratio, loop_ratio, pfl_ratio : float or None
+        Speed over that of Flower's simulation, a plain loop, pfl; None where not run.
+    """
+
+    workload: str
+    seconds: float
+    flower_ratio: float | None = None
+    loop_ratio: float | None = None
+    pfl_ratio: float | None = None
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    names = [*TRAININGS, "echo", "start", "memory"]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workload", choices=names, action="append", help="default: all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--repeat", type=int, default=2, help="turns that each side takes")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, for training")
+    arguments = parser.parse_args()
+    experiments.simulate.console.quiet = True
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    results = []
+    for name in arguments.workload or names:
+        console.print(f"[bold]{name}[/bold] ...")
+        results.append(_run(name, arguments.repeat, arguments.device))
+        console.print(_table(results[-1:]))
+    Console().print(_table(results))
+    if arguments.json:
+        text = json.dumps([asdict(r) for r in results], indent=2) + "\n"
+        arguments.json.write_text(text, encoding="utf-8")
+
+
+def _run(name: str, repeat: int, device: str) -> Result:
+    with tempfile.TemporaryDirectory() as folder:
+        if name == "echo":
+            return _echo(repeat)
+        if name == "start":
+            return _start(Path(folder), repeat)
+        if name == "memory":
+            return _memory(Path(folder))
+        return _training(name, TRAININGS[name], Path(folder), repeat, device)
+
+
+def _training(name: str, training: Training, folder: Path, repeat: int, device: str) -> Result:
+    def config(runtime: str) -> Config:
+        workers = len(os.sched_getaffinity(0))
+        return compose(
+            [
+                *training.overrides,
+                f"rounds={training.rounds + 1}",
+                f"evaluation.every={training.rounds + 1}",
+                f"cache_dir={folder / 'cache'}",
+                f"runtime={runtime}",
+                f"runtime.workers={workers}",
+                f"device={device}",
+            ]
+        )
+
+    def simulate(runtime: str, turn: int) -> list[float]:
+        run = folder / f"{runtime}-{turn}"
+        experiments.simulate.simulate(config(runtime), run)
+        timing = pd.read_csv(run / "timing.csv")
+        return (timing["train"] + timing["aggregate"]).tolist()[1:]
+
+    sides: dict[str, Callable[[int], list[float]]] = {
+        "ours": lambda turn: simulate("ray", turn),
+        "flower": lambda turn: simulate("flower", turn),
+    }
+    if device == "cpu":
+        sides["loop"] = lambda _: loop_seconds(config("ray"), training.rounds)
+    times = _in_turn(sides, repeat)
+    ours = times["ours"]
+    return Result(
+        name,
+        ours,
+        times["flower"] / ours,
+        times["loop"] / ours if "loop" in times else None,
+    )
+
+
+def _in_turn(sides: dict[str, Callable[[int], list[float]]], repeat: int) -> dict[str, float]:
+    """Median seconds of each side; neither always runs first."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(repeat):
+        order = list(sides) if turn % 2 == 0 else list(sides)[::-1]
+        for name in order:
+            seconds[name] += sides[name](turn)
+            console.print(f"  {name}: {statistics.median(seconds[name]):.3f} s")
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _echo(repeat: int) -> Result:
+    import ray
+    from flwr import simulation as flower
+
+    from fedwsa.simulation import run_simulation
+
+    def ours(_: int) -> list[float]:
+        seconds: list[float] = []
+        run_simulation(
+            workloads.echo_server(seconds), workloads.echo_client(), workloads.ECHO_CLIENTS
+        )
+        return seconds[1:]
+
+    def flowers(_: int) -> list[float]:
+        seconds: list[float] = []
+        if ray.is_initialized():
+            ray.shutdown()
+        flower.run_simulation(
+            workloads.echo_server(seconds),
+            workloads.echo_client(),
+            workloads.ECHO_CLIENTS,
+            backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+        )
+        return seconds[1:]
+
+    times = _in_turn({"ours": ours, "flower": flowers}, repeat)
+    return Result("echo", times["ours"], times["flower"] / times["ours"])
+
+
+def _start(folder: Path, repeat: int) -> Result:
+    """From the command to the end of round 1, on digits."""
+
+    def side(runtime: str) -> Callable[[int], list[float]]:
+        def run(turn: int) -> list[float]:
+            return [_first_round(runtime, folder / f"{runtime}-{turn}", folder / "cache")]
+
+        return run
+
+    _first_round("ray", folder / "warm", folder / "cache")  # decodes the data
+    times = _in_turn({"ours": side("ray"), "flower": side("flower")}, repeat)
+    return Result("start", times["ours"], times["flower"] / times["ours"])
+
+
+def _first_round(runtime: str, folder: Path, cache: Path) -> float:
+    overrides = ["rounds=1", f"runtime={runtime}", f"hydra.run.dir={folder}", f"cache_dir={cache}"]
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.cli", *overrides],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    seconds = 0.0
+    for line in process.stdout:
+        if "round   1/1" in line:
+            seconds = time.perf_counter() - start
+    if process.wait() or not seconds:
+        raise RuntimeError(f"fedwsa {' '.join(overrides)} failed")
+    return seconds
+
+
+def _memory(folder: Path) -> Result:
+    """Peak memory with 10,000 clients over that with 100; 100 a round in both."""
+    few, many = (peak_memory(count, folder) for count in (100, 10_000))
+    console.print(f"  100 clients: {few:.0f} MB, 10,000 clients: {many:.0f} MB")
+    console.print(f"  ratio {many / few:.3f} (at most 1.15)")
+    return Result("memory", many / few)
+
+
+def _table(results: list[Result]) -> Table:
+    table = Table("workload", "seconds", "× Flower", "× plain loop", "× pfl", "target")
+    targets = {name: training.target for name, training in TRAININGS.items()}
+    targets |= {
+        "echo": "flower ≥ 12",
+        "start": "flower ≥ 1.43",
+        "memory": "ratio ≤ 1.15",
+    }
+    for r in results:
+        ratios = [
+            "–" if x is None else f"{x:.2f}" for x in (r.flower_ratio, r.loop_ratio, r.pfl_ratio)
+        ]
+        table.add_row(r.workload, f"{r.seconds:.3f}", *ratios, targets[r.workload])
+    return table
+
+
+if __name__ == "__main__":
+    main()

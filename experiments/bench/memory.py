@@ -1,0 +1,44 @@
+"""Peak memory of a simulation: the sum over all its processes, shared pages counted once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from experiments.processes import family
+
+
+def peak_memory(clients: int, folder: Path) -> float:
+    """Peak of the sum of PSS, in MB, of a run with so many clients, a hundred of them a round."""
+    overrides = [
+        f"clients.count={clients}",
+        f"clients.fraction={100 / clients}",
+        *("partition=iid", "dataset._target_=experiments.bench.workloads.random_images"),
+        *("+dataset.samples=50000", "+dataset.channels=1", "+dataset.side=8"),
+        *("model=mlp", "rounds=5", "local.epochs=1", "strategy.args.fraction_evaluate=0.0"),
+        f"cache_dir={folder / 'cache'}",
+        f"hydra.run.dir={folder / f'memory-{clients}'}",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.cli", *overrides],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, sum(_pss(pid) for pid in family(process.pid)))
+        time.sleep(0.1)
+    if process.returncode:
+        raise RuntimeError(f"fedwsa {' '.join(overrides)} failed")
+    return peak
+
+
+def _pss(pid: int) -> float:
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0.0
+    lines = [line for line in text.splitlines() if line.startswith("Pss:")]
+    return int(lines[0].split()[1]) / 1024 if lines else 0.0

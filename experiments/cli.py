@@ -1,0 +1,20 @@
+"""Entry point of ``fedwsa``: Ray starts while everything else is imported."""
+
+from __future__ import annotations
+
+import sys
+
+from experiments.ray_start import RayStart, expects_local_ray
+
+
+def main() -> None:
+    """Run the command; see :mod:`experiments.simulate`."""
+    if expects_local_ray(sys.argv[1:]):
+        RayStart.at(None)
+    from experiments.simulate import main as command
+
+    command()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Ray started, or joined, while everything else is read: it takes three seconds of waiting."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+
+from experiments.processes import family
+
+
+class RayStart:
+    """Starts Ray, or joins a cluster, in the background; once in a process.
+
+    Ray stays until the process ends, so that the runs of a sweep share it.
+
+    Parameters
+    ----------
+    address
+        See :func:`fedwsa.simulation.cluster.connect`.
+    """
+
+    _current: RayStart | None = None
+
+    def __init__(self, address: str | None) -> None:
+        self.address = address
+        self._error: Exception | None = None
+        self._done = threading.Event()
+        threading.Thread(target=self._connect, daemon=True).start()
+
+    @classmethod
+    def at(cls, address: str | None) -> RayStart:
+        """The start that is under way or done, or a new one."""
+        current = cls._current
+        if current is None or current.address != address or current._error is not None:
+            if current is not None:
+                current.wait()
+                sys.modules["ray"].shutdown()
+            cls._current = current = cls(address)
+        return current
+
+    @classmethod
+    def abandon(cls) -> None:
+        """End a start that is under way at once, with this process's other children.
+
+        Waiting for it, to shut Ray down in its own way, would take seconds.
+        """
+        if cls._current is not None and not cls._current._done.is_set():
+            for pid in family(os.getpid())[1:]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            sys.stdout.flush()
+            os._exit(1)
+
+    def _connect(self) -> None:
+        from fedwsa.simulation.cluster import connect
+
+        started = False
+        try:
+            started = connect(self.address)
+        except Exception as error:
+            self._error = error
+        self._done.set()
+        if started:  # Ray's processes end with the thread that started them
+            threading.Event().wait()
+
+    def wait(self) -> Exception | None:
+        """Return once Ray runs, or the error if it does not."""
+        self._done.wait()
+        return self._error
+
+
+def expects_local_ray(arguments: Sequence[str]) -> bool:
+    """Whether a command line looks as if it will simulate on a Ray of this machine."""
+    if any(a.startswith("-") and a not in ("--multirun", "-m") for a in arguments):
+        return False  # help, another configuration, …: let it be read first
+    return not any(a.startswith(("runtime=flower", "runtime.address=")) for a in arguments)
