@@ -36,6 +36,9 @@ def plot_curves(histories: Sequence[tuple[str, pd.DataFrame]], file: Path) -> No
     plt.close(figure)
 
 
+_FEW = 60  # clients that are drawn apart
+
+
 def plot_partition(partition: Mapping[str, Any], file: Path) -> None:
     """Samples of each client, stacked by class."""
     counts = np.asarray(partition["label_counts"])
@@ -43,10 +46,15 @@ def plot_partition(partition: Mapping[str, Any], file: Path) -> None:
     figure, axes = plt.subplots(figsize=_SIZE, layout="constrained")
     colours = plt.get_cmap("tab10" if classes <= 10 else "viridis")
     bottom = np.zeros(clients)
+    edges = np.arange(clients + 1) - 0.5
     for label in range(classes):
         colour = colours(label if classes <= 10 else label / (classes - 1))
-        axes.bar(np.arange(clients), counts[:, label], 0.9, bottom, color=colour, label=str(label))
-        bottom += counts[:, label]
+        top = bottom + counts[:, label]
+        # One shape per class: bars would be one per class and client, too many to draw.
+        axes.stairs(top, edges, baseline=bottom, fill=True, color=colour, label=str(label))
+        bottom = top
+    if clients <= _FEW:
+        axes.vlines(edges, 0, 1.05 * bottom.max(), color="white", linewidth=2)
     axes.set(xlabel="client", ylabel="samples", xlim=(-0.6, clients - 0.4))
     axes.set_ylim(0, 1.05 * bottom.max())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

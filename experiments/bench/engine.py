@@ -95,6 +95,7 @@ def _training(name: str, training: Training, folder: Path, repeat: int, device: 
         return compose(
             [
                 *training.overrides,
+                *(training.flower if runtime == "flower" else ()),
                 f"rounds={training.rounds + 1}",
                 f"evaluation.every={training.rounds + 1}",
                 f"cache_dir={folder / 'cache'}",

@@ -1,0 +1,331 @@
+"""The engine with small apps of a stranger's: what arrives, what fails, what is kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from fedwsa.simulation import SimulationError, run_simulation
+from fedwsa.simulation.cluster import connect
+from fedwsa.strategies.averaging import AveragedReplies, averaged
+
+CLIENTS = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    """One Ray for all tests here; the engine uses what is running."""
+    connect(None, num_cpus=2)
+    yield
+    ray.shutdown()
+
+
+def within(app: ClientApp, body: Callable[[Grid], None], clients: int = CLIENTS, **options) -> None:
+    """Run ``body`` as a ServerApp."""
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        body(grid)
+
+    run_simulation(server, app, clients, **options)
+
+
+def client_app(behave: Callable[[int, Context], None] = lambda partition, context: None):
+    """Adds the partition id to what it gets, and counts its trainings in its state."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        partition = int(context.node_config["partition-id"])
+        seen = context.state.get("seen", ConfigRecord({"count": 0}))["count"] + 1
+        context.state["seen"] = ConfigRecord({"count": seen})
+        behave(partition, context)
+        weights = message.content["arrays"]["w"].numpy()
+        weights += partition  # in place: the next client must not see it
+        metrics = {"num-examples": partition + 1, "seen": seen, "pair": [1.0 * partition, 1.0]}
+        content = {"arrays": ArrayRecord({"w": Array(weights)}), "metrics": MetricRecord(metrics)}
+        return Message(RecordDict(content), reply_to=message)
+
+    return app
+
+
+def instructions(grid: Grid, values: float = 0.0) -> list[Message]:
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({"w": Array(np.full(3, values, np.float32))}),
+            "config": ConfigRecord({"server-round": 1}),
+        }
+    )
+    return [Message(content, node, MessageType.TRAIN) for node in grid.get_node_ids()]
+
+
+def weights(replies: list[Message]) -> dict[int, float]:
+    """By client, which answers 0 + its partition."""
+    good = [r for r in replies if r.has_content()]
+    return {r.metadata.src_node_id - 2: float(r.content["arrays"]["w"].numpy()[0]) for r in good}
+
+
+def test_all_answer_in_the_order_of_the_messages_and_do_not_see_each_other() -> None:
+    def body(grid: Grid) -> None:
+        sent = instructions(grid)[::-1]
+        replies = list(grid.send_and_receive(sent))
+        assert weights(replies) == {i: float(i) for i in range(CLIENTS)}
+        for message, reply in zip(sent, replies, strict=True):
+            assert reply.metadata.reply_to_message_id == message.metadata.message_id
+            assert reply.metadata.src_node_id == message.metadata.dst_node_id
+        assert sent[0].content["arrays"]["w"].numpy().tolist() == [0.0] * 3
+        assert len(list(grid.get_nodes())) == CLIENTS
+
+    within(client_app(), body)
+
+
+def test_messages_of_different_content_each_reach_their_own() -> None:
+    def body(grid: Grid) -> None:
+        sent = [instructions(grid, 10.0 * i)[i] for i in range(CLIENTS)]
+        assert weights(grid.send_and_receive(sent)) == {i: 11.0 * i for i in range(CLIENTS)}
+
+    within(client_app(), body)
+
+
+def test_push_and_pull_work_without_waiting() -> None:
+    def body(grid: Grid) -> None:
+        ids = list(grid.push_messages(instructions(grid)))
+        assert len(set(ids)) == CLIENTS
+        replies, end = [], time.monotonic() + 30
+        while len(replies) < CLIENTS and time.monotonic() < end:
+            replies += grid.pull_messages(ids)
+            time.sleep(0.02)
+        assert weights(replies) == {i: float(i) for i in range(CLIENTS)}
+        assert list(grid.pull_messages(ids)) == []
+        with pytest.raises(ValueError, match="no node 99"):
+            grid.push_messages([Message(RecordDict(), 99, MessageType.TRAIN)])
+
+    within(client_app(), body)
+
+
+def test_replies_are_averaged_at_the_workers_with_a_row_for_each_client() -> None:
+    def body(grid: Grid) -> None:
+        plain = list(grid.send_and_receive(instructions(grid)))
+        marked = averaged(FedAvg(), instructions(grid), ["seen"])
+        replies = grid.send_and_receive(marked)
+        assert isinstance(replies, AveragedReplies)
+        assert [r.content["metrics"]["num-examples"] for r in replies.rows] == [1, 2, 3, 4, 5, 6]
+        assert all("arrays" not in r.content for r in replies.rows)
+        # Σ (i+1)·i / Σ (i+1) = 70/21 over i = 0 … 5, of weights and of the first of the pair.
+        for given in (plain, list(replies)):
+            arrays, metrics = FedAvg().aggregate_train(1, given)
+            np.testing.assert_allclose(arrays["w"].numpy(), 70 / 21, rtol=1e-6)
+            np.testing.assert_allclose(metrics["pair"], [70 / 21, 1.0], rtol=1e-12)
+        assert len(replies) < len(plain)
+
+    within(client_app(), body, workers=2)
+
+
+def test_state_stays_with_its_client_whoever_plays_it() -> None:
+    def body(grid: Grid) -> None:
+        for count in (1, 2, 3):
+            sent = instructions(grid)
+            # Other neighbours each time, so that clients move between the workers.
+            chosen = sent[count % 2 :: 2] + sent[(count + 1) % 2 :: 2]
+            replies = list(grid.send_and_receive(chosen))
+            assert [r.content["metrics"]["seen"] for r in replies] == [count] * CLIENTS
+
+    within(client_app(), body, workers=2)
+
+
+def test_a_client_that_raises_is_an_error_with_client_stage_and_traceback() -> None:
+    def raise_in_two(partition: int, context: Context) -> None:
+        if partition == 2:
+            raise RuntimeError("the battery is empty")
+
+    def body(grid: Grid) -> None:
+        for marked in (instructions(grid), averaged(FedAvg(), instructions(grid))):
+            replies = grid.send_and_receive(marked)
+            [error] = [r for r in replies if r.has_error()]
+            assert error.metadata.src_node_id == 4
+            first, second, *rest = error.error.reason.splitlines()
+            assert first == "RuntimeError: the battery is empty"
+            assert second == "in train of client 2"
+            assert any("raise_in_two" in line for line in rest)
+        [stranger] = grid.send_and_receive([Message(RecordDict(), 2, MessageType.EVALUATE)])
+        assert "No evaluate function registered" in stranger.error.reason
+
+    within(client_app(raise_in_two), body)
+
+
+def test_a_reply_that_cannot_be_averaged_is_left_out_and_named() -> None:
+    honest, app = client_app(), ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        reply = honest(message, context)
+        partition = int(context.node_config["partition-id"])
+        if partition == 1:
+            reply.content["arrays"]["w"] = Array(np.array([1, np.nan, 1], np.float32))
+        elif partition == 2:
+            reply.content["arrays"]["w"] = Array(np.ones(2, np.float32))
+        elif partition == 3:
+            del reply.content["metrics"]["seen"]
+        elif partition == 4:
+            reply.content["metrics"]["num-examples"] = -1
+        return reply
+
+    def body(grid: Grid) -> None:
+        replies = grid.send_and_receive(averaged(FedAvg(), instructions(grid), ["seen"]))
+        reasons = {r.metadata.src_node_id - 2: r.error.reason for r in replies if r.has_error()}
+        assert reasons == {
+            1: "wrong arrays: w is NaN or infinite",
+            2: "wrong arrays: w is (2,), not (3,)",
+            3: "the metrics have no number seen",
+            4: "num-examples must be positive",
+        }
+        arrays, _ = FedAvg().aggregate_train(1, [r for r in replies if r.has_content()])
+        np.testing.assert_allclose(arrays["w"].numpy(), (1 * 0 + 6 * 5) / 7, rtol=1e-6)
+
+    within(app, body)
+
+
+@pytest.mark.parametrize("mark", [False, True], ids=["single", "averaged"])
+def test_a_worker_that_dies_is_replaced_and_its_clients_tried_again(
+    mark: bool, tmp_path: Path
+) -> None:
+    def die_once(partition: int, context: Context) -> None:
+        died = tmp_path / "died"
+        if partition == 3 and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def body(grid: Grid) -> None:
+        for count in (1, 2):
+            sent = instructions(grid)
+            replies = grid.send_and_receive(averaged(FedAvg(), sent) if mark else sent)
+            rows = replies.rows if isinstance(replies, AveragedReplies) else replies
+            # Each counted once a round, those that were tried again too.
+            assert [r.content["metrics"]["seen"] for r in rows] == [count] * CLIENTS
+            arrays, _ = FedAvg().aggregate_train(1, list(replies))
+            np.testing.assert_allclose(arrays["w"].numpy(), 70 / 21, rtol=1e-6)
+        assert (tmp_path / "died").exists()
+
+    within(client_app(die_once), body, workers=2)
+
+
+@pytest.mark.parametrize("mark", [False, True], ids=["single", "averaged"])
+def test_a_client_that_kills_its_worker_twice_has_failed_and_the_others_have_not(
+    mark: bool,
+) -> None:
+    def die(partition: int, context: Context) -> None:
+        if partition == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def body(grid: Grid) -> None:
+        sent = instructions(grid)
+        replies = grid.send_and_receive(averaged(FedAvg(), sent) if mark else sent)
+        [error] = [r for r in replies if r.has_error()]
+        assert error.error.reason == "the worker died twice\nin train of client 3"
+        arrays, _ = FedAvg().aggregate_train(1, list(replies))
+        # Without the fourth: Σ (i+1)·i = 70 − 12, Σ (i+1) = 21 − 4.
+        np.testing.assert_allclose(arrays["w"].numpy(), 58 / 17, rtol=1e-6)
+
+    within(client_app(die), body, workers=2)
+
+
+@pytest.mark.parametrize("mark", [False, True], ids=["single", "averaged"])
+@pytest.mark.parametrize("stubborn", [False, True], ids=["sleeps", "cannot be interrupted"])
+def test_a_late_client_is_missing_had_no_effect_and_does_not_hold_up_the_next_round(
+    mark: bool, stubborn: bool, tmp_path: Path
+) -> None:
+    def sleep_once(partition: int, context: Context) -> None:
+        if partition == 5 and not (tmp_path / "slept").exists():
+            (tmp_path / "slept").touch()
+            if stubborn:
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+            time.sleep(60)
+
+    def body(grid: Grid) -> None:
+        def exchange(timeout: float | None) -> list[Message]:
+            sent = instructions(grid)
+            replies = grid.send_and_receive(
+                averaged(FedAvg(), sent) if mark else sent, timeout=timeout
+            )
+            return replies.rows if isinstance(replies, AveragedReplies) else list(replies)
+
+        grid.send_and_receive([])
+        list(grid.send_and_receive(instructions(grid)[:1]))  # the workers have started
+        start = time.monotonic()
+        rows = exchange(2.0)
+        assert 2.0 <= time.monotonic() - start < 2.0 + (4.0 if stubborn else 1.0)
+        late = {r.metadata.src_node_id - 2 for r in rows}
+        assert 5 not in late
+        if not stubborn:
+            assert late == set(range(5))
+        rows = exchange(30.0)
+        seen = {r.metadata.src_node_id - 2: r.content["metrics"]["seen"] for r in rows}
+        assert seen[5] == 1
+        assert len(seen) == CLIENTS
+
+    within(client_app(sleep_once), body, workers=2)
+
+
+def test_an_error_of_the_server_reaches_the_caller_and_ends_the_workers() -> None:
+    def body(grid: Grid) -> None:
+        list(grid.send_and_receive(instructions(grid)))
+        raise ArithmeticError("stop here")
+
+    with pytest.raises(ArithmeticError, match="stop here"):
+        within(client_app(), body)
+    end = time.monotonic() + 20
+    while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < end:
+        time.sleep(0.1)
+    assert ray.available_resources()["CPU"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clients": 0}, "num_supernodes=0: must be at least 1"),
+        ({"workers": 0}, "workers=0: must be at least 1"),
+        ({"backend_name": "threads"}, "only ray is supported"),
+        ({"work": [1.0]}, "work has 1 entries for 6 clients"),
+        ({"gpus_per_worker": 0.5}, "no place for a worker with 0.5 of a GPU"),
+        ({"address": "127.0.0.1:1"}, "127.0.0.1:1: nobody answers there"),
+        ({"address": "here"}, "must be auto or HOST:PORT"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(options: dict, message: str) -> None:
+    def body(grid: Grid) -> None:
+        raise AssertionError("nothing may start")
+
+    with pytest.raises(SimulationError, match=message) as caught:
+        within(client_app(), body, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_more_workers_than_cores_are_cut_with_a_warning(caplog, monkeypatch) -> None:
+    def body(grid: Grid) -> None:
+        assert len(list(grid.send_and_receive(instructions(grid)))) == CLIENTS
+
+    monkeypatch.setattr(logging.getLogger("fedwsa"), "propagate", True)
+    within(client_app(), body, workers=64)
+    assert "64 workers asked for, but there are 2 cores: using 2" in caplog.text
