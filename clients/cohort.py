@@ -28,7 +28,7 @@ def why_not(model: nn.Module, local: Local) -> str | None:
         return "local.precision is not fp32"
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-            return "dropout draws for one client after the other"
+            return "its dropout would draw other masks"
         if next(module.buffers(recurse=False), None) is not None:
             return f"{type(module).__name__} keeps statistics"
     return None

@@ -13,7 +13,11 @@ def main() -> None:
         RayStart.at(None)
     from experiments.simulate import main as command
 
-    command()
+    try:
+        command()
+    except SystemExit as refused:
+        RayStart.abandon(refused.code)
+        raise
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ class RayStart:
         return current
 
     @classmethod
-    def abandon(cls) -> None:
-        """End a start that is under way at once, with this process's other children.
+    def abandon(cls, code: str | int | None) -> None:
+        """If a start is under way, end it with this process at once, with an exit code.
 
         Waiting for it, to shut Ray down in its own way, would take seconds.
         """
@@ -53,7 +53,8 @@ class RayStart:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             sys.stdout.flush()
-            os._exit(1)
+            sys.stderr.flush()
+            os._exit(code if isinstance(code, int) else 1)
 
     def _connect(self) -> None:
         from fedwsa.simulation.cluster import connect

@@ -9,11 +9,11 @@ from pathlib import Path
 from flwr.clientapp import ClientApp
 
 from clients import app as clients
+from clients.cohort import why_not
 from clients.measure import choose_cohort
 from experiments.ray_start import RayStart
 from fedwsa.components import ConfigError
 from fedwsa.config import Config
-from fedwsa.data.federated import open_federated
 from fedwsa.devices import Device, resolve_device
 from fedwsa.simulation import SimulationError, run_simulation
 from fedwsa.simulation.cluster import cores, count_workers, keep_local
@@ -57,7 +57,7 @@ def located(config: Config) -> Config:
     return config.model_copy(update={"device": device, "cache_dir": cache_dir})
 
 
-def settled(config: Config) -> Config:
+def settled(federation: Federation) -> Config:
     """The run with what ``auto`` and null stand for in ``runtime``, so that its folder repeats it.
 
     Raises
@@ -65,6 +65,7 @@ def settled(config: Config) -> Config:
     ConfigError
         If a worker cannot have what it is to have.
     """
+    config = federation.config
     runtime = config.runtime
     if runtime.name == "flower":
         return _with_runtime(config, workers=_workers(runtime.workers), cohort="off")
@@ -82,9 +83,11 @@ def settled(config: Config) -> Config:
             raise ConfigError(f"runtime.gpus_per_worker={gpus:g}: {error}") from None
     cohort = runtime.cohort
     if cohort == "auto":
-        size, reason = choose_cohort(config, open_federated(*config.data_key), workers)
+        size, reason = choose_cohort(config, federation.data, workers)
         logger.info("cohort: clients are trained %s", reason)
         cohort = "off" if size == 1 else size
+    elif cohort not in ("off", 1) and (reason := why_not(federation.model, config.local)):
+        raise ConfigError(f"runtime.cohort={cohort}: clients cannot be trained at once: {reason}")
     return _with_runtime(config, workers=workers, gpus_per_worker=gpus, cohort=cohort)
 
 

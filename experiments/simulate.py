@@ -31,7 +31,6 @@ from rich.table import Table
 
 from experiments.errors import explain
 from experiments.help import help_text
-from experiments.ray_start import RayStart
 from fedwsa.components import ConfigError
 from fedwsa.config import CONFIG_DIR, Config, free_arguments, parse
 
@@ -104,7 +103,7 @@ def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) 
     start = runtimes.start_ray(config)
     if config.runtime.address is not None:  # settling asks the cluster
         runtimes.await_ray(start)
-    federation.config = config = runtimes.settled(config)
+    federation.config = config = runtimes.settled(federation)
     describe_run(config, federation.data.partition, folder)
     runtimes.await_ray(start)
     log_file = logging.FileHandler(folder / "run.log", encoding="utf-8")
@@ -196,7 +195,6 @@ def main() -> None:
 
 def _fail(line: str) -> NoReturn:
     print(f"fedwsa: {line}", file=sys.stderr, flush=True)
-    RayStart.abandon()
     sys.exit(1)
 
 

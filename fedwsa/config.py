@@ -18,6 +18,7 @@ from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -35,6 +36,15 @@ from fedwsa.scope import DEFAULT_STRENGTH, Fusion, Reduction
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+def _cohort(value: int | str) -> int | str:
+    if value not in ("auto", "off") and not (isinstance(value, int) and value >= 1):
+        raise ValueError("must be auto, off, or a number above 0")
+    return value
+
+
+Cohort = Annotated[int | str, AfterValidator(_cohort)]
 
 
 class _Section(BaseModel):
@@ -130,7 +140,7 @@ class Runtime(_Section):
     workers: PositiveInt | None
     address: str | None
     gpus_per_worker: NonNegativeFloat | None
-    cohort: PositiveInt | Literal["auto", "off"]
+    cohort: Cohort
 
     @model_validator(mode="after")
     def _flower_has_less(self) -> Runtime:

@@ -180,5 +180,5 @@ def test_a_device_that_is_not_there() -> None:
         assert resolve_device("auto") == "cuda"
     else:
         assert resolve_device("auto") == "cpu"
-        with pytest.raises(ConfigError, match="no CUDA GPU here; allowed: auto, cpu"):
+        with pytest.raises(ConfigError, match="device: there is no CUDA GPU here"):
             resolve_device("cuda")

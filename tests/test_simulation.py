@@ -101,7 +101,8 @@ def test_the_run_folder_says_all_that_is_needed_to_repeat_it(aligned: Path, cach
 
     stored = OmegaConf.to_container(OmegaConf.load(aligned / "config.yaml"))
     again = Config.model_validate(stored)
-    assert again == configured(cache, "wsa=on", "runtime.workers=2", "device=cpu")
+    settled = ["runtime.gpus_per_worker=0.0", "runtime.cohort=off", "device=cpu"]
+    assert again == configured(cache, "wsa=on", "runtime.workers=2", *settled)
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(aligned: Path, cache: str) -> None:

@@ -65,8 +65,8 @@ def connect(address: str | None, **init: Any) -> bool:
     init = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR", **init}
     if address is not None:
         init = {"address": address, **{k: v for k, v in init.items() if k in _JOINING}}
-    else:
-        init.setdefault("num_cpus", cores())
+    else:  # without "local" Ray would join whatever cluster runs on this machine
+        init = {"address": "local", "num_cpus": cores(), **init}
     # Not catch_warnings: in a thread it would put back filters that others have set meanwhile.
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     try:

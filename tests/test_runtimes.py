@@ -1,0 +1,187 @@
+"""The command on our engine: what it settles, many machines, interruption, wrong input."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import ray
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from clients.measure import choose_cohort
+from experiments.processes import family
+from experiments.ray_start import expects_local_ray
+from experiments.simulate import simulate
+from fedwsa.config import Config, compose
+from fedwsa.data.federated import open_federated
+
+COMMAND = [sys.executable, "-m", "experiments.cli"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """As a person has it: importing the command here has set what shows tracebacks."""
+    inherited = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
+    return {**inherited, "FEDWSA_CACHE": str(folder / "cache"), "PYTHONPATH": os.getcwd()}
+
+
+def small(cache: str, *overrides: str) -> Config:
+    fleet = ["rounds=2", "clients.count=6", "local.epochs=1", "evaluation.clients_every=2"]
+    return compose([*fleet, f"cache_dir={cache}", *overrides])
+
+
+def test_what_was_settled_stands_in_the_run_folder(cache: str, tmp_path: Path) -> None:
+    simulate(small(cache, "wsa=on", "clients.table=true"), tmp_path)
+    runtime = OmegaConf.load(tmp_path / "config.yaml").runtime
+    assert (runtime.name, runtime.cohort) == ("ray", "off")
+    assert runtime.workers == len(os.sched_getaffinity(0))
+    table = pd.read_csv(tmp_path / "clients.csv")
+    assert table["client"].tolist() == [0, 1, 2, 3, 4, 5] * 2
+    assert table["round"].tolist() == [1] * 6 + [2] * 6
+    history = pd.read_csv(tmp_path / "history.csv")
+    # The history's loss is the mean over these rows, by samples.
+    first = table[table["round"] == 1]
+    mean = (first["train_loss"] * first["num-examples"]).sum() / first["num-examples"].sum()
+    assert history["train_loss"][0] == pytest.approx(mean, rel=1e-12)
+    assert [len(row.split()) for row in first["wsa-kl"]] == [3] * 6  # a number per layer
+    ray.shutdown()
+
+
+def test_a_cluster_of_two_nodes_gives_the_same_model_and_each_node_reads_its_own_data(
+    cache: str, tmp_path: Path
+) -> None:
+    overrides = ["rounds=2", "clients.count=6", "local.epochs=1", "strategy=scaffold"]
+    simulate(compose([*overrides, f"cache_dir={cache}"]), tmp_path / "here")
+    ray.shutdown()
+    there = ["runtime.address=ADDRESS", "cache_dir=$NODE_CACHE", f"hydra.run.dir={tmp_path}/there"]
+    subprocess.run(
+        [sys.executable, "-m", "tests.two_nodes", str(tmp_path), *COMMAND, *overrides, *there],
+        check=True,
+        timeout=120,
+    )
+    here, other = (load_file(tmp_path / f / "model.safetensors") for f in ("here", "there"))
+    for key, weight in here.items():
+        torch.testing.assert_close(other[key], weight, rtol=1e-4, atol=1e-6)
+    for node in ("node0", "node1", "driver"):
+        assert list((tmp_path / node / "images").glob("*.safetensors"))
+
+
+def test_ctrl_c_ends_at_once_with_the_history_and_without_a_process(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "rounds=100000", "clients.count=4", f"hydra.run.dir={tmp_path}/run"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(tmp_path),
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "round   3/" in line:
+            break
+    processes = family(process.pid)
+    assert len(processes) > 4
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=30)[0]
+    assert time.monotonic() - start < 10
+    assert process.returncode == 130
+    assert "interrupted; the history so far is in the run folder" in rest
+    assert len(pd.read_csv(tmp_path / "run" / "history.csv")) >= 3
+    end = time.monotonic() + 10
+    while any(map(alive, processes)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(map(alive, processes))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("runtime.workers=0", "runtime.workers: input should be greater than 0 (got 0)"),
+        ("runtime.cohort=0", "runtime.cohort: must be auto, off, or a number above 0 (got 0)"),
+        ("runtime.gpus_per_worker=0.5", "runtime.gpus_per_worker: there is no CUDA GPU here"),
+        ("runtime.address=127.0.0.1:9", "runtime.address=127.0.0.1:9: nobody answers there"),
+        ("runtime.address=nowhere", "runtime.address=nowhere: must be auto or HOST:PORT"),
+        ("runtime.address=auto", "runtime.address=auto: no Ray cluster"),
+        ("runtime=flower runtime.cohort=4", "runtime: cohort needs runtime=ray"),
+        ("runtime.cohort=4 local.precision=bf16", "runtime.cohort needs local.precision=fp32"),
+        (
+            "runtime.cohort=4 model=cnn_pfl",
+            "runtime.cohort=4: clients cannot be trained at once: its",
+        ),
+    ],
+)
+def test_what_cannot_be_ends_in_one_line_before_anything_is_written(
+    override: str, line: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [*COMMAND, *override.split()],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+        env=environment(tmp_path),
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("fedwsa: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert line in done.stderr
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+def test_too_many_workers_are_cut_with_a_warning(cache: str, tmp_path: Path) -> None:
+    simulate(small(cache, "runtime.workers=64", "rounds=1"), tmp_path)
+    assert OmegaConf.load(tmp_path / "config.yaml").runtime.workers == len(os.sched_getaffinity(0))
+    ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["clients.count=20"], "a worker has only 10 clients a round"),
+        (["clients.count=200", "partition=iid", "model=resnet20 model.norm=batch"], "statistics"),
+        (["clients.count=200", "partition=iid", "local.precision=bf16"], "precision is not fp32"),
+        (
+            ["clients.count=64", "partition=iid", "model=resnet20", "model.width=6"],
+            "too large to gain",
+        ),
+    ],
+)
+def test_auto_says_why_it_trains_one_by_one(overrides, reason: str, cache: str) -> None:
+    config = small(cache, *" ".join(overrides).split())
+    size, why = choose_cohort(config, open_federated(*config.data_key), workers=2)
+    assert size == 1
+    assert reason in why
+
+
+def test_auto_trains_many_small_clients_at_once(cache: str) -> None:
+    config = small(cache, "clients.count=200", "partition=iid", "model.width=0.3")
+    size, why = choose_cohort(config, open_federated(*config.data_key), workers=2)
+    assert size in (16, 64)
+    assert why.startswith(f"{size} at once, measured ")
+
+
+def test_ray_is_started_early_only_where_it_will_be_used() -> None:
+    assert expects_local_ray([])
+    assert expects_local_ray(["wsa=on", "--multirun", "seed=0,1"])
+    for words in (["--help"], ["--cfg", "job"], ["runtime=flower"], ["runtime.address=auto"]):
+        assert not expects_local_ray(words)
+    assert not expects_local_ray(["-cp", "x", "-cn", "config"])
