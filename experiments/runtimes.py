@@ -86,8 +86,8 @@ def settled(federation: Federation) -> Config:
         size, reason = choose_cohort(config, federation.data, workers)
         logger.info("cohort: clients are trained %s", reason)
         cohort = "off" if size == 1 else size
-    elif cohort not in ("off", 1) and (reason := why_not(federation.model, config.local)):
-        raise ConfigError(f"runtime.cohort={cohort}: clients cannot be trained at once: {reason}")
+    elif cohort not in ("off", 1) and (problem := why_not(federation.model, config.local)):
+        raise ConfigError(f"runtime.cohort={cohort}: clients cannot be trained at once: {problem}")
     return _with_runtime(config, workers=workers, gpus_per_worker=gpus, cohort=cohort)
 
 
