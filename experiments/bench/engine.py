@@ -1,6 +1,7 @@
 """The engine's speed, against Flower's simulation and against no framework at all.
 
-Usage: ``python -m experiments.bench.engine [--workload NAME] [--json FILE] [--repeat N]``
+Usage: ``python -m experiments.bench.engine [--workload NAME] [--json FILE] [--repeat N]
+[--pfl PYTHON]``
 
 Every ratio is of speeds measured in one run on the same machine, ours over theirs: above one,
 ours is faster. The sides take turns; a side's time is the median over its rounds.
@@ -64,13 +65,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     parser.add_argument("--repeat", type=int, default=2, help="turns that each side takes")
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for training")
+    parser.add_argument(
+        "--pfl", metavar="PYTHON", help="an interpreter with pfl, torch and pydantic; for cnn"
+    )
     arguments = parser.parse_args()
     experiments.simulate.console.quiet = True
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     results = []
     for name in arguments.workload or names:
         console.print(f"[bold]{name}[/bold] ...")
-        results.append(_run(name, arguments.repeat, arguments.device))
+        results.append(_run(name, arguments.repeat, arguments.device, arguments.pfl))
         console.print(_table(results[-1:]))
     Console().print(_table(results))
     if arguments.json:
@@ -78,7 +82,7 @@ def main() -> None:
         arguments.json.write_text(text, encoding="utf-8")
 
 
-def _run(name: str, repeat: int, device: str) -> Result:
+def _run(name: str, repeat: int, device: str, pfl: str | None) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         if name == "echo":
             return _echo(repeat)
@@ -86,10 +90,14 @@ def _run(name: str, repeat: int, device: str) -> Result:
             return _start(Path(folder), repeat)
         if name == "memory":
             return _memory(Path(folder))
-        return _training(name, TRAININGS[name], Path(folder), repeat, device)
+        return _training(
+            name, TRAININGS[name], Path(folder), repeat, device, pfl if name == "cnn" else None
+        )
 
 
-def _training(name: str, training: Training, folder: Path, repeat: int, device: str) -> Result:
+def _training(
+    name: str, training: Training, folder: Path, repeat: int, device: str, pfl: str | None
+) -> Result:
     def config(runtime: str) -> Config:
         workers = len(os.sched_getaffinity(0))
         return compose(
@@ -117,14 +125,28 @@ def _training(name: str, training: Training, folder: Path, repeat: int, device: 
     }
     if device == "cpu":
         sides["loop"] = lambda _: loop_seconds(config("ray"), training.rounds)
+    if pfl is not None:
+        sides["pfl"] = lambda _: _pfl_seconds(pfl, training.rounds)
     times = _in_turn(sides, repeat)
-    ours = times["ours"]
-    return Result(
-        name,
-        ours,
-        times["flower"] / ours,
-        times["loop"] / ours if "loop" in times else None,
+    ratios = {side: seconds / times["ours"] for side, seconds in times.items()}
+    return Result(name, times["ours"], ratios["flower"], ratios.get("loop"), ratios.get("pfl"))
+
+
+def _pfl_seconds(python: str, rounds: int) -> list[float]:
+    """Seconds of each round of pfl, a process per core."""
+    processes = len(os.sched_getaffinity(0))
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run(
+        [python, *launcher, "-m", "experiments.bench.pfl_side", str(rounds)],
+        env={**os.environ, "PYTHONPATH": os.getcwd(), "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
+    if done.returncode:
+        raise RuntimeError(f"pfl failed:\n{done.stderr[-2000:]}")
+    seconds: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return seconds
 
 
 def _in_turn(sides: dict[str, Callable[[int], list[float]]], repeat: int) -> dict[str, float]:
