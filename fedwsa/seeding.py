@@ -39,7 +39,10 @@ def seeded(seed: int, purpose: str, *parts: int) -> Iterator[None]:
         with torch.random.fork_rng():
             random.seed(value)
             np.random.seed(value % 2**32)
-            torch.manual_seed(value)
+            # Not torch.manual_seed, which without a GPU formats the whole stack each time.
+            torch.default_generator.manual_seed(value)
+            if torch.cuda.is_available():
+                torch.cuda.manual_seed_all(value)
             yield
     finally:
         random.setstate(python)

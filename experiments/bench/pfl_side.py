@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class Net(nn.Module):
         return {"loss": Weighted(self.loss(x, y, eval).item() * len(x), len(x))}
 
 
-class Clock(TrainingProcessCallback):
+class Clock(TrainingProcessCallback):  # type: ignore[misc]  # pfl is not installed here
     """Notes when each round ends."""
 
     def __init__(self) -> None:
@@ -91,8 +92,7 @@ def main(rounds: int) -> None:
         send_metrics_to_platform=False,
     )
     if get_ops().distributed.global_rank == 0:
-        ends = clock.ends
-        seconds = [b - a for a, b in zip(ends[1:], ends[2:], strict=False)]
+        seconds = [b - a for a, b in pairwise(clock.ends)][1:]
         print(json.dumps(seconds), flush=True)
 
 
