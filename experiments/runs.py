@@ -9,15 +9,18 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from omegaconf import OmegaConf
 
-from experiments.plots import plot_curves, plot_partition
 from fedwsa.components import ConfigError
 from fedwsa.config import CONFIG_DIR, Config
 from fedwsa.data.partition import Partition
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# pandas and matplotlib are imported when a run has ended: they would hold up its first round.
 
 _PACKAGES = [
     "fedwsa",
@@ -50,9 +53,7 @@ def describe_run(config: Config, partition: Partition, folder: Path) -> None:
             f"hydra.run.dir: {folder} holds a run already; name another folder"
         ) from None
     _write_json(folder / "environment.json", environment())
-    described = partition.as_dict()
-    _write_json(folder / "partition.json", described, indent=None)
-    plot_partition(described, folder / "partition.png")
+    _write_json(folder / "partition.json", partition.as_dict(), indent=None)
 
 
 def environment() -> dict[str, Any]:
@@ -91,11 +92,16 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 def read_history(folder: Path) -> pd.DataFrame:
     """``history.csv`` of a run folder."""
+    import pandas as pd
+
     return pd.read_csv(folder / "history.csv")
 
 
-def draw_curves(folder: Path, label: str) -> None:
-    """``curves.png`` from ``history.csv``, if at least a round went by."""
-    file = folder / "history.csv"
-    if file.exists() and len(history := read_history(folder)):
+def draw_pictures(folder: Path, label: str) -> None:
+    """``partition.png``, and ``curves.png`` if at least a round went by."""
+    from experiments.plots import plot_curves, plot_partition
+
+    partition = json.loads((folder / "partition.json").read_text(encoding="utf-8"))
+    plot_partition(partition, folder / "partition.png")
+    if (folder / "history.csv").exists() and len(history := read_history(folder)):
         plot_curves([(label, history)], folder / "curves.png")

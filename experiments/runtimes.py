@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 
+import torch
 from flwr.clientapp import ClientApp
 
 from clients import app as clients
@@ -72,7 +74,7 @@ def settled(federation: Federation) -> Config:
     if runtime.address is None:
         workers = _workers(runtime.workers)
         gpus = runtime.gpus_per_worker
-        gpus = (1.0 / workers if config.device == "cuda" else 0.0) if gpus is None else gpus
+        gpus = _gpu_share(config, workers) if gpus is None else gpus
         if gpus:
             resolve_device("cuda", "runtime.gpus_per_worker")
     else:
@@ -97,6 +99,13 @@ def _workers(wanted: int | None) -> int:
             "runtime.workers=%d, but there are %d cores: using %d", wanted, cores(), cores()
         )
     return min(wanted or cores(), cores())
+
+
+def _gpu_share(config: Config, workers: int) -> float:
+    """Share of a GPU for each worker, so that all find a place and no GPU is left idle."""
+    if config.device != "cuda":
+        return 0.0
+    return 1.0 / math.ceil(workers / torch.cuda.device_count())
 
 
 def _with_runtime(config: Config, **changes: object) -> Config:
@@ -136,7 +145,7 @@ def _run_on_flower(federation: Federation, client_app: ClientApp | None) -> None
     config = federation.config
     workers = config.runtime.workers
     assert workers is not None  # settled
-    gpus = 1.0 / workers if config.device == "cuda" else 0.0
+    gpus = _gpu_share(config, workers)
     if ray.is_initialized():  # by a run before this one, with other resources
         ray.shutdown()
     flower.run_simulation(

@@ -92,7 +92,7 @@ def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) 
         If the run cannot go on; the history so far is kept.
     """
     from experiments import runtimes
-    from experiments.runs import describe_run, draw_curves, read_result
+    from experiments.runs import describe_run, draw_pictures, read_result
     from server.app import Federation
     from server.rounds import RunError
 
@@ -117,7 +117,7 @@ def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) 
     finally:
         logger.removeHandler(log_file)
         log_file.close()
-        draw_curves(folder, config.label)
+        draw_pictures(folder, config.label)
     result = read_result(folder)
     _show(result, folder)
     return result

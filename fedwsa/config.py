@@ -11,12 +11,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -32,6 +28,12 @@ from pydantic import ValidationError as PydanticError
 from fedwsa.components import Component, ConfigError, one_line
 from fedwsa.devices import Device
 from fedwsa.scope import DEFAULT_STRENGTH, Fusion, Reduction
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# Hydra is imported where something is composed: the workers of a simulation, which get a composed
+# run, are spared it.
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 
@@ -200,6 +202,9 @@ def parse(composed: DictConfig) -> Config:
     ConfigError
         All that is wrong, on one line.
     """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
     try:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         return Config.model_validate(values)
@@ -219,8 +224,10 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     ConfigError
         If a value is wrong. Unknown keys and options raise Hydra's own errors.
     """
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return parse(hydra_compose("config", overrides=free_arguments(overrides)))
+    import hydra
+
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return parse(hydra.compose("config", overrides=free_arguments(overrides)))
 
 
 def from_run_config(run_config: Mapping[str, object]) -> Config:

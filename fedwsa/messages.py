@@ -22,7 +22,7 @@ query (up)       ``config``              ``partition-id`` of the node
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -147,7 +147,9 @@ def unusable_reply(
     if problem := unusable(to_tensors(arrays), model):
         return f"wrong arrays: {problem}"
     for name, record in content.array_records.items():
-        if not all(_finite(tensor) for tensor in to_tensors(record).values()):
+        if record is not arrays and not all(
+            _finite(tensor) for tensor in to_tensors(record).values()
+        ):
             return f"{name} has values that are NaN or infinite"
     return None
 
@@ -167,6 +169,21 @@ def cast_like(arrays: ArrayRecord, reference: Mapping[str, Tensor]) -> ArrayReco
             for k, t in to_tensors(arrays).items()
         }
     )
+
+
+def change_contents(
+    instructions: Iterable[Message], change: Callable[[RecordDict], RecordDict]
+) -> None:
+    """Give messages a changed content; those that shared one share the changed one.
+
+    So it is changed, stored and encoded once.
+    """
+    changed: dict[int, tuple[RecordDict, RecordDict]] = {}  # holds the plain one: ids are reused
+    for message in instructions:
+        plain = message.content
+        if id(plain) not in changed:
+            changed[id(plain)] = plain, change(plain)
+        message.content = changed[id(plain)][1]
 
 
 def only_metrics(content: RecordDict) -> MetricRecord | None:

@@ -26,7 +26,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from fedwsa.simulation import SimulationError, run_simulation
+from fedwsa.simulation import CohortApp, SimulationError, run_simulation
 from fedwsa.simulation.cluster import connect
 from fedwsa.strategies.averaging import AveragedReplies, averaged
 
@@ -286,6 +286,42 @@ def test_a_late_client_is_missing_had_no_effect_and_does_not_hold_up_the_next_ro
         assert len(seen) == CLIENTS
 
     within(client_app(sleep_once), body, workers=2)
+
+
+def test_a_cohort_goes_to_the_app_at_once_and_one_that_fails_is_trained_one_by_one(
+    tmp_path: Path, caplog, monkeypatch
+) -> None:
+    alone, app = client_app(), CohortApp()
+    app._registered_funcs = alone._registered_funcs  # trains one by one as the others here
+
+    @app.cohort
+    def together(messages: list[Message], contexts: list[Context]) -> list[Message] | None:
+        partitions = [int(c.node_config["partition-id"]) for c in contexts]
+        with (tmp_path / "calls").open("a") as file:
+            file.write(f"{partitions}\n")
+        if 2 in partitions:
+            raise RuntimeError("cannot stack these")
+        if 0 in partitions:
+            return None
+        return [alone(m, c) for m, c in zip(messages, contexts, strict=True)]
+
+    def body(grid: Grid) -> None:
+        for count in (1, 2):
+            replies = list(grid.send_and_receive(instructions(grid)))
+            assert weights(replies) == {i: float(i) for i in range(CLIENTS)}
+            assert [r.content["metrics"]["seen"] for r in replies] == [count] * CLIENTS
+
+    monkeypatch.setattr(logging.getLogger("fedwsa"), "propagate", True)
+    within(app, body, workers=1, cohort=2)
+    calls = [numbers(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    # One worker: jobs of 60, 30 and 10 % of six equal clients are 0-3, 4-5, none.
+    assert calls == [[0, 1], [2, 3], [4, 5]] * 2
+    [record] = [r for r in caplog.records if "at once" in r.message]
+    assert "RuntimeError: cannot stack these" in record.message
+
+
+def numbers(line: str) -> list[int]:
+    return [int(word) for word in line.strip("[]").split(",")]
 
 
 def test_an_error_of_the_server_reaches_the_caller_and_ends_the_workers() -> None:

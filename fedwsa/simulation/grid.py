@@ -199,7 +199,7 @@ class RayGrid(Grid):
             for finished in self._pool.collect(pause, left):
                 self._store(finished)
                 done += finished.message.metadata.message_id in ids
-            self.on_progress(done, total)
+            self.on_progress(done + self._pool.held, total)
 
     def _store(self, finished: Finished) -> None:
         key = finished.message.metadata.message_id

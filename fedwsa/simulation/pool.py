@@ -82,6 +82,7 @@ class Pool:
         self._free = deque(range(workers))
         self._queue: deque[tuple[Job, Number, bool]] = deque()
         self._running: dict[Any, _Running] = {}
+        self._warned: set[str] = set()
         self.averages: dict[Number, PackedContent] = {}
         """Averages that have arrived, by the number of their job."""
 
@@ -94,6 +95,11 @@ class Pool:
     def busy(self) -> bool:
         """Whether any job is running or waiting."""
         return bool(self._running or self._queue)
+
+    @property
+    def held(self) -> int:
+        """How many answers have come that wait for the average of their job."""
+        return sum(len(running.held) for running in self._running.values())
 
     def submit(self, jobs: Sequence[Job], left: float | None = None) -> None:
         """Put jobs in the queue; those that start at once may take ``left`` seconds."""
@@ -171,6 +177,10 @@ class Pool:
                 running.states.append(finished)
             else:
                 complete.append(finished)
+        for line in part.warnings:
+            if line not in self._warned:
+                logger.warning("%s", line)
+                self._warned.add(line)
         if part.average is not None:
             self.averages[running.number] = part.average
         yield from self._finish(running, complete)

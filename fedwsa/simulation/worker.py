@@ -101,11 +101,14 @@ class Answers:
         Clients whose new states follow in the stream, one object each.
     average : dict or None
         The packed average, in the last part.
+    warnings : list of str
+        What a person should know.
     """
 
     rows: list[tuple[Message, PackedContent | None]] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
     average: PackedContent | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 class Worker:
@@ -125,6 +128,7 @@ class Worker:
         # Flower asks who is speaking, and has no public way to say it.
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 1, 1
         self._app, self._run_id, self._partitions = app, run_id, partitions
+        self._warnings: list[str] = []
 
     def ready(self) -> bool:
         """Return once the worker lives."""
@@ -157,6 +161,7 @@ class Worker:
                 part, states, size, flushed = Answers(), [], 0, time.monotonic()
         total = average.content() if average is not None else None
         part.average = pack(total) if total is not None else None
+        part.warnings, self._warnings = self._warnings, []
         yield part
         for state in states:
             yield state
@@ -191,8 +196,12 @@ class Worker:
             try:
                 with _limit(end):
                     replies = self._app.train_cohort(received, contexts)
-            except Exception:
-                replies = None  # one by one will tell whose fault it is
+            except Exception as error:  # one by one will tell whose fault it is
+                replies = None
+                self._warnings.append(
+                    "clients could not be trained at once, and are trained one by one: "
+                    f"{type(error).__name__}: {error}"
+                )
             if replies is not None:
                 triples = zip(replies, before, contexts, strict=True)
                 return [(r, _changed(b, c)) for r, b, c in triples]

@@ -158,15 +158,8 @@ class FedWSA(Strategy):
                 messages.TARGET_VARIANCE: self.target.variance.tolist(),
             }
         )
-        # Messages that share their content keep sharing it, so that it is encoded once.
-        contents: dict[int, RecordDict] = {}
         configured = list(self.strategy.configure_train(server_round, arrays, config, grid))
-        for message in configured:
-            plain = message.content
-            if id(plain) not in contents:
-                contents[id(plain)] = self._with_target(plain, target)
-        for message in configured:
-            message.content = contents[id(message.content)]
+        messages.change_contents(configured, lambda plain: self._with_target(plain, target))
         return averaged(self, configured)
 
     def _with_target(self, content: RecordDict, target: MetricRecord) -> RecordDict:

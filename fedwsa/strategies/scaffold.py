@@ -56,13 +56,9 @@ class Scaffold(FedAvg):
         self._nodes = len(list(grid.get_node_ids()))
         record = messages.to_arrays(self.control)
         configured = list(super().configure_train(server_round, arrays, config, grid))
-        extended: dict[int, RecordDict] = {}  # shared by the messages that share the plain one
-        for message in configured:
-            plain = message.content
-            if id(plain) not in extended:
-                extended[id(plain)] = RecordDict({**plain, messages.SCAFFOLD_CONTROL: record})
-        for message in configured:
-            message.content = extended[id(message.content)]
+        messages.change_contents(
+            configured, lambda plain: RecordDict({**plain, messages.SCAFFOLD_CONTROL: record})
+        )
         return configured
 
     def aggregate_train(
