@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 
 import pytest
 
+from experiments import simulate
 from experiments.bench import engine
 from experiments.bench.engine import Result
 from experiments.bench.loop import loop_seconds
@@ -18,6 +20,9 @@ from fedwsa.config import compose
 
 
 def test_the_file_has_an_entry_for_each_workload(tmp_path, monkeypatch, capsys) -> None:
+    # What main() changes for its process is put back.
+    monkeypatch.setattr(simulate.console, "quiet", simulate.console.quiet)
+    level = logging.getLogger("flwr").level
     monkeypatch.setattr(engine, "_run", lambda name, *_: Result(name, 0.5, 12.5, None, None))
     file = tmp_path / "engine.json"
     arguments = ["engine", "--workload", "cnn", "--workload", "echo", "--json", str(file)]
@@ -33,6 +38,7 @@ def test_the_file_has_an_entry_for_each_workload(tmp_path, monkeypatch, capsys) 
         }
         for name in ("cnn", "echo")
     ]
+    logging.getLogger("flwr").setLevel(level)
     assert "12.50" in capsys.readouterr().out
 
 
