@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -175,6 +176,35 @@ def test_a_client_that_raises_is_an_error_with_client_stage_and_traceback() -> N
     within(client_app(raise_in_two), body)
 
 
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda m: None, "TypeError: the ClientApp returned a NoneType, not a Message"),
+        (
+            lambda m: Message(RecordDict(), 2, MessageType.TRAIN),
+            "ValueError: the ClientApp returned a Message that is no reply to the one it got",
+        ),
+        (lambda m: sys.exit(3), "SystemExit: 3"),
+    ],
+    ids=["nothing", "no reply", "exit"],
+)
+def test_what_an_app_must_not_return_is_its_client_s_error_alone(answer, reason: str) -> None:
+    honest, app = client_app(), ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        faulty = context.node_config["partition-id"] == 4
+        return answer(message) if faulty else honest(message, context)
+
+    def body(grid: Grid) -> None:
+        replies = list(grid.send_and_receive(instructions(grid)))
+        assert weights(replies) == {i: float(i) for i in range(CLIENTS) if i != 4}
+        [error] = [r for r in replies if r.has_error()]
+        assert error.error.reason.splitlines()[:2] == [reason, "in train of client 4"]
+
+    within(app, body)
+
+
 def test_a_reply_that_cannot_be_averaged_is_left_out_and_named() -> None:
     honest, app = client_app(), ClientApp()
 
@@ -243,7 +273,7 @@ def test_a_client_that_kills_its_worker_twice_has_failed_and_the_others_have_not
         sent = instructions(grid)
         replies = grid.send_and_receive(averaged(FedAvg(), sent) if mark else sent)
         [error] = [r for r in replies if r.has_error()]
-        assert error.error.reason == "the worker died twice\nin train of client 3"
+        assert error.error.reason == "the worker died, twice\nin train of client 3"
         arrays, _ = FedAvg().aggregate_train(1, list(replies))
         # Without the fourth: Σ (i+1)·i = 70 − 12, Σ (i+1) = 21 − 4.
         np.testing.assert_allclose(arrays["w"].numpy(), 58 / 17, rtol=1e-6)

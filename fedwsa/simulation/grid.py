@@ -208,7 +208,7 @@ class RayGrid(Grid):
         if finished.reply is None:
             partition = self.known_partitions[finished.message.metadata.dst_node_id]
             reason = (
-                f"the worker died twice\nin {finished.message.metadata.message_type} "
+                f"{finished.reason}, twice\nin {finished.message.metadata.message_type} "
                 f"of client {partition}"
             )
             reply = Message(Error(WORKER_DIED, reason), reply_to=finished.message)

@@ -37,12 +37,15 @@ class Finished:
         Packed.
     state : ObjectRef or None
         Its new state, if it changed.
+    reason : str
+        Why there is no reply.
     """
 
     message: Message
     reply: Message | None
     content: PackedContent | None = None
     state: ObjectRef[PackedContent] | None = None
+    reason: str = ""
 
 
 @dataclass
@@ -214,14 +217,13 @@ class Pool:
             for order in running.job.orders
             if order.message.metadata.message_id not in running.answered
         ]
+        reason = _describe(error)
         if running.again:
-            logger.warning("a client failed with its worker, twice: %s", _first_line(error))
-            yield from (Finished(order.message, None) for order in left)
+            logger.warning("a client failed with its worker, twice: %s", reason)
+            yield from (Finished(order.message, None, reason=reason) for order in left)
             return
         logger.warning(
-            "a worker failed with %d clients left, which are tried again: %s",
-            len(left),
-            _first_line(error),
+            "a worker failed with %d clients left, which are tried again: %s", len(left), reason
         )
         singles = [
             (replace(running.job, orders=[order], cohort=1), (running.number[0], 1 + i), True)
@@ -234,6 +236,11 @@ class Pool:
         self._actors[worker] = self._make()
 
 
-def _first_line(error: Exception) -> str:
+def _describe(error: RayError) -> str:
+    """What happened, in a line."""
+    if isinstance(error, RayTaskError):
+        return f"{type(error.cause).__name__}: {error.cause}".splitlines()[0]
+    if isinstance(error, RayActorError):
+        return "the worker died"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -196,7 +196,11 @@ class Worker:
             try:
                 with _limit(end):
                     replies = self._app.train_cohort(received, contexts)
-            except Exception as error:  # one by one will tell whose fault it is
+                if replies is not None:
+                    replies = [_checked(r, o) for r, o in zip(replies, group, strict=True)]
+            except _Late:
+                raise
+            except BaseException as error:  # one by one will tell whose fault it is
                 replies = None
                 self._warnings.append(
                     "clients could not be trained at once, and are trained one by one: "
@@ -216,10 +220,10 @@ class Worker:
             before = _snapshot(context)
             with _limit(end):
                 reply = self._app(_message(order, own_copy(content)), context)
-            if not isinstance(reply, Message):
-                raise TypeError(f"the ClientApp returned a {type(reply).__name__}, not a Message")
-            return reply, _changed(before, context)
-        except Exception as error:
+            return _checked(reply, order), _changed(before, context)
+        except _Late:
+            raise
+        except BaseException as error:  # sys.exit() too: one client's, not the worker's
             reason = f"{type(error).__name__}: {error}\nin {stage} of client {order.partition}"
             reason = f"{reason}\n{traceback.format_exc()}"
             return Message(Error(CLIENT_APP_RAISED, reason), reply_to=message), None
@@ -240,6 +244,15 @@ def _message(order: Order, content: RecordDict) -> Message:
     message = shell(order.message)
     message.content = content
     return message
+
+
+def _checked(reply: object, order: Order) -> Message:
+    """What the app returned, if it is an answer to the order."""
+    if not isinstance(reply, Message):
+        raise TypeError(f"the ClientApp returned a {type(reply).__name__}, not a Message")
+    if reply.metadata.reply_to_message_id != order.message.metadata.message_id:
+        raise ValueError("the ClientApp returned a Message that is no reply to the one it got")
+    return reply
 
 
 def _snapshot(context: Context) -> dict[str, Record]:
