@@ -373,8 +373,13 @@ def test_an_error_of_the_server_reaches_the_caller_and_ends_the_workers() -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clients": 0}, "num_supernodes=0: must be at least 1"),
-        ({"workers": 0}, "workers=0: must be at least 1"),
+        ({"clients": 0}, "num_supernodes=0: must be a whole number, at least 1"),
+        ({"clients": 2.5}, "num_supernodes=2.5: must be a whole number, at least 1"),
+        ({"workers": 0}, "workers=0: must be a whole number, at least 1"),
+        ({"cohort": "auto"}, "cohort='auto': must be a whole number, at least 1"),
+        ({"work": [-1.0] * 6}, "work: must be numbers that are not negative"),
+        ({"work": [float("nan")] * 6}, "work: must be numbers that are not negative"),
+        ({"gpus_per_worker": -1}, "cannot have 1 CPUs and -1 GPUs"),
         ({"backend_name": "threads"}, "only ray is supported"),
         ({"work": [1.0]}, "work has 1 entries for 6 clients"),
         ({"gpus_per_worker": 0.5}, "no place for a worker with 0.5 of a GPU"),

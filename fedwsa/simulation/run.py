@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -77,11 +78,16 @@ def run_simulation(
         raise SimulationError(f"backend_name={backend_name!r}: only ray is supported")
     if enable_tf_gpu_growth:
         raise SimulationError("enable_tf_gpu_growth: set TF_FORCE_GPU_ALLOW_GROWTH=true instead")
-    for name, value in (("num_supernodes", num_supernodes), ("workers", workers)):
-        if value is not None and value < 1:
-            raise SimulationError(f"{name}={value}: must be at least 1")
+    if not isinstance(server_app, ServerApp) or not isinstance(client_app, ClientApp):
+        raise SimulationError("server_app must be a ServerApp and client_app a ClientApp")
+    counts = {"num_supernodes": num_supernodes, "workers": workers, "cohort": cohort}
+    for name, value in counts.items():
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise SimulationError(f"{name}={value!r}: must be a whole number, at least 1")
     if work is not None and len(work) != num_supernodes:
         raise SimulationError(f"work has {len(work)} entries for {num_supernodes} clients")
+    if work is not None and not all(0 <= amount < math.inf for amount in work):
+        raise SimulationError("work: must be numbers that are not negative")
     if verbose_logging:
         logging.getLogger("flwr").setLevel(logging.DEBUG)
     init, cpus, gpus = _from_backend(backend_config or {}, gpus_per_worker)
@@ -116,4 +122,7 @@ def _from_backend(config: dict[str, Any], gpus: float) -> tuple[dict[str, Any], 
     resources = config.get("client_resources", {})
     init = {k.replace("-", "_"): v for k, v in config.get("init_args", {}).items()}
     cpus = float(resources.get("num_cpus", resources.get("num-cpus", 1)))
-    return init, cpus, float(gpus or resources.get("num_gpus", resources.get("num-gpus", 0)))
+    gpus = float(gpus or resources.get("num_gpus", resources.get("num-gpus", 0)))
+    if not (cpus > 0 and gpus >= 0):
+        raise SimulationError(f"a worker cannot have {cpus:g} CPUs and {gpus:g} GPUs")
+    return init, cpus, gpus
