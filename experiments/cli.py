@@ -9,15 +9,19 @@ from experiments.ray_start import RayStart, expects_local_ray
 
 def main() -> None:
     """Run the command; see :mod:`experiments.simulate`."""
-    if expects_local_ray(sys.argv[1:]):
-        RayStart.at(None)
-    from experiments.simulate import main as command
-
     try:
+        if expects_local_ray(sys.argv[1:]):
+            RayStart.at(None)
+        from experiments.simulate import main as command
+
         command()
     except SystemExit as refused:
         RayStart.abandon(refused.code)
         raise
+    except KeyboardInterrupt:  # before a run has begun
+        print("fedwsa: interrupted", file=sys.stderr)
+        RayStart.abandon(130)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -43,12 +43,17 @@ class RayStart:
         return current
 
     @classmethod
+    def pending(cls) -> bool:
+        """Whether a start is under way."""
+        return cls._current is not None and not cls._current._done.is_set()
+
+    @classmethod
     def abandon(cls, code: str | int | None) -> None:
         """If a start is under way, end it with this process at once, with an exit code.
 
         Waiting for it, to shut Ray down in its own way, would take seconds.
         """
-        if cls._current is not None and not cls._current._done.is_set():
+        if cls.pending():
             for pid in family(os.getpid())[1:]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

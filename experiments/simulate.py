@@ -31,6 +31,7 @@ from rich.table import Table
 
 from experiments.errors import explain
 from experiments.help import help_text
+from experiments.ray_start import RayStart
 from fedwsa.components import ConfigError
 from fedwsa.config import CONFIG_DIR, Config, free_arguments, parse
 
@@ -184,7 +185,9 @@ def main() -> None:
             raise
         _fail(f"cannot write {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
-        # The ServerApp waits for its clients in a thread that nothing can stop.
+        if RayStart.pending():
+            raise
+        # Flower's simulation waits for its clients in a thread that nothing can stop.
         console.print("interrupted; the history so far is in the run folder", style="yellow")
         sys.stdout.flush()
         import ray

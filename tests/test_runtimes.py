@@ -104,6 +104,28 @@ def test_ctrl_c_ends_at_once_with_the_history_and_without_a_process(tmp_path: Pa
     assert not any(map(alive, processes))
 
 
+@pytest.mark.parametrize("wait", [0.5, 2.0, 3.5])
+def test_ctrl_c_before_the_first_round_leaves_nothing(wait: float, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "rounds=100000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment(tmp_path),
+    )
+    time.sleep(wait)
+    processes = family(process.pid)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    end = time.monotonic() + 10
+    while any(map(alive, processes)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(map(alive, processes))
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
