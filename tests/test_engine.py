@@ -358,6 +358,14 @@ def numbers(line: str) -> list[int]:
     return [int(word) for word in line.strip("[]").split(",")]
 
 
+def test_a_timeout_begins_when_the_workers_live() -> None:
+    def body(grid: Grid) -> None:
+        replies = grid.send_and_receive(instructions(grid), timeout=0.8)
+        assert len(list(replies)) == CLIENTS
+
+    within(client_app(), body)
+
+
 def test_an_error_of_the_server_reaches_the_caller_and_ends_the_workers() -> None:
     def body(grid: Grid) -> None:
         list(grid.send_and_receive(instructions(grid)))

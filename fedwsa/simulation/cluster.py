@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import warnings
 from typing import Any
 
@@ -55,6 +56,11 @@ def connect(address: str | None, **init: Any) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
+        if "ray" in sys.modules and "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ:
+            logger.warning(
+                "Ray was imported before, so it will listen on all addresses of this machine; "
+                "set RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 to keep it to 127.0.0.1"
+            )
         keep_local()
     elif address != "auto":
         _knock(address)

@@ -134,6 +134,8 @@ class RayGrid(Grid):
             In the order of the messages; to :class:`Averaged` messages of one model,
             :class:`AveragedReplies`.
         """
+        if timeout is not None:
+            self._pool.await_ready()
         end = None if timeout is None else time.monotonic() + timeout
         weighting = _weighting(messages)
         instructions = list(messages)

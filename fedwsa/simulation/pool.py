@@ -82,6 +82,7 @@ class Pool:
         actor: Any = ray.remote(Worker).options(**options)
         self._make: Callable[[], Any] = lambda: actor.remote(app_ref, run_id, partitions)
         self._actors: list[Any] = [self._make() for _ in range(workers)]
+        self._starting = [actor.ready.remote() for actor in self._actors]
         self._free = deque(range(workers))
         self._queue: deque[tuple[Job, Number, bool]] = deque()
         self._running: dict[Any, _Running] = {}
@@ -103,6 +104,10 @@ class Pool:
     def held(self) -> int:
         """How many answers have come that wait for the average of their job."""
         return sum(len(running.held) for running in self._running.values())
+
+    def await_ready(self, patience: float = 60.0) -> None:
+        """Return when all workers live: starting one is no client's time."""
+        ray.wait(self._starting, num_returns=len(self._starting), timeout=patience)
 
     def submit(self, jobs: Sequence[Job], left: float | None = None) -> None:
         """Put jobs in the queue; those that start at once may take ``left`` seconds."""
@@ -234,6 +239,7 @@ class Pool:
     def _replace(self, worker: int) -> None:
         ray.kill(self._actors[worker])
         self._actors[worker] = self._make()
+        self._starting[worker] = self._actors[worker].ready.remote()
 
 
 def _describe(error: RayError) -> str:
