@@ -26,6 +26,8 @@ def why_not(model: nn.Module, local: Local) -> str | None:
     """Why clients of this model cannot be trained at once; None if they can."""
     if local.precision != "fp32":
         return "local.precision is not fp32"
+    if local.channels_last:
+        return "local.channels_last is set"
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
             return "its dropout would draw other masks"

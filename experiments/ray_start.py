@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from experiments.processes import family
@@ -54,9 +54,11 @@ class RayStart:
         Waiting for it, to shut Ray down in its own way, would take seconds.
         """
         if cls.pending():
-            for pid in family(os.getpid())[1:]:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            stopped: set[int] = set()
+            while found := set(family(os.getpid())[1:]) - stopped:
+                _send(found, signal.SIGSTOP)  # so that none makes another meanwhile
+                stopped |= found
+            _send(stopped, signal.SIGKILL)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code if isinstance(code, int) else 1)
@@ -77,6 +79,12 @@ class RayStart:
         """Return once Ray runs, or the error if it does not."""
         self._done.wait()
         return self._error
+
+
+def _send(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def expects_local_ray(arguments: Sequence[str]) -> bool:
