@@ -1,7 +1,8 @@
 """The engine's speed, against Flower's simulation and against no framework at all.
 
-Usage: ``python -m experiments.bench.engine [--workload NAME] [--json FILE] [--repeat N]
-[--pfl PYTHON]``
+Usage: ``python -m experiments.bench.engine [--workload NAME] [--json FILE] [--repeat N]``
+
+With the extra ``bench``, pfl-research runs the workload ``cnn`` too.
 
 Every ratio is of speeds measured in one run on the same machine, ours over theirs: above one,
 ours is faster. The sides take turns; a side's time is the median over its rounds.
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -65,16 +67,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     parser.add_argument("--repeat", type=int, default=2, help="turns that each side takes")
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for training")
-    parser.add_argument(
-        "--pfl", metavar="PYTHON", help="an interpreter with pfl, torch and pydantic; for cnn"
-    )
     arguments = parser.parse_args()
     experiments.simulate.console.quiet = True
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     results = []
     for name in arguments.workload or names:
         console.print(f"[bold]{name}[/bold] ...")
-        results.append(_run(name, arguments.repeat, arguments.device, arguments.pfl))
+        results.append(_run(name, arguments.repeat, arguments.device))
         console.print(_table(results[-1:]))
     Console().print(_table(results))
     if arguments.json:
@@ -82,7 +81,7 @@ def main() -> None:
         arguments.json.write_text(text, encoding="utf-8")
 
 
-def _run(name: str, repeat: int, device: str, pfl: str | None) -> Result:
+def _run(name: str, repeat: int, device: str) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         if name == "echo":
             return _echo(repeat)
@@ -90,14 +89,10 @@ def _run(name: str, repeat: int, device: str, pfl: str | None) -> Result:
             return _start(Path(folder), repeat)
         if name == "memory":
             return _memory(Path(folder))
-        return _training(
-            name, TRAININGS[name], Path(folder), repeat, device, pfl if name == "cnn" else None
-        )
+        return _training(name, TRAININGS[name], Path(folder), repeat, device)
 
 
-def _training(
-    name: str, training: Training, folder: Path, repeat: int, device: str, pfl: str | None
-) -> Result:
+def _training(name: str, training: Training, folder: Path, repeat: int, device: str) -> Result:
     def config(runtime: str) -> Config:
         workers = len(os.sched_getaffinity(0))
         return compose(
@@ -125,19 +120,19 @@ def _training(
     }
     if device == "cpu":
         sides["loop"] = lambda _: loop_seconds(config("ray"), training.rounds)
-    if pfl is not None:
-        sides["pfl"] = lambda _: _pfl_seconds(pfl, training.rounds)
+    if name == "cnn" and device == "cpu" and find_spec("pfl"):
+        sides["pfl"] = lambda _: _pfl_seconds(training.rounds)
     times = _in_turn(sides, repeat)
     ratios = {side: seconds / times["ours"] for side, seconds in times.items()}
     return Result(name, times["ours"], ratios["flower"], ratios.get("loop"), ratios.get("pfl"))
 
 
-def _pfl_seconds(python: str, rounds: int) -> list[float]:
+def _pfl_seconds(rounds: int) -> list[float]:
     """Seconds of each round of pfl, a process per core."""
     processes = len(os.sched_getaffinity(0))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(
-        [python, *launcher, "-m", "experiments.bench.pfl_side", str(rounds)],
+        [sys.executable, *launcher, "-m", "experiments.bench.pfl_side", str(rounds)],
         env={**os.environ, "PYTHONPATH": os.getcwd(), "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,

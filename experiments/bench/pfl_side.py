@@ -1,8 +1,7 @@
 """The benchmark's CNN workload on pfl-research, a process per core.
 
-Run by ``experiments.bench.engine --pfl PYTHON`` under torchrun, with an interpreter that has
-pfl, torch and pydantic: pfl and Flower pin packages that exclude each other. Prints the seconds
-of each round as JSON.
+Run by ``experiments.bench.engine`` under torchrun, if the extra ``bench`` is installed. Prints
+the seconds of each round as JSON.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class Net(nn.Module):
         return {"loss": Weighted(self.loss(x, y, eval).item() * len(x), len(x))}
 
 
-class Clock(TrainingProcessCallback):  # type: ignore[misc]  # pfl is not installed here
+class Clock(TrainingProcessCallback):  # type: ignore[misc]  # pfl is an extra
     """Notes when each round ends."""
 
     def __init__(self) -> None:
