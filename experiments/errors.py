@@ -31,7 +31,7 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
     if isinstance(error, OverrideParseException):
         return (
             f"cannot read {error.override!r}; a value with special characters needs quotes that "
-            "reach Hydra, for instance 'wsa.layers=\"^1\"'"
+            "reach Hydra, for instance 'wsa.layers=\"^conv\"'"
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -139,7 +139,10 @@ def test_models_have_the_shapes_and_sizes_that_are_known() -> None:
         ("model=resnet20 model.depth=21", "depth must be 6n+2 (8, 14, 20, 32, ...); got 21"),
         ("model=vgg8 model.depth=9", "model.depth: input should be 8, 11, 13 or 16"),
         ("model.width=0", "model.width: input should be greater than 0"),
-        ("model=resnet20 model.norm=layer", "model.norm: input should be 'none', 'group' or"),
+        (
+            "model=resnet20 model.norm=layer",
+            "model.norm: input should be 'none', 'group', 'batch' or",
+        ),
     ],
 )
 def test_models_that_cannot_be_are_refused(overrides: str, message: str) -> None:

@@ -114,7 +114,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(aligned: Path, cache: str
 
 def test_scopes_tell_the_fused_scope_the_average_s_and_the_kl(aligned: Path, cache: str) -> None:
     table = pd.read_csv(aligned / "scopes.csv")
-    assert table["layer"].tolist() == ["1.weight", "3.weight", "5.weight"] * 3
+    assert table["layer"].tolist() == ["hidden0.weight", "hidden1.weight", "head.weight"] * 3
     last = table[table["round"] == 3]
     final = WeightScope.measure(weights(aligned))
     np.testing.assert_allclose(last["averaged_std"], final.std, rtol=1e-6)
@@ -151,9 +151,9 @@ def faulty(config: Config, faults: dict[int, str]) -> ClientApp:
         reply = honest(message, context)
         arrays: Any = {k: a.numpy().copy() for k, a in reply.content["arrays"].items()}
         if fault == "nan":
-            arrays["1.bias"][0] = np.nan
+            arrays["hidden0.bias"][0] = np.nan
         elif fault == "shape":
-            arrays["1.bias"] = arrays["1.bias"][:-1]
+            arrays["hidden0.bias"] = arrays["hidden0.bias"][:-1]
         elif fault == "examples":
             reply.content["metrics"]["num-examples"] = 0
         elif fault == "loss":

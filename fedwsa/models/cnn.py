@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Annotated
 
 from pydantic import Field, PositiveFloat
 from torch import nn
 
 from fedwsa.models import ImageShape, require_side, scaled
+from fedwsa.models.architecture import Architecture, Axes, Axis, described
 
 Depth = Annotated[int, Field(ge=1, le=12)]
 
 
+def _axes(model: nn.Module) -> Axes:
+    """The dense layer reads flattened channels."""
+    last = [m for m in model.modules() if isinstance(m, nn.Conv2d)][-1]
+    dense = model.get_submodule("dense")
+    assert isinstance(dense, nn.Linear)
+    return {"dense.weight": {1: Axis(inner=dense.in_features // last.out_channels)}}
+
+
+# No block stands for another one: each has channels of its own.
+_CNN = Architecture(
+    groups={"conv": r"^conv[1-9]\d*\.weight$", "dense": r"^dense\.weight$"}, axes=_axes
+)
+
+
+@described(_CNN)
 def cnn(image: ImageShape, classes: int, *, width: PositiveFloat, depth: Depth) -> nn.Module:
     """LeNet-like: ``depth`` times (5x5 convolution, ReLU, halving), then a dense layer of 128.
 
     Channels are 16·width at first and double at each halving.
     """
     require_side(image, 2**depth, "cnn")
-    layers: list[nn.Module] = []
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels, height, wide = image
     for stage in range(depth):
         out = scaled(16 * 2**stage, width)
-        layers += [nn.Conv2d(channels, out, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+        layers[f"conv{stage}"] = nn.Conv2d(channels, out, 5, padding=2)
+        layers[f"relu{stage}"], layers[f"pool{stage}"] = nn.ReLU(), nn.MaxPool2d(2)
         channels, height, wide = out, height // 2, wide // 2
     hidden = scaled(128, width)
-    dense = nn.Linear(channels * height * wide, hidden)
-    return nn.Sequential(*layers, nn.Flatten(), dense, nn.ReLU(), nn.Linear(hidden, classes))
+    layers["flatten"] = nn.Flatten()
+    layers["dense"], layers["relu"] = nn.Linear(channels * height * wide, hidden), nn.ReLU()
+    layers["head"] = nn.Linear(hidden, classes)
+    return nn.Sequential(layers)
 
 
+@described(_CNN)
 def cnn_pfl(image: ImageShape, classes: int, *, width: PositiveFloat, depth: Depth) -> nn.Module:
     """The CNN of the CIFAR-10 benchmark of pfl-research, 1,626,442 parameters at 3x32x32.
 
@@ -36,21 +57,17 @@ def cnn_pfl(image: ImageShape, classes: int, *, width: PositiveFloat, depth: Dep
     dropout 0.25, a dense layer of 128 with ReLU, dropout 0.5, the classifier.
     """
     require_side(image, 2 * depth + 2, "cnn_pfl")
-    layers: list[nn.Module] = []
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels = image[0]
     for stage in range(depth):
         out = scaled(32 * 2**stage, width)
-        layers += [nn.Conv2d(channels, out, 3), nn.ReLU()]
+        layers[f"conv{stage}"], layers[f"relu{stage}"] = nn.Conv2d(channels, out, 3), nn.ReLU()
         channels = out
     height, wide = ((side - 2 * depth) // 2 for side in image[1:])
     hidden = scaled(128, width)
-    return nn.Sequential(
-        *layers,
-        nn.MaxPool2d(2),
-        nn.Dropout(0.25),
-        nn.Flatten(),
-        nn.Linear(channels * height * wide, hidden),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Linear(hidden, classes),
-    )
+    layers["pool"], layers["dropout"] = nn.MaxPool2d(2), nn.Dropout(0.25)
+    layers["flatten"] = nn.Flatten()
+    layers["dense"], layers["relu"] = nn.Linear(channels * height * wide, hidden), nn.ReLU()
+    layers["dense_dropout"] = nn.Dropout(0.5)
+    layers["head"] = nn.Linear(hidden, classes)
+    return nn.Sequential(layers)

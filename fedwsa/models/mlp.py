@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from math import prod
 
 from pydantic import NonNegativeInt, PositiveFloat
 from torch import nn
 
 from fedwsa.models import ImageShape, scaled
+from fedwsa.models.architecture import Architecture, described
 
 
+@described(
+    Architecture(
+        groups={"hidden": r"^hidden[1-9]\d*\.weight$"},  # the first one is as wide as an image
+        blocks=r"^hidden([1-9]\d*)\.",
+    )
+)
 def mlp(
     image: ImageShape, classes: int, *, width: PositiveFloat, depth: NonNegativeInt
 ) -> nn.Module:
     """``depth`` hidden layers of 200·width units with ReLU (zero: a linear classifier)."""
-    layers: list[nn.Module] = [nn.Flatten()]
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     units = prod(image)
-    for _ in range(depth):
+    for i in range(depth):
         hidden = scaled(200, width)
-        layers += [nn.Linear(units, hidden), nn.ReLU()]
+        layers[f"hidden{i}"], layers[f"relu{i}"] = nn.Linear(units, hidden), nn.ReLU()
         units = hidden
-    return nn.Sequential(*layers, nn.Linear(units, classes))
+    layers["head"] = nn.Linear(units, classes)
+    return nn.Sequential(layers)

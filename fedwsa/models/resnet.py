@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import partial
 
 from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
 from fedwsa.models import ImageShape, require_side, scaled
+from fedwsa.models.architecture import Architecture, described
 from fedwsa.models.norms import Norm, norm_layer
 from fedwsa.torchvision_loader import torchvision
 
 
+@described(
+    Architecture(
+        groups={
+            "conv": r"^stage\d\.\d+\.conv\d\.weight$",
+            "shortcut": r"^stage\d\.\d+\.downsample\.0\.weight$",
+        },
+        blocks=r"^stage\d\.([1-9]\d*)\.",  # the first block of a stage may change the width
+    )
+)
 def resnet(
     image: ImageShape, classes: int, *, width: PositiveFloat, depth: PositiveInt, norm: Norm
 ) -> nn.Module:
@@ -28,20 +39,25 @@ def resnet(
     make_norm = partial(norm_layer, norm)
     channels = scaled(16, width)
     stem = nn.Conv2d(image[0], channels, 3, padding=1, bias=False)
-    layers: list[nn.Module] = [stem, make_norm(channels), nn.ReLU()]
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        stem=stem, norm=make_norm(channels), relu=nn.ReLU()
+    )
     for stage in range(3):
         out = scaled(16 * 2**stage, width)
+        made: list[nn.Module] = []
         for block in range(blocks):
             stride = 2 if stage and block == 0 else 1
             shortcut = None
             if stride != 1 or channels != out:
                 conv = nn.Conv2d(channels, out, 1, stride, bias=False)
                 shortcut = nn.Sequential(conv, make_norm(out))
-            layers.append(
+            made.append(
                 torchvision.models.resnet.BasicBlock(
                     channels, out, stride, shortcut, norm_layer=make_norm
                 )
             )
             channels = out
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
-    return nn.Sequential(*layers, *head)
+        layers[f"stage{stage}"] = nn.Sequential(*made)
+    layers["pool"], layers["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    layers["head"] = nn.Linear(channels, classes)
+    return nn.Sequential(layers)

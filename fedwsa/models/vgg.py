@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Literal
 
 from pydantic import PositiveFloat
 from torch import nn
 
 from fedwsa.models import ImageShape, require_side, scaled
+from fedwsa.models.architecture import Architecture, Axes, Axis, described
 from fedwsa.models.norms import Norm, norm_layer
 
 # Convolutions before each of the five halvings; three linear layers complete the depth.
@@ -19,6 +21,24 @@ _STAGES: dict[int, tuple[int, ...]] = {
 }
 
 
+def _axes(model: nn.Module) -> Axes:
+    """The first dense layer reads flattened channels."""
+    last = [m for m in model.modules() if isinstance(m, nn.Conv2d)][-1]
+    dense = model.get_submodule("dense0")
+    assert isinstance(dense, nn.Linear)
+    return {"dense0.weight": {1: Axis(inner=dense.in_features // last.out_channels)}}
+
+
+@described(
+    Architecture(
+        groups={
+            "conv": r"^stage(0_conv[1-9]|[1-9]_conv\d)\.weight$",
+            "dense": r"^dense[01]\.weight$",
+        },
+        blocks=r"^stage\d_conv([1-9])\.",
+        axes=_axes,
+    )
+)
 def vgg(
     image: ImageShape,
     classes: int,
@@ -35,25 +55,23 @@ def vgg(
     Source: arXiv 1409.1556.
     """
     require_side(image, 32, f"vgg{depth}")
-    layers: list[nn.Module] = []
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels = image[0]
-    for count, base in zip(_STAGES[depth], (64, 128, 256, 512, 512), strict=True):
-        for _ in range(count):
-            out = scaled(base, width)
-            layers.append(nn.Conv2d(channels, out, 3, padding=1, bias=norm == "none"))
+    for stage, (count, base) in enumerate(
+        zip(_STAGES[depth], (64, 128, 256, 512, 512), strict=True)
+    ):
+        for i in range(count):
+            out, name = scaled(base, width), f"stage{stage}_conv{i}"
+            layers[name] = nn.Conv2d(channels, out, 3, padding=1, bias=norm == "none")
             if norm != "none":
-                layers.append(norm_layer(norm, out))
-            layers.append(nn.ReLU())
+                layers[f"{name}_norm"] = norm_layer(norm, out)
+            layers[f"{name}_relu"] = nn.ReLU()
             channels = out
-        layers.append(nn.MaxPool2d(2))
+        layers[f"stage{stage}_pool"] = nn.MaxPool2d(2)
     units = channels * (image[1] // 32) * (image[2] // 32)
     hidden = scaled(512, width)
-    return nn.Sequential(
-        *layers,
-        nn.Flatten(),
-        nn.Linear(units, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, classes),
-    )
+    layers["flatten"] = nn.Flatten()
+    layers["dense0"], layers["dense0_relu"] = nn.Linear(units, hidden), nn.ReLU()
+    layers["dense1"], layers["dense1_relu"] = nn.Linear(hidden, hidden), nn.ReLU()
+    layers["head"] = nn.Linear(hidden, classes)
+    return nn.Sequential(layers)

@@ -1,0 +1,198 @@
+"""What is known of a kind of network beyond how to build it: how its weights hang together.
+
+Initialisers and federations of several sizes need to know which entries of a tensor are one
+unit, which weights share templates, and which blocks are exchangeable. Each builder in this
+package says so by :func:`described`, in a table beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fedwsa.components import Component, ConfigError, locate
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How the entries along a dimension of a tensor belong to units.
+
+    Entry ``part·(size/parts) + unit·inner + i`` is entry i of a unit.
+
+    Attributes
+    ----------
+    parts : int
+        Equal parts that lie one after the other, each with all units: 3 for q, k and v.
+    inner : int
+        Entries of a unit: those of an attention head, the pixels of a flattened channel.
+    """
+
+    parts: int = 1
+    inner: int = 1
+
+    def units(self, size: int) -> int:
+        """How many units there are along a dimension of ``size`` entries.
+
+        Raises
+        ------
+        ValueError
+            If it does not hold whole units.
+        """
+        units, rest = divmod(size, self.parts * self.inner)
+        if rest:
+            raise ValueError(
+                f"{size} entries are no {self.parts} parts of whole units of {self.inner}"
+            )
+        return units
+
+
+Axes = Mapping[str, Mapping[int, Axis]]
+"""Name of a tensor → dimension → axis, where it is not ``Axis()``."""
+
+Pick = Callable[[int, int], Tensor]
+"""(units there are, units wanted) → which units to take, an index tensor."""
+
+
+def _plain(model: nn.Module) -> Axes:
+    return {}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is known of a kind of network.
+
+    Attributes
+    ----------
+    groups : mapping of str to str
+        Weight group → regular expression of the weight tensors that share its templates.
+    blocks : str or None
+        Regular expression whose last group is the number of a block that may stand for another
+        one of the same sequence; what is matched before the number names the sequence.
+    axes : callable
+        Model → its unusual axes.
+    """
+
+    groups: Mapping[str, str] = field(default_factory=dict)
+    blocks: str | None = None
+    axes: Callable[[nn.Module], Axes] = _plain
+
+    def group(self, name: str) -> str | None:
+        """The weight group of a tensor; None if it has none."""
+        return next((g for g, pattern in self.groups.items() if re.search(pattern, name)), None)
+
+    def block(self, name: str) -> tuple[str, int, str] | None:
+        """Sequence, number and rest of the name of a tensor in a block; None if it is in none."""
+        found = re.match(self.blocks, name) if self.blocks else None
+        if found is None:
+            return None
+        start, end = found.span(found.lastindex or 0)
+        return name[:start], int(name[start:end]), name[end:]
+
+
+_Builder = TypeVar("_Builder", bound=Callable[..., nn.Module])
+
+
+def described(architecture: Architecture) -> Callable[[_Builder], _Builder]:
+    """Attach what is known of a kind of network to the function that builds it."""
+
+    def attach(builder: _Builder) -> _Builder:
+        builder.architecture = architecture  # type: ignore[attr-defined]
+        return builder
+
+    return attach
+
+
+def architecture_of(component: Component) -> Architecture:
+    """What is known of the network that a component builds.
+
+    Raises
+    ------
+    ConfigError
+        If its builder does not say.
+    """
+    found = getattr(locate(component.target, "model"), "architecture", None)
+    if not isinstance(found, Architecture):
+        raise ConfigError(
+            f"model._target_: {component.target} does not say how its weights hang together; "
+            "decorate it with fedwsa.models.architecture.described"
+        )
+    return found
+
+
+def first_units(there: int, wanted: int) -> Tensor:
+    """The first units."""
+    return torch.arange(wanted)
+
+
+def rolled_by(shift: int) -> Pick:
+    """The units of a window that begins at ``shift`` and wraps around."""
+    return lambda there, wanted: (torch.arange(wanted) + shift) % there
+
+
+def spread_units(there: int, wanted: int) -> Tensor:
+    """Units in even distances."""
+    return torch.arange(wanted) * there // wanted
+
+
+def repeated_units(there: int, wanted: int) -> Tensor:
+    """The first units, and from the first again where more are wanted than there are."""
+    return torch.arange(wanted) % there
+
+
+def entries(axis: Axis, there: int, wanted: int, pick: Pick) -> Tensor | None:
+    """Which entries of a dimension to take; None for all.
+
+    A dimension that is wanted whole is taken as it is, so that image channels and classes keep
+    their order.
+
+    Raises
+    ------
+    ValueError
+        If either size does not hold whole units.
+    """
+    if there == wanted:
+        return None
+    units = pick(axis.units(there), axis.units(wanted))
+    parts = torch.arange(axis.parts) * (there // axis.parts)
+    inner = torch.arange(axis.inner)
+    return (parts[:, None, None] + units[:, None] * axis.inner + inner).flatten()
+
+
+def selection(
+    shape: Sequence[int], wanted: Sequence[int], axes: Mapping[int, Axis], pick: Pick
+) -> list[Tensor | None]:
+    """Which entries to take along each dimension of a tensor, None for all of a dimension.
+
+    Raises
+    ------
+    ValueError
+        If the shapes have not as many dimensions, or a size does not hold whole units.
+    """
+    if len(shape) != len(wanted):
+        raise ValueError(f"{tuple(shape)} has not as many dimensions as {tuple(wanted)}")
+    return [
+        entries(axes.get(d, Axis()), there, size, pick)
+        for d, (there, size) in enumerate(zip(shape, wanted, strict=True))
+    ]
+
+
+def take(tensor: Tensor, chosen: Sequence[Tensor | None]) -> Tensor:
+    """The chosen entries, in memory of their own."""
+    for dimension, index in enumerate(chosen):
+        if index is not None:
+            tensor = tensor.index_select(dimension, index.to(tensor.device))
+    return tensor if any(index is not None for index in chosen) else tensor.clone()
+
+
+def place(chosen: Sequence[Tensor | None], shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """The index under which ``tensor[index]`` is what :func:`take` takes, also to assign to."""
+    ranges = [
+        torch.arange(size) if index is None else index
+        for index, size in zip(chosen, shape, strict=True)
+    ]
+    return torch.meshgrid(*ranges, indexing="ij") if ranges else ()

@@ -1,0 +1,84 @@
+"""Vision transformers for small images, from timm."""
+
+from __future__ import annotations
+
+from pydantic import PositiveFloat, PositiveInt
+from torch import nn
+
+import fedwsa.torchvision_loader  # noqa: F401
+
+# isort: split
+from timm.models.vision_transformer import VisionTransformer  # after it: timm takes torchvision
+
+from fedwsa.models import ImageShape, scaled
+from fedwsa.models.architecture import Architecture, Axes, Axis, described
+
+UNITS, HEAD = 192, 24
+"""Units at width 1, and of an attention head where ``heads`` is not given."""
+
+
+def _axes(model: nn.Module) -> Axes:
+    """The rows of q, k and v lie one after another, each by heads; the projection undoes it."""
+    axes: dict[str, dict[int, Axis]] = {}
+    for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
+        head = int(block.attn.head_dim)
+        attention = f"blocks.{i}.attn"
+        axes[f"{attention}.qkv.weight"] = axes[f"{attention}.qkv.bias"] = {0: Axis(3, head)}
+        axes[f"{attention}.proj.weight"] = {1: Axis(1, head)}
+    return axes
+
+
+@described(
+    Architecture(
+        groups={
+            "attn.qkv": r"^blocks\.\d+\.attn\.qkv\.weight$",
+            "attn.proj": r"^blocks\.\d+\.attn\.proj\.weight$",
+            "mlp.fc1": r"^blocks\.\d+\.mlp\.fc1\.weight$",
+            "mlp.fc2": r"^blocks\.\d+\.mlp\.fc2\.weight$",
+        },
+        blocks=r"^blocks\.(\d+)\.",
+        axes=_axes,
+    )
+)
+def vit(
+    image: ImageShape,
+    classes: int,
+    *,
+    width: PositiveFloat,
+    depth: PositiveInt,
+    heads: PositiveInt | None,
+    patch: PositiveInt,
+    mlp_ratio: PositiveFloat,
+) -> nn.Module:
+    """A vision transformer of 192·width units: patches, ``depth`` blocks, mean over patches, head.
+
+    No class token: the mean over the patches is classified, which small data sets prefer.
+    ``heads`` null: one for each 24 units, so that a head is the same in every width.
+
+    Source: arXiv 2010.11929; the network is timm's.
+    """
+    units = scaled(UNITS, width)
+    if image[1] % patch or image[2] % patch:
+        raise ValueError(f"patches of {patch} pixels do not fill images of {image[1]}x{image[2]}")
+    if heads is None and units % HEAD:
+        raise ValueError(
+            f"width {width:g} gives {units} units, which are no heads of {HEAD}; take a multiple "
+            f"of {HEAD / UNITS:g}, or give heads"
+        )
+    count = heads or units // HEAD
+    if units % count:
+        raise ValueError(f"heads={count} does not divide {units} units (width {width:g})")
+    model: nn.Module = VisionTransformer(
+        img_size=image[1:],
+        patch_size=patch,
+        in_chans=image[0],
+        num_classes=classes,
+        embed_dim=units,
+        depth=depth,
+        num_heads=count,
+        mlp_ratio=mlp_ratio,
+        class_token=False,
+        global_pool="avg",
+        fc_norm=False,
+    )
+    return model
