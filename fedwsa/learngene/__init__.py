@@ -1,0 +1,1 @@
+"""Knowledge of a large network, from which networks of other sizes are initialised."""

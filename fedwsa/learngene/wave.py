@@ -1,0 +1,399 @@
+"""WAVE: weights of every width and depth from small templates, by Kronecker products.
+
+The weight of layer l in weight group g is W_l = Σ_t S_{l,t} ⊗ T_{g,t}: block (i, j) of W is
+Σ_t S_{l,t}[i, j]·T_{g,t}. The *templates* T are shared by all layers of the group, in networks
+of all sizes; the *scalers* S, a few numbers a layer, belong to one layer of one network.
+Everything else (embeddings, norms, biases, head) is the *shell*.
+
+In a network the rule is a parametrisation of ``torch.nn.utils.parametrize``: the weight is made
+from scalers and templates whenever it is used, and materialising is removing it. All layers of a
+group hold the same Parameter, so ``parameters()`` has it once; state dicts would repeat it, so a
+network is saved, sent and loaded by :func:`state` and :func:`load`.
+
+Source: WAVE, arXiv 2406.17503. Ours, since the abstract does not say: the order S ⊗ T, the
+sizes of the templates, how scalers start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import gcd, prod, sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import (
+    is_parametrized,
+    register_parametrization,
+    remove_parametrizations,
+)
+
+from fedwsa.models.architecture import Architecture, Axes, Axis
+
+TEMPLATES, SCALERS = "templates/", "scalers/"
+"""Prefixes of the names of templates and scalers in :func:`state`."""
+
+
+def kronecker(scalers: Tensor, templates: Tensor) -> Tensor:
+    """The weight Σ_t S_t ⊗ T_t.
+
+    Parameters
+    ----------
+    scalers
+        S, shape ``(N, a, b)``.
+    templates
+        T, shape ``(N, p, q, *kernel)``.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(a·p, b·q, *kernel)``.
+    """
+    n, a, b = scalers.shape
+    p, q, *kernel = templates.shape[1:]
+    blocks = scalers.reshape(n, a * b).T @ templates.reshape(n, -1)  # one product for all blocks
+    return blocks.view(a, b, p, q, -1).permute(0, 2, 1, 3, 4).reshape(a * p, b * q, *kernel)
+
+
+def structured_linear(x: Tensor, scalers: Tensor, templates: Tensor) -> Tensor:
+    """x·Wᵀ without building W: with x as X ``(b, q)``, y = vec(Σ_t S_t X T_tᵀ).
+
+    Parameters
+    ----------
+    x
+        Shape ``(…, b·q)``.
+    scalers, templates
+        S ``(N, a, b)`` and T ``(N, p, q)``.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(…, a·p)``.
+    """
+    n, a, b = scalers.shape
+    p, q = templates.shape[1:]
+    inner = x.reshape(-1, q) @ templates.permute(2, 0, 1).reshape(q, n * p)  # X T_tᵀ for all t
+    inner = inner.view(-1, b * n, p)
+    outer = scalers.permute(1, 2, 0).reshape(a, b * n) @ inner  # Σ_t S_t (…)
+    return outer.reshape(*x.shape[:-1], a * p)
+
+
+def structured_is_cheaper(rows: int, scalers: Tensor, templates: Tensor) -> bool:
+    """Whether :func:`structured_linear` of so many rows multiplies less than building W first.
+
+    It takes rows·N·b·p·(q + a) multiplications, against N·a·b·p·q + rows·a·b·p·q: so it pays for
+    a few rows, where W would be built to be used once. Measured on two cores, it is faster
+    where it multiplies half as much: its many small products run slower than one large one.
+    """
+    n, a, b = scalers.shape
+    p, q = templates.shape[1:]
+    return 2 * rows * n * b * p * (q + a) < (n + rows) * a * b * p * q
+
+
+def fit_scalers(weight: Tensor, templates: Tensor) -> Tensor:
+    """The scalers that come closest to a weight: least squares over the N templates.
+
+    Parameters
+    ----------
+    weight
+        Shape ``(a·p, b·q, *kernel)``.
+    templates
+        Shape ``(N, p, q, *kernel)``.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(N, a, b)``, in the dtype of ``weight``.
+
+    Raises
+    ------
+    ValueError
+        If the weight is not made of whole blocks.
+    """
+    a, b = grid(weight.shape, templates.shape[1:])
+    n, p, q, *kernel = templates.shape
+    blocks = weight.reshape(a, p, b, q, prod(kernel)).permute(0, 2, 1, 3, 4).reshape(a * b, -1)
+    basis = templates.detach().reshape(n, -1).double().T
+    # gelsd: templates that depend on each other give the smallest scalers, not infinite ones
+    driver = "gelsd" if basis.device.type == "cpu" else None
+    found: Tensor = torch.linalg.lstsq(basis, blocks.detach().double().T, driver=driver).solution
+    return found.reshape(n, a, b).to(weight.dtype)
+
+
+def grid(shape: Sequence[int], template: Sequence[int]) -> tuple[int, int]:
+    """How many blocks of a template's shape ``(p, q, *kernel)`` a weight has along both sides.
+
+    Raises
+    ------
+    ValueError
+        If it is not made of whole ones.
+    """
+    fits = len(shape) == len(template) and tuple(shape[2:]) == tuple(template[2:])
+    if not fits or shape[0] % template[0] or shape[1] % template[1]:
+        raise ValueError(
+            f"a weight of {'x'.join(map(str, shape))} is not made of whole templates of "
+            f"{'x'.join(map(str, template))}"
+        )
+    return shape[0] // template[0], shape[1] // template[1]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Names and shapes of a network's tensors, and its unusual axes.
+
+    Attributes
+    ----------
+    shapes : mapping of str to torch.Size
+    axes : Axes
+    """
+
+    shapes: Mapping[str, torch.Size]
+    axes: Axes
+
+    @classmethod
+    def of(cls, model: nn.Module, architecture: Architecture) -> Outline:
+        """Of a network, which may be on the meta device."""
+        return cls({k: t.shape for k, t in model.state_dict().items()}, architecture.axes(model))
+
+
+def template_shapes(
+    family: Sequence[Outline], architecture: Architecture
+) -> dict[str, tuple[int, ...]]:
+    """The largest templates ``(p, q, *kernel)`` of each group that make all weights of a family.
+
+    p and q are the greatest common divisors of the units, so that a block never cuts through an
+    attention head or a flattened channel.
+
+    Raises
+    ------
+    ValueError
+        If the networks have no weight in a group, heads or kernels of several sizes.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for group in architecture.groups:
+        sizes: list[list[tuple[Axis, int]]] = [[], []]
+        kernels = set()
+        for member in family:
+            for name, shape in member.shapes.items():
+                if architecture.group(name) != group:
+                    continue
+                kernels.add(tuple(shape[2:]))
+                for side in (0, 1):
+                    axis = member.axes.get(name, {}).get(side, Axis())
+                    sizes[side].append((axis, shape[side]))
+        if not kernels:
+            continue  # a network so shallow that it has none
+        if len(kernels) > 1:
+            raise ValueError(f"{group}: kernels of several sizes: {sorted(kernels)}")
+        found[group] = (_block(group, sizes[0]), _block(group, sizes[1]), *kernels.pop())
+    if not found:
+        raise ValueError("the networks have no weight that templates could make")
+    return found
+
+
+def _block(group: str, sizes: Sequence[tuple[Axis, int]]) -> int:
+    inner = {axis.inner for axis, _ in sizes}
+    if len(inner) > 1:
+        raise ValueError(
+            f"{group}: units (attention heads, flattened channels) of several sizes: "
+            f"{', '.join(map(str, sorted(inner)))}; give all networks the same"
+        )
+    return gcd(*(axis.units(size) for axis, size in sizes)) * inner.pop()
+
+
+class Kronecker(nn.Module):
+    """The parametrisation of a weight: scalers → weight.
+
+    Parameters
+    ----------
+    templates
+        Shape ``(N, p, q, *kernel)``; one Parameter that all layers of a group hold.
+    """
+
+    def __init__(self, templates: nn.Parameter) -> None:
+        super().__init__()
+        self.templates = templates
+
+    def forward(self, scalers: Tensor) -> Tensor:
+        """The weight."""
+        return kronecker(scalers, self.templates)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The scalers of the closest weight, so that a weight can be assigned."""
+        return fit_scalers(weight, self.templates)
+
+
+class TemplatedLinear(nn.Linear):
+    """A linear layer that does not build its weight for a few rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As a linear layer; see :func:`structured_is_cheaper`."""
+        if is_parametrized(self, "weight"):
+            rule, scalers = _rule(self)
+            if structured_is_cheaper(x.numel() // x.shape[-1], scalers, rule.templates):
+                y = structured_linear(x, scalers, rule.templates)
+                return y if self.bias is None else y + self.bias
+        return super().forward(x)
+
+
+def _rule(module: nn.Module) -> tuple[Kronecker, nn.Parameter]:
+    """The parametrisation of a layer, and its scalers."""
+    chain = module.parametrizations["weight"]  # type: ignore[index]
+    return chain[0], chain.original  # type: ignore[return-value, union-attr]
+
+
+def attach(model: nn.Module, architecture: Architecture, templates: Mapping[str, Tensor]) -> None:
+    """Let a network make its weights from templates, in place; scalers fit what it holds.
+
+    Parameters
+    ----------
+    model
+        Any size that the templates can make.
+    architecture
+        Names the groups.
+    templates
+        Group → T. Tensors become Parameters; a Parameter is used as it is.
+
+    Raises
+    ------
+    ValueError
+        If a weight is not made of whole templates, or its group has none; the model is as it was.
+    """
+    layers = [
+        (name.rpartition(".")[0], group)
+        for name in model.state_dict()
+        if (group := architecture.group(name)) is not None
+    ]
+    for layer, group in layers:
+        if group not in templates:
+            raise ValueError(f"there are no templates for {group}")
+        try:
+            grid(model.get_parameter(f"{layer}.weight").shape, templates[group].shape[1:])
+        except ValueError as error:
+            raise ValueError(f"{layer}: {error}") from None
+    shared = {
+        g: t if isinstance(t, nn.Parameter) else nn.Parameter(t) for g, t in templates.items()
+    }
+    for layer, group in layers:
+        module = model.get_submodule(layer)
+        if type(module) is nn.Linear:
+            module.__class__ = TemplatedLinear
+        register_parametrization(module, "weight", Kronecker(shared[group]))
+
+
+def materialise(model: nn.Module) -> None:
+    """Let a network hold its weights again, in place; the templates are gone from it."""
+    for _, module in list(_templated(model)):
+        remove_parametrizations(module, "weight")
+        if type(module) is TemplatedLinear:
+            module.__class__ = nn.Linear  # type: ignore[assignment]
+
+
+def _templated(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((n, m) for n, m in model.named_modules() if is_parametrized(m, "weight"))
+
+
+def templates_of(model: nn.Module, architecture: Architecture) -> dict[str, nn.Parameter]:
+    """Group → templates of a network."""
+    found = {}
+    for name, module in _templated(model):
+        group = architecture.group(f"{name}.weight")
+        assert group is not None
+        found[group] = _rule(module)[0].templates
+    return found
+
+
+def scalers_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Layer → scalers of a network."""
+    return {name: _rule(module)[1] for name, module in _templated(model)}
+
+
+def shell_of(model: nn.Module) -> dict[str, Tensor]:
+    """Name → everything of a network that is not made from templates, as its state dict has it."""
+    return {
+        k: t for k, t in model.state_dict(keep_vars=True).items() if ".parametrizations." not in k
+    }
+
+
+def state(model: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
+    """All of a network: templates and scalers under their prefixes, the shell by its names."""
+    return {
+        **{TEMPLATES + g: t for g, t in templates_of(model, architecture).items()},
+        **{SCALERS + n: s for n, s in scalers_of(model).items()},
+        **shell_of(model),
+    }
+
+
+@torch.no_grad()
+def load(model: nn.Module, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
+    """Copy what :func:`state` gave into a network with templates.
+
+    Raises
+    ------
+    ValueError
+        If names or shapes are not the network's; nothing is changed then.
+    """
+    own = state(model, architecture)
+    if wrong := sorted(own.keys() ^ tensors.keys()):
+        raise ValueError(f"{wrong[0]} is {'missing' if wrong[0] in own else 'unknown'}")
+    for name, tensor in own.items():
+        if tensors[name].shape != tensor.shape:
+            raise ValueError(f"{name} is {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}")
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+
+
+@torch.no_grad()
+def random_templates(
+    model: nn.Module,
+    architecture: Architecture,
+    shapes: Mapping[str, Sequence[int]],
+    count: int,
+    random: torch.Generator,
+) -> dict[str, nn.Parameter]:
+    """Templates to begin with: as large as the weights that a standard network holds.
+
+    Parameters
+    ----------
+    model
+        A network without templates.
+    shapes
+        See :func:`template_shapes`.
+    count
+        N, for each group.
+    """
+    state = model.state_dict()
+    found = {}
+    for group, shape in shapes.items():
+        squares = [t.square().mean() for k, t in state.items() if architecture.group(k) == group]
+        if not squares:
+            continue
+        std = torch.stack(squares).mean().sqrt()
+        found[group] = nn.Parameter(torch.randn(count, *shape, generator=random) * std)
+    return found
+
+
+@torch.no_grad()
+def random_scalers(
+    model: nn.Module, variances: Mapping[str, float], random: torch.Generator
+) -> None:
+    """Draw the scalers of a network such that its weights have the variances of a standard one.
+
+    With N independent templates of mean square t², Var(W) = N·Var(S)·t².
+
+    Parameters
+    ----------
+    variances
+        Layer → Var(W).
+    """
+    for name, module in _templated(model):
+        rule, scalers = _rule(module)
+        size = rule.templates.square().mean().item() * len(rule.templates)
+        std = sqrt(variances[name] / size) if size else 0.0
+        scalers.copy_(torch.randn(scalers.shape, generator=random) * std)
+
+
+def scaler_count(shape: Sequence[int], template: Sequence[int], count: int) -> int:
+    """N·mn/(pq), the scalers of a weight ``(m, n, …)``."""
+    a, b = grid(shape, template)
+    return count * a * b
