@@ -11,8 +11,8 @@ from torch.func import functional_call
 
 from fedwsa.learngene import wave
 from fedwsa.models import build_model
-from fedwsa.models.architecture import Architecture, architecture_of
-from tests.test_architecture import IMAGE, SMALL, component, network
+from fedwsa.models.architecture import Architecture, Outline, architecture_of, outline
+from tests.test_architecture import CLASSES, IMAGE, SMALL, component, network
 
 TABLE = Architecture(groups={"all": r"weight$"})
 
@@ -20,7 +20,7 @@ TABLE = Architecture(groups={"all": r"weight$"})
 def random_wave(name: str, count: int = 3, **changes: object) -> nn.Module:
     """A network with templates of unit variance and random scalers."""
     model, known = network(name, **changes), architecture_of(component(name))
-    shapes = wave.template_shapes([wave.Outline.of(model, known)], known)
+    shapes = wave.template_shapes([Outline.of(model, known)], known)
     draw = torch.Generator().manual_seed(0)
     wave.attach(model, known, wave.random_templates(model, known, shapes, count, draw))
     variances = dict.fromkeys(wave.scalers_of(model), 0.01)
@@ -58,7 +58,7 @@ def test_the_structured_forward_equals_the_materialised_one() -> None:
 
 def test_a_linear_layer_takes_the_cheaper_way_and_both_have_its_gradients() -> None:
     layer = nn.Linear(64, 64).double()
-    wave.attach(nn.ModuleDict({"l": layer}), TABLE, {"all": torch.randn(2, 16, 16).double()})
+    wave.attach(nn.ModuleDict({"l": layer}), TABLE, {"all": torch.randn(8, 16, 16).double()})
     rule, scalers = layer.parametrizations.weight[0], layer.parametrizations.weight.original
     assert wave.structured_is_cheaper(1, scalers, rule.templates)
     assert not wave.structured_is_cheaper(64, scalers, rule.templates)
@@ -135,7 +135,7 @@ def test_functional_call_leaves_the_sharing_alone() -> None:
 def test_the_number_of_scalers_is_n_mn_over_pq() -> None:
     model, known = random_wave("vit.vit", width=0.5), architecture_of(component("vit.vit"))
     shapes = wave.template_shapes(
-        [wave.Outline.of(network("vit.vit", width=w), known) for w in (0.25, 0.5)], known
+        [Outline.of(network("vit.vit", width=w), known) for w in (0.25, 0.5)], known
     )
     assert shapes == {
         "attn.qkv": (48, 48),
@@ -153,13 +153,11 @@ def test_the_number_of_scalers_is_n_mn_over_pq() -> None:
 
 def test_templates_never_cut_through_a_head_or_a_flattened_channel() -> None:
     known = architecture_of(component("cnn.cnn"))
-    family = [wave.Outline.of(network("cnn.cnn", width=w), known) for w in (0.5, 0.75)]
+    family = [outline(component("cnn.cnn", width=w), IMAGE, CLASSES) for w in (0.5, 0.75)]
     # Channels 8, 16 and 12, 24; the dense layer reads 16 or 24 channels of 64 pixels.
     assert wave.template_shapes(family, known) == {"conv": (8, 4, 5, 5), "dense": (32, 8 * 64)}
     heads = [
-        wave.Outline.of(
-            network("vit.vit", width=0.25, heads=h), architecture_of(component("vit.vit"))
-        )
+        Outline.of(network("vit.vit", width=0.25, heads=h), architecture_of(component("vit.vit")))
         for h in (1, 2)
     ]
     with pytest.raises(ValueError, match=r"attn.qkv: units \(attention heads.* sizes: 24, 48"):
@@ -204,11 +202,11 @@ def test_random_scalers_give_the_variance_that_is_asked_for() -> None:
 
 def test_templates_start_as_large_as_a_standard_network_s_weights() -> None:
     model, known = network("vit.vit", width=1.0), architecture_of(component("vit.vit"))
-    shapes = wave.template_shapes([wave.Outline.of(model, known)], known)
+    shapes = wave.template_shapes([Outline.of(model, known)], known)
     made = wave.random_templates(model, known, shapes, 2, torch.Generator().manual_seed(0))
     assert made.keys() == known.groups.keys()
     for group, templates in made.items():
-        [some] = [t for k, t in model.state_dict().items() if known.group(k) == group][:1]
+        some = next(t for k, t in model.state_dict().items() if known.group(k) == group)
         assert templates.std().item() == pytest.approx(some.std().item(), rel=0.05)
 
 
@@ -235,4 +233,4 @@ def test_a_network_too_shallow_for_a_group_needs_none_of_its_templates() -> None
     known = architecture_of(component("mlp.mlp"))
     shallow = build_model(component("mlp.mlp", depth=1), IMAGE, 7, seed=0)
     with pytest.raises(ValueError, match="no weight that templates could make"):
-        wave.template_shapes([wave.Outline.of(shallow, known)], known)
+        wave.template_shapes([Outline.of(shallow, known)], known)

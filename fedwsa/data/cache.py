@@ -38,8 +38,12 @@ def fetch(file: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         return None
 
 
-def store(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def store(
+    file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], key: str = "cache_dir"
+) -> None:
     """Write a file that is either whole or not there, whoever else writes it too.
+
+    ``key`` is what the configuration calls its place.
 
     Raises
     ------
@@ -54,7 +58,7 @@ def store(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         save_file(dict(tensors), part, {**metadata, "format": _FORMAT})
         os.replace(part, file)
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"cache_dir: cannot write {file}: {error}") from None
+        raise ConfigError(f"{key}: cannot write {file}: {error}") from None
     finally:
         if part is not None:
             Path(part).unlink(missing_ok=True)

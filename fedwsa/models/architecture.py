@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedwsa.components import Component, ConfigError, locate
+from fedwsa.models import ImageShape, build_model
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,14 @@ class Architecture:
         one of the same sequence; what is matched before the number names the sequence.
     axes : callable
         Model → its unusual axes.
+    head : str
+        How the names of the classifier's tensors begin.
     """
 
     groups: Mapping[str, str] = field(default_factory=dict)
     blocks: str | None = None
     axes: Callable[[nn.Module], Axes] = _plain
+    head: str = "head."
 
     def group(self, name: str) -> str | None:
         """The weight group of a tensor; None if it has none."""
@@ -92,6 +96,39 @@ class Architecture:
             return None
         start, end = found.span(found.lastindex or 0)
         return name[:start], int(name[start:end]), name[end:]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Names and shapes of a network's tensors, and its unusual axes.
+
+    Attributes
+    ----------
+    shapes : mapping of str to torch.Size
+        In the order of its state dict.
+    axes : Axes
+    """
+
+    shapes: Mapping[str, torch.Size]
+    axes: Axes
+
+    @classmethod
+    def of(cls, model: nn.Module, architecture: Architecture) -> Outline:
+        """Of a network, which may be on the meta device."""
+        return cls({k: t.shape for k, t in model.state_dict().items()}, architecture.axes(model))
+
+
+def outline(component: Component, image: ImageShape, classes: int) -> Outline:
+    """The outline of the network that a component builds, without its weights.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be built, or does not say how its weights hang together.
+    """
+    known = architecture_of(component)
+    with torch.device("meta"):
+        return Outline.of(build_model(component, image, classes, seed=0), known)
 
 
 _Builder = TypeVar("_Builder", bound=Callable[..., nn.Module])

@@ -47,17 +47,19 @@ def vit(
     width: PositiveFloat,
     depth: PositiveInt,
     heads: PositiveInt | None,
-    patch: PositiveInt,
+    patch: PositiveInt | None,
     mlp_ratio: PositiveFloat,
 ) -> nn.Module:
     """A vision transformer of 192·width units: patches, ``depth`` blocks, mean over patches, head.
 
     No class token: the mean over the patches is classified, which small data sets prefer.
-    ``heads`` null: one for each 24 units, so that a head is the same in every width.
+    ``heads`` null: one for each 24 units, so that a head is the same in every width. ``patch``
+    null: a quarter of the image's side.
 
     Source: arXiv 2010.11929; the network is timm's.
     """
     units = scaled(UNITS, width)
+    patch = patch or max(1, min(image[1:]) // 4)
     if image[1] % patch or image[2] % patch:
         raise ValueError(f"patches of {patch} pixels do not fill images of {image[1]}x{image[2]}")
     if heads is None and units % HEAD:

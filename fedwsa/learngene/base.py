@@ -1,0 +1,209 @@
+"""What all ways to initialise networks of many sizes have in common.
+
+A method *learns* a learngene from a teacher and images, once for a family of sizes, a width or a
+size, and *initialises* networks from it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from fedwsa.components import Component, ConfigError
+from fedwsa.learngene.fit import Lesson, Loss, Recipe, Report, distillation, fit, plain_loss
+from fedwsa.learngene.gene import Learngene
+from fedwsa.learngene.resize import block_numbers
+from fedwsa.learngene.resume import Resume
+from fedwsa.models import ImageShape, build_model
+from fedwsa.models.architecture import Architecture, Outline
+
+Serves = Literal["family", "width", "size"]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a learngene is learned for, and from.
+
+    Attributes
+    ----------
+    model : Component
+        The auxiliary network: the largest of the family, unless the method says otherwise.
+    family : sequence of Component
+        The sizes that are to be initialised.
+    image, classes
+        What the networks look at and tell apart.
+    lesson : Lesson
+        The images.
+    recipe : Recipe
+        How long and how to train.
+    teacher : Module or None
+        None: learn from the labels alone.
+    temperature, hard : float
+        Of :func:`fedwsa.learngene.fit.distillation`.
+    report, resume
+        See :func:`fedwsa.learngene.fit.fit`.
+    """
+
+    model: Component
+    family: Sequence[Component]
+    image: ImageShape
+    classes: int
+    lesson: Lesson
+    recipe: Recipe
+    teacher: nn.Module | None = None
+    temperature: float = 2.0
+    hard: float = 1.0
+    report: Report | None = None
+    resume: Resume | None = None
+
+    @property
+    def loss(self) -> Loss:
+        """Cross entropy, and what the teacher adds to it."""
+        if self.teacher is None:
+            return plain_loss
+        return distillation(self.teacher, self.temperature, self.hard)
+
+    def network(self, model: Component | None = None) -> nn.Module:
+        """The auxiliary network, or another one, with standard weights."""
+        built = build_model(model or self.model, self.image, self.classes, self.lesson.seed)
+        return built.to(self.lesson.device)
+
+    def train(self, model: nn.Module, **options: Any) -> None:
+        """Train a network by the recipe."""
+        fit(
+            model,
+            self.lesson,
+            self.recipe,
+            purpose="distil",
+            loss=self.loss,
+            report=self.report,
+            resume=self.resume,
+            **options,
+        )
+
+    def gene(
+        self, method: str, model: Component, tensors: Mapping[str, Tensor], **facts: Any
+    ) -> Learngene:
+        """A learngene of this task."""
+        kept = {k: t.detach().cpu().clone() for k, t in tensors.items()}
+        return Learngene(method, model, self.image, self.classes, kept, facts)
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A network to initialise.
+
+    Attributes
+    ----------
+    model : Component
+        Its size.
+    classes : int
+        Those that it tells apart; another number than the learngene's gives a new head.
+    lesson : Lesson or None
+        A few images, for methods that fit something to them.
+    recipe : Recipe or None
+        How to fit it.
+    seed : int
+        Keys what is drawn.
+    """
+
+    model: Component
+    classes: int
+    lesson: Lesson | None = None
+    recipe: Recipe | None = None
+    seed: int = 0
+    report: Report | None = None
+
+
+class Method(ABC):
+    """A way to initialise.
+
+    Attributes
+    ----------
+    name : str
+    serves : {"family", "width", "size"}
+        What one learngene serves.
+    teaches : bool
+        Whether learning needs a teacher.
+    """
+
+    name: ClassVar[str]
+    serves: ClassVar[Serves]
+    teaches: ClassVar[bool] = True
+
+    @abstractmethod
+    def learn(self, task: Task) -> Learngene:
+        """Learn what networks are initialised from.
+
+        Raises
+        ------
+        ConfigError
+            If it cannot be learned for these networks.
+        """
+
+    @abstractmethod
+    def initialise(self, gene: Learngene, target: Target) -> dict[str, Tensor]:
+        """The state of a network.
+
+        Raises
+        ------
+        ConfigError
+            If the learngene does not make such a network, or is damaged.
+        """
+
+
+def standard_state(target: Target, image: ImageShape) -> dict[str, Tensor]:
+    """The state of the network that a target names, with standard weights."""
+    return build_model(target.model, image, target.classes, target.seed).state_dict()
+
+
+def require_kind(gene: Learngene, target: Target) -> None:
+    """Refuse a network of another kind than the learngene's."""
+    if gene.model.target != target.model.target:
+        raise ConfigError(
+            f"the learngene is of {gene.model.name}, and cannot initialise a {target.model.name}"
+        )
+
+
+def depth_component(model: Component, depth: int) -> Component:
+    """The same network with another depth."""
+    return Component(**{"_target_": model.target, **model.arguments, "depth": depth})
+
+
+def same_width(gene: Learngene, target: Target) -> None:
+    """Refuse a network that differs from the learngene's in more than depth.
+
+    Raises
+    ------
+    ConfigError
+    """
+    require_kind(gene, target)
+    if depth_component(gene.model, 1) != depth_component(target.model, 1):
+        raise ConfigError(
+            f"{gene.method} makes networks of other depths only; the learngene is of "
+            f"{_arguments(gene.model)}, and {_arguments(target.model)} is wanted"
+        )
+
+
+def _arguments(model: Component) -> str:
+    return ", ".join(f"{k}={v}" for k, v in model.arguments.items() if k != "depth")
+
+
+def sequence_of(source: Outline, architecture: Architecture) -> tuple[str, list[int]]:
+    """The only sequence of exchangeable blocks of a network, and their numbers.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or several.
+    """
+    found = block_numbers(source.shapes, architecture)
+    if len(found) != 1:
+        raise ConfigError(
+            f"needs a network with one sequence of equal blocks, as vit; this one has {len(found)}"
+        )
+    return next(iter(found.items()))

@@ -1,0 +1,83 @@
+"""Going on with a training that was interrupted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fedwsa.data.cache import fetch, store
+
+
+@dataclass
+class Resume:
+    """A file with the state of a training, written now and then, gone when it is done.
+
+    Attributes
+    ----------
+    file : Path
+        Its place.
+    key : str
+        Names the training: the state of another one is not gone on with.
+    every : float
+        Seconds between two writings.
+    found : int
+        The step that was gone on from; 0: from the start.
+    """
+
+    file: Path
+    key: str
+    every: float = 30.0
+    found: int = 0
+    _kept: float = field(default_factory=time.monotonic)
+
+    @torch.no_grad()
+    def restore(
+        self, model: nn.Module, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> int:
+        """Put back what was kept; returns how many steps are done."""
+        kept = fetch(self.file)
+        if kept is None or kept[1].get("key") != self.key:
+            return 0
+        tensors, facts = kept
+        for i, parameter in enumerate(parameters):
+            parameter.copy_(tensors[f"parameter {i}"])
+            optimizer.state[parameter] = {
+                "step": tensors[f"step {i}"].clone(),
+                "exp_avg": tensors[f"mean {i}"].to(parameter.device, copy=True),
+                "exp_avg_sq": tensors[f"square {i}"].to(parameter.device, copy=True),
+            }
+        for name, buffer in model.named_buffers():
+            buffer.copy_(tensors[f"buffer {name}"])
+        self.found = int(facts["done"])
+        return self.found
+
+    def keep(
+        self,
+        done: int,
+        model: nn.Module,
+        parameters: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """Write the state, if it is time to."""
+        if time.monotonic() - self._kept < self.every:
+            return
+        tensors: dict[str, Tensor] = {}
+        for i, parameter in enumerate(parameters):
+            state = optimizer.state[parameter]
+            tensors[f"parameter {i}"] = parameter.detach().cpu()
+            tensors[f"step {i}"] = state["step"].cpu()
+            tensors[f"mean {i}"] = state["exp_avg"].cpu()
+            tensors[f"square {i}"] = state["exp_avg_sq"].cpu()
+        tensors |= {f"buffer {n}": b.cpu() for n, b in model.named_buffers()}
+        tensors = {k: t.contiguous() for k, t in tensors.items()}
+        store(self.file, tensors, {"key": self.key, "done": str(done)}, "out")
+        self._kept = time.monotonic()
+
+    def forget(self) -> None:
+        """Remove the file."""
+        self.file.unlink(missing_ok=True)

@@ -1,0 +1,438 @@
+"""Initialising networks of other sizes: what each method must keep."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+
+from fedwsa.components import Component, ConfigError
+from fedwsa.data.images import ImageData, Images
+from fedwsa.learngene import METHODS, LinearExpansion, Selection, Stages, Standard, Wave, wave
+from fedwsa.learngene.base import Target, Task
+from fedwsa.learngene.expansion import ExpandedNetwork
+from fedwsa.learngene.fit import Lesson, Recipe, distillation, fit, step_flops
+from fedwsa.learngene.gene import Learngene
+from fedwsa.learngene.resize import (
+    first_blocks,
+    relative_depth,
+    resized,
+    resized_scalers,
+    stage_of_each,
+    stages_as,
+)
+from fedwsa.learngene.resume import Resume
+from fedwsa.learngene.stages import share_stages
+from fedwsa.models import build_model
+from fedwsa.models.architecture import architecture_of, outline
+from tests.test_architecture import IMAGE, SMALL, component
+from tests.test_wave import random_wave
+
+CLASSES = 7
+VIT = component("vit.vit", width=0.25, depth=6)
+
+
+def lesson(count: int = 64, classes: int = CLASSES) -> Lesson:
+    """Images whose class can be seen: each class is as bright as its number."""
+    draw = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, classes, (count,), generator=draw)
+    noise = torch.randint(0, 30, (count, *IMAGE), generator=draw)
+    pixels = (30 * labels.view(-1, 1, 1, 1) + noise).to(torch.uint8)
+    images = Images(pixels, labels)
+    return Lesson(images, ImageData(images, images, classes, (0.4,) * 3, (0.25,) * 3))
+
+
+def task(model: Component, steps: int = 0, **changes: Any) -> Task:
+    recipe = Recipe(steps, batch_size=16, augment=False)
+    return replace(Task(model, [model], IMAGE, CLASSES, lesson(), recipe), **changes)
+
+
+def built(model: Component, state: dict[str, Tensor], classes: int = CLASSES) -> nn.Module:
+    made = build_model(model, IMAGE, classes, seed=5)
+    made.load_state_dict(state)
+    return made.eval()
+
+
+def output(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(torch.randn(3, *IMAGE, generator=torch.Generator().manual_seed(2)))
+
+
+# Depth and width
+
+
+def test_depth_rules() -> None:
+    assert relative_depth(3, 5) == [0, 2, 4]
+    assert relative_depth(5, 3) == [0, 0, 1, 2, 2]  # 0, ½, 1, 1½, 2; halves go to the even one
+    assert relative_depth(1, 4) == [0]
+    assert first_blocks(2, 4) == [0, 1]
+    with pytest.raises(ValueError, match="3 blocks are wanted, and there are only 2"):
+        first_blocks(3, 2)
+
+
+def test_the_stages_of_the_paper() -> None:
+    """arXiv 2404.16897: 12 blocks of 5 stages, and the auxiliary network's own 16."""
+    assert stage_of_each(12, 5) == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert stages_as([3, 3, 4, 3, 3]) == [0] * 3 + [1] * 3 + [2] * 4 + [3] * 3 + [4] * 3
+    with pytest.raises(ValueError, match="2 blocks cannot have 5 stages"):
+        stage_of_each(2, 5)
+
+
+PLAIN = {**SMALL, "resnet.resnet": {**SMALL["resnet.resnet"], "norm": "none"}}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_network_that_is_widened_by_repeating_its_units_is_the_same_function(name: str) -> None:
+    """Each unit doubled, each sum over them halved: every activation is the narrow network's.
+
+    (Not with group norm, whose groups would hold other units.)
+    """
+    narrow = Component(**{"_target_": f"fedwsa.models.{name}", **PLAIN[name]})
+    wide = Component(
+        **{"_target_": f"fedwsa.models.{name}", **PLAIN[name], "width": 2 * PLAIN[name]["width"]}
+    )
+    model = build_model(narrow, IMAGE, CLASSES, seed=0)
+    source, target = outline(narrow, IMAGE, CLASSES), outline(wide, IMAGE, CLASSES)
+    made = resized(model.state_dict(), source, target, architecture_of(narrow))
+    torch.testing.assert_close(output(built(wide, made)), output(model), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit.vit", "mlp.mlp", "cnn.cnn"])
+def test_so_is_one_that_is_widened_by_its_scalers(name: str) -> None:
+    narrow, wide = component(name), component(name, width=2 * SMALL[name]["width"])
+    known, model = architecture_of(narrow), random_wave(name)
+    source, target = outline(narrow, IMAGE, CLASSES), outline(wide, IMAGE, CLASSES)
+    twin = build_model(wide, IMAGE, CLASSES, seed=0)
+    templates = {k: t.detach() for k, t in wave.templates_of(model, known).items()}
+    wave.attach(twin, known, templates)
+    tensors = {f"templates/{k}": t for k, t in templates.items()}
+    shell = resized(wave.shell_of(model), source, target, known)
+    scalers = {k: s.detach() for k, s in wave.scalers_of(model).items()}
+    moved = resized_scalers(scalers, source, target, templates, known)
+    tensors |= {**shell, **{f"scalers/{k}": s for k, s in moved.items()}}
+    wave.load(twin, known, tensors)
+    torch.testing.assert_close(output(twin), output(model), rtol=1e-4, atol=1e-5)
+
+
+# SWS
+
+
+def shared(model: Component) -> nn.Module:
+    made = build_model(model, IMAGE, CLASSES, seed=0)
+    share_stages(made, "blocks.", list(range(16)), stages_as([3, 3, 4, 3, 3]))
+    return made
+
+
+def test_sws_of_the_auxiliary_depth_is_the_auxiliary_network() -> None:
+    deep = component("vit.vit", width=0.25, depth=16)
+    method = Stages(stages=[3, 3, 4, 3, 3])
+    gene = method.learn(task(deep))
+    made = method.initialise(gene, Target(deep, CLASSES))
+    torch.testing.assert_close(output(built(deep, made)), output(shared(deep)))
+    # Stored are five blocks and the shell, made are independent copies.
+    block = sum(p.numel() for p in shared(deep).blocks[0].parameters())
+    whole = sum(p.numel() for p in build_model(deep, IMAGE, CLASSES, seed=0).parameters())
+    assert gene.numbers == whole - 11 * block
+    pointers = [t.data_ptr() for t in built(deep, made).state_dict().values()]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_the_gradient_of_a_stage_is_the_sum_over_its_blocks() -> None:
+    deep = component("vit.vit", width=0.25, depth=16)
+    model, x = shared(deep), torch.randn(2, *IMAGE)
+    free = build_model(deep, IMAGE, CLASSES, seed=0)
+    free.load_state_dict(model.state_dict())  # its blocks have weights of their own
+    for network in (model, free):
+        network(x).square().sum().backward()
+    name = "attn.qkv.weight"
+    total = sum(free.get_parameter(f"blocks.{i}.{name}").grad for i in (6, 7, 8, 9))
+    torch.testing.assert_close(model.get_parameter(f"blocks.6.{name}").grad, total)
+
+
+def test_sws_refuses_what_it_cannot_make() -> None:
+    gene = Stages().learn(task(VIT))
+    with pytest.raises(ConfigError, match=r"other depths only; the learngene is of width=0\.25"):
+        Stages().initialise(gene, Target(component("vit.vit", width=0.5), CLASSES))
+    with pytest.raises(ConfigError, match="sws: 3 blocks cannot have 5 stages"):
+        Stages().initialise(gene, Target(component("vit.vit", depth=3), CLASSES))
+    with pytest.raises(ConfigError, match="add up to 4 blocks, not 6"):
+        Stages(stages=[2, 2]).learn(task(VIT))
+    with pytest.raises(ConfigError, match="one sequence of equal blocks"):
+        Stages().learn(task(component("cnn.cnn")))
+
+
+# TLEG
+
+
+def test_tleg_expands_linearly() -> None:
+    """θ_A = 1, θ_B = 4 in four blocks: 2, 3, 4, 5; the last of any depth is θ_A + θ_B."""
+    gene = LinearExpansion().learn(task(VIT))
+    ones = {k: torch.ones_like(t) for k, t in gene.tensors.items() if k.startswith("base/")}
+    fours = {k: torch.full_like(t, 4) for k, t in gene.tensors.items() if k.startswith("slope/")}
+    gene = replace(gene, tensors={**gene.tensors, **ones, **fours})
+    made = LinearExpansion().initialise(gene, Target(component("vit.vit", depth=4), CLASSES))
+    values = [made[f"blocks.{i}.mlp.fc1.weight"].unique().tolist() for i in range(4)]
+    assert values == [[2.0], [3.0], [4.0], [5.0]]
+    made = LinearExpansion().initialise(gene, Target(component("vit.vit", depth=1), CLASSES))
+    assert made["blocks.0.norm1.bias"].unique().tolist() == [5.0]
+
+
+def test_tleg_of_the_auxiliary_depth_is_the_auxiliary_network() -> None:
+    work = task(VIT, steps=3)
+    model = ExpandedNetwork(work.network(), "blocks.", list(range(6)))
+    work.train(model)
+    made = LinearExpansion().initialise(LinearExpansion().learn(work), Target(VIT, CLASSES))
+    torch.testing.assert_close(output(built(VIT, made)), output(model))
+    assert model.slope[0].abs().sum() > 0
+
+
+# WAVE
+
+
+def test_wave_of_the_auxiliary_size_is_the_auxiliary_network() -> None:
+    work = task(VIT, steps=3)
+    gene = Wave(count=4).learn(work)
+    made = Wave().initialise(gene, Target(VIT, CLASSES))
+    model, known = work.network(), architecture_of(VIT)
+    templates = {k[10:]: t for k, t in gene.tensors.items() if k.startswith("templates/")}
+    wave.attach(model, known, templates)
+    wave.load(model, known, gene.tensors)
+    torch.testing.assert_close(output(built(VIT, made)), output(model))
+
+
+def test_wave_makes_other_widths_and_depths_and_trains_scalers_only() -> None:
+    size = component("vit.vit", width=0.5, depth=2)
+    gene = Wave(count=4).learn(task(VIT, family=[size, VIT]))
+    target = Target(size, CLASSES, lesson(), Recipe(8, batch_size=16, lr=0.01, augment=False))
+    before = Wave().network(gene, replace(target, recipe=None))
+    after = Wave().network(gene, target)
+    known = architecture_of(size)
+    for name, tensor in wave.state(after, known).items():
+        same = torch.equal(tensor, wave.state(before, known)[name])
+        assert same != name.startswith("scalers/"), name
+    loss = [
+        cross_entropy(m.eval()(x), y).item()
+        for m in (before, after)
+        for x, y in [next(lesson().batches(64, False, "test"))]
+    ]
+    assert loss[1] < loss[0]
+    assert built(size, Wave().initialise(gene, target))
+
+
+def test_wave_with_random_scalers_has_the_standard_variance() -> None:
+    gene = Wave(count=8).learn(task(VIT))
+    made = Wave(start="random").initialise(gene, Target(component("vit.vit", width=1.0), CLASSES))
+    standard = build_model(component("vit.vit", width=1.0), IMAGE, CLASSES, seed=0).state_dict()
+    for name in ("blocks.0.attn.qkv.weight", "blocks.1.mlp.fc2.weight"):
+        assert made[name].std().item() == pytest.approx(standard[name].std().item(), rel=0.25)
+
+
+def test_other_classes_get_a_new_head_that_is_trained() -> None:
+    gene = Wave(count=4).learn(task(VIT))
+    target = Target(VIT, 3, lesson(classes=3), Recipe(2, batch_size=16, augment=False))
+    made = Wave().initialise(gene, target)
+    fresh = build_model(VIT, IMAGE, 3, seed=0).state_dict()
+    assert made["head.weight"].shape == (3, 48)
+    assert not torch.equal(made["head.weight"], fresh["head.weight"])
+    assert torch.equal(made["norm.weight"], gene.tensors["norm.weight"])
+
+
+def test_the_nearest_widths_are_named_where_a_width_cannot_be_made() -> None:
+    wide = component("vit.vit", width=1.0)
+    gene = Wave(count=2).learn(task(wide, family=[component("vit.vit", width=0.5), wide]))
+    with pytest.raises(
+        ConfigError, match=r"of 432x144 .* nearest widths that they can make: 0.5 and 1$"
+    ):
+        Wave().initialise(gene, Target(component("vit.vit", width=0.75), CLASSES))
+
+
+# Weight selection, and all of them
+
+
+def test_selection_takes_units_in_even_distances_and_the_first_blocks() -> None:
+    """Two units of four are 0 and 2; of four blocks the first two."""
+    big = component("mlp.mlp", width=0.02, depth=4)  # four units
+    small = component("mlp.mlp", width=0.01, depth=2)
+    teacher = build_model(big, IMAGE, CLASSES, seed=3)
+    gene = Selection().learn(task(big, teacher=teacher))
+    made = Selection().initialise(gene, Target(small, CLASSES))
+    there = teacher.state_dict()
+    assert torch.equal(made["hidden0.weight"], there["hidden0.weight"][[0, 2]])
+    assert torch.equal(made["hidden1.weight"], there["hidden1.weight"][[0, 2]][:, [0, 2]])
+    assert torch.equal(made["head.weight"], there["head.weight"][:, [0, 2]])
+    with pytest.raises(ConfigError, match="only parts of the teacher: hidden0"):
+        Selection().initialise(gene, Target(component("mlp.mlp", width=1.0), CLASSES))
+    with pytest.raises(ConfigError, match="only parts of the teacher: 5 blocks are wanted"):
+        Selection().initialise(gene, Target(component("mlp.mlp", width=0.02, depth=6), CLASSES))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_makes_a_network_of_finite_weights_and_is_saved(
+    name: str, tmp_path: Path
+) -> None:
+    method, teacher = METHODS[name](), build_model(VIT, IMAGE, CLASSES, seed=3)
+    gene = method.learn(task(VIT, steps=2, teacher=teacher))
+    gene.save(tmp_path / "gene.safetensors")
+    again = Learngene.load(tmp_path / "gene.safetensors")
+    made, remade = (method.initialise(g, Target(VIT, CLASSES)) for g in (gene, again))
+    assert all(torch.equal(made[k], remade[k]) for k in made.keys() | remade.keys())
+    assert built(VIT, made)
+    assert all(t.isfinite().all() for t in made.values())
+    changed = any(
+        not torch.equal(made[k], t)
+        for k, t in build_model(VIT, IMAGE, CLASSES, 0).state_dict().items()
+    )
+    assert changed == (name != "standard")
+
+
+# Training
+
+
+def test_distillation_is_ce_plus_the_softened_kl() -> None:
+    teacher, given = nn.Linear(4, 3), torch.randn(5, 3)
+    x, y = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    wanted = softmax(teacher(x) / 2, 1)
+    soft = kl_div(log_softmax(given / 2, 1), wanted, reduction="sum") / 5
+    torch.testing.assert_close(
+        distillation(teacher, 2.0, 0.5)(x, given, y), 4 * soft + 0.5 * cross_entropy(given, y)
+    )
+    torch.testing.assert_close(distillation(teacher, 2.0, 0.0)(x, teacher(x), y), torch.tensor(0.0))
+
+
+def test_the_learning_rate_rises_and_falls_as_a_cosine() -> None:
+    recipe = Recipe(10, warmup=0.2)
+    assert [recipe.rate(s) for s in (0, 1, 2, 6)] == [0.5, 1.0, 1.0, 0.5]
+    assert replace(recipe, cosine=False).rate(9) == 1.0
+
+
+def test_a_training_that_is_interrupted_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    recipe = Recipe(6, batch_size=16)
+
+    def model() -> nn.Module:
+        return build_model(component("resnet.resnet", norm="batch", depth=8), IMAGE, CLASSES, 0)
+
+    whole = model()
+    fit(whole, lesson(), recipe, purpose="test")
+
+    class Stop(Exception):
+        pass
+
+    def stop(step: int, loss: float) -> None:
+        if step == 4:
+            raise Stop
+
+    def resume(key: str = "same") -> Resume:
+        return Resume(tmp_path / "state.safetensors", key, every=0.0)
+
+    broken = model()
+    with pytest.raises(Stop):
+        fit(broken, lesson(), recipe, purpose="test", report=stop, resume=resume())
+    after = resume()
+    again = model()
+    fit(again, lesson(), recipe, purpose="test", resume=after)
+    assert after.found == 3
+    for key, tensor in whole.state_dict().items():
+        if "num_batches" not in key:
+            assert torch.equal(again.state_dict()[key], tensor), key
+    assert not (tmp_path / "state.safetensors").exists()
+
+
+def test_the_state_of_another_training_is_not_gone_on_with(tmp_path: Path) -> None:
+    file, model = tmp_path / "state.safetensors", nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    Resume(file, "one", every=0.0).keep(3, model, list(model.parameters()), optimizer)
+    assert Resume(file, "other").restore(model, list(model.parameters()), optimizer) == 0
+    assert Resume(file, "one").restore(model, list(model.parameters()), optimizer) == 3
+
+
+def test_operations_are_counted_as_by_hand() -> None:
+    """A linear layer 3·2·2 → 5 for 4 images: 2·4·12·5 forward, the same for its weight's
+    gradient; the images need none."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    assert step_flops(model, (3, 2, 2), 4, teacher=True) == 2 * 4 * 12 * 5
+    assert step_flops(model, (3, 2, 2), 4) == 2 * 2 * 4 * 12 * 5
+
+
+# Files that cannot be used
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "wave.safetensors"
+    Wave(count=2).learn(task(VIT)).save(path)
+    return path
+
+
+def rewrite(file: Path, about: dict[str, Any]) -> None:
+    gene = Learngene.load(file)
+    facts = {
+        "kind": "fedwsa-learngene",
+        "version": 1,
+        "method": "wave",
+        "model": gene.model.model_dump(by_alias=True),
+        "image": IMAGE,
+        "classes": CLASSES,
+        "facts": gene.facts,
+        **about,
+    }
+    save_file(load_file(file), file, {"fedwsa": json.dumps(facts)})
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"version": 0}, "is of version 0, and this program reads 1; distil it anew"),
+        ({"kind": "model"}, "holds no learngene"),
+        ({"image": None}, "has damaged metadata"),
+        ({"facts": {}}, "does not say the shapes of its templates"),
+        ({"facts": {"templates": {}}}, "has no templates for attn.qkv"),
+        (
+            {"model": {**component("mlp.mlp").model_dump(by_alias=True)}},
+            "the learngene is of mlp, and cannot initialise a vit",
+        ),
+    ],
+)
+def test_files_of_something_else_are_refused(
+    file: Path, about: dict[str, Any], message: str
+) -> None:
+    rewrite(file, about)
+    with pytest.raises(ConfigError, match=message):
+        Wave().initialise(Learngene.load(file), Target(VIT, CLASSES))
+
+
+def test_files_with_wrong_tensors_are_refused(file: Path, tmp_path: Path) -> None:
+    gene, name = Learngene.load(file), "scalers/blocks.0.mlp.fc1"
+    tensors = dict(gene.tensors)
+    cases: dict[str, dict[str, Tensor]] = {
+        f"lacks {name}": {k: t for k, t in tensors.items() if k != name},
+        "has spare, which does not belong": {**tensors, "spare": torch.ones(1)},
+        rf"has {name} of \(1,\), not \(2, 1, 1\)": {**tensors, name: torch.ones(1)},
+        f"{name} has values that are NaN": {**tensors, name: tensors[name] * torch.nan},
+    }
+    for message, changed in cases.items():
+        replace(gene, tensors=changed).save(tmp_path / "changed.safetensors")
+        with pytest.raises(ConfigError, match=message):
+            Wave().initialise(
+                Learngene.load(tmp_path / "changed.safetensors"), Target(VIT, CLASSES)
+            )
+
+
+def test_a_damaged_file_and_none_at_all_are_refused(file: Path, tmp_path: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match="is damaged or no safetensors file"):
+        Learngene.load(file)
+    with pytest.raises(ConfigError, match="there is no learngene file"):
+        Learngene.load(tmp_path / "none.safetensors")
+
+
+def test_standard_needs_nothing() -> None:
+    assert Standard().learn(task(VIT)).numbers == 0
