@@ -14,20 +14,26 @@ from omegaconf import OmegaConf
 from fedwsa.config import CONFIG_DIR
 
 
-def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
+def explain(
+    error: Exception,
+    overrides: Sequence[str] = (),
+    config: str = "config",
+    command: str = "fedwsa",
+) -> str:
     """One line for a person: what is wrong, what is allowed.
 
-    ``overrides`` are those of the command, whose groups tell which keys there are.
+    ``overrides`` are those of the command, whose groups tell which keys there are; ``config`` is
+    the file of ``conf/`` that it composes.
     """
     text = str(error) or str(error.__cause__ or type(error).__name__)
     if unknown := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(unknown[1], overrides)
+        return _unknown_key(unknown[1], overrides, config, command)
     if option := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         offered = re.search(r"Available options in '[^']+':\n((?:\t.*\n?)+)", text)
         allowed = ", ".join(offered[1].split()) if offered else "none"
         return f"{option[1]}={option[2]}: no such option; allowed: {allowed}"
     if group := re.search(r"Could not override '?([\w/]+)'?\.?\s+No match in the defaults", text):
-        return _unknown_key(group[1], overrides)
+        return _unknown_key(group[1], overrides, config, command)
     if isinstance(error, OverrideParseException):
         return (
             f"cannot read {error.override!r}; a value with special characters needs quotes that "
@@ -37,16 +43,16 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _unknown_key(key: str, overrides: Sequence[str]) -> str:
+def _unknown_key(key: str, overrides: Sequence[str], config: str, command: str) -> str:
     groups = [o for o in overrides if (CONFIG_DIR / o.partition("=")[0]).is_dir() and "," not in o]
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            values = OmegaConf.to_container(compose("config", groups), resolve=False)
+            values = OmegaConf.to_container(compose(config, groups), resolve=False)
     except (HydraException, ValueError):
-        return f"{key}: unknown key; fedwsa --help lists all"
+        return f"{key}: unknown key; {command} --help lists all"
     close = get_close_matches(key, list(_keys(values)), n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}? " if close else ""
-    return f"{key}: unknown key; {hint}fedwsa --help lists all"
+    return f"{key}: unknown key; {hint}{command} --help lists all"
 
 
 def _keys(values: Any, prefix: str = "") -> Iterator[str]:

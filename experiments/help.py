@@ -24,16 +24,45 @@ Each run leaves a folder under runs/, which README.md explains.
 """
 
 
+_LEARNGENE = """\
+fedwsa-learngene: initialise networks of any size from what one network has learned
+
+Usage: fedwsa-learngene distil init.file=FILE [GROUP=OPTION ...] [KEY=VALUE ...]
+           learn a learngene from the public share of the training images, and write it
+       fedwsa-learngene init init.file=FILE size=SIZE out=FILE [...]
+           make a network of it; SIZE is a name in `sizes`, or '{width: 0.5, depth: 3}'
+       fedwsa-learngene bench [...]
+           a grid of sizes, each initialised by each method and trained; tables and a picture
+
+Examples:
+  fedwsa-learngene distil init.file=wave.safetensors
+  fedwsa-learngene init init.file=wave.safetensors size=S out=small.safetensors
+  fedwsa 'clients.sizes={S: 0.5, L: 0.5}' strategy=heterofl init=wave init.file=wave.safetensors
+
+An interrupted distil or bench goes on where it stopped when it is called again. A learngene is
+one safetensors file, which says what it is made of.
+"""
+
+
 def help_text() -> str:
-    """All of it; every default and explanation is read from the yaml files."""
-    text = (CONFIG_DIR / "config.yaml").read_text(encoding="utf-8")
+    """Of ``fedwsa``; every default and explanation is read from the yaml files."""
+    return _whole(_USAGE, "config")
+
+
+def learngene_help() -> str:
+    """Of ``fedwsa-learngene``."""
+    return _whole(_LEARNGENE, "learngene")
+
+
+def _whole(usage: str, config: str) -> str:
+    text = (CONFIG_DIR / f"{config}.yaml").read_text(encoding="utf-8")
     defaults, _, rest = text.partition("\n\n")
     chosen = dict(
         line.strip("- ").replace('"', "").split(": ")
         for line in defaults.splitlines()
         if line.startswith("  - ") and ": " in line and "hydra/" not in line
     )
-    parts = [_USAGE, "Keys and their defaults:\n", _indent(rest.partition("\nhydra:")[0])]
+    parts = [usage, "Keys and their defaults:\n", _indent(rest.partition("\nhydra:")[0])]
     for group, default in chosen.items():
         parts.append(f"\nGroup {group}, and the keys of each option as {group}.KEY=VALUE:\n")
         for file in sorted((CONFIG_DIR / group).glob("*.yaml")):

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+_Schema = TypeVar("_Schema", bound=BaseModel)
 
 
 def _cohort(value: int | str) -> int | str:
@@ -127,6 +128,38 @@ class Wsa(_Section):
         return self
 
 
+class Init(Component):
+    """How the model is initialised; keys that are not named here go to the method."""
+
+    file: str | None
+    public: Annotated[float, Field(ge=0, lt=1)]
+
+    @property
+    def method(self) -> Component:
+        """The method alone."""
+        return Component(**{"_target_": self.target, **self.arguments})
+
+
+class Training(_Section):
+    """Training in one place, with AdamW."""
+
+    steps: Annotated[int, Field(ge=0)]
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat
+
+
+class Pretraining(_Section):
+    """How a learngene is learned from public images, and fitted to them."""
+
+    teacher: str | None
+    temperature: PositiveFloat
+    hard: NonNegativeFloat
+    teach: Training
+    learn: Training
+    fit: Training
+
+
 class Evaluation(_Section):
     """How often the global model is evaluated, in rounds."""
 
@@ -195,7 +228,12 @@ class Config(_Section):
 
 
 def parse(composed: DictConfig) -> Config:
-    """Check what Hydra composed.
+    """Check what Hydra composed as a run; see :func:`parse_as`."""
+    return parse_as(Config, composed)
+
+
+def parse_as(schema: type[_Schema], composed: DictConfig) -> _Schema:
+    """Check what Hydra composed against a schema.
 
     Raises
     ------
@@ -207,7 +245,7 @@ def parse(composed: DictConfig) -> Config:
 
     try:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-        return Config.model_validate(values)
+        return schema.model_validate(values)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}: must be given") from None
     except OmegaConfBaseException as error:
@@ -217,7 +255,12 @@ def parse(composed: DictConfig) -> Config:
 
 
 def compose(overrides: Sequence[str] = ()) -> Config:
-    """Compose a run from ``conf/`` and overrides as on the command line.
+    """Compose a run from ``conf/`` and overrides as on the command line; see :func:`compose_as`."""
+    return compose_as(Config, "config", overrides)
+
+
+def compose_as(schema: type[_Schema], name: str, overrides: Sequence[str] = ()) -> _Schema:
+    """Compose the file ``name`` of ``conf/`` with overrides, and check it against a schema.
 
     Raises
     ------
@@ -227,7 +270,7 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     import hydra
 
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return parse(hydra.compose("config", overrides=free_arguments(overrides)))
+        return parse_as(schema, hydra.compose(name, overrides=free_arguments(overrides)))
 
 
 def from_run_config(run_config: Mapping[str, object]) -> Config:

@@ -55,6 +55,7 @@ def store(
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=file.parent, suffix=".part")
         os.close(handle)
+        Path(part).chmod(0o644)  # a temporary file is its owner's alone
         save_file(dict(tensors), part, {**metadata, "format": _FORMAT})
         os.replace(part, file)
     except (OSError, SafetensorError) as error:

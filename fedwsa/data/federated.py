@@ -55,6 +55,12 @@ class FederatedData:
         return share[held:], share[:held]
 
 
+def public_share(count: int, share: float, seed: int) -> Tensor:
+    """Sorted indices of the training images that are public, a share of ``count``."""
+    order = torch.randperm(count, generator=seeding.generator(seed, "public"))
+    return order[: round(count * share)].sort().values
+
+
 def open_source(dataset: Component) -> Source:
     """The source that the configuration names."""
     source: Source = build(dataset, "dataset")

@@ -129,11 +129,14 @@ class Method(ABC):
         What one learngene serves.
     teaches : bool
         Whether learning needs a teacher.
+    trains : bool
+        Whether learning trains the auxiliary network.
     """
 
     name: ClassVar[str]
     serves: ClassVar[Serves]
     teaches: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
 
     @abstractmethod
     def learn(self, task: Task) -> Learngene:
@@ -207,3 +210,10 @@ def sequence_of(source: Outline, architecture: Architecture) -> tuple[str, list[
             f"needs a network with one sequence of equal blocks, as vit; this one has {len(found)}"
         )
     return next(iter(found.items()))
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """A network that is not trained any more, in place."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model.eval()

@@ -16,7 +16,7 @@ from fedwsa.models.architecture import outline, spread_units
 class Standard(Method):
     """The initialisation that the network itself comes with; nothing is learned."""
 
-    name, serves, teaches = "standard", "family", False
+    name, serves, teaches, trains = "standard", "family", False, False
 
     def learn(self, task: Task) -> Learngene:
         """Nothing."""
@@ -58,7 +58,7 @@ class Selection(Method):
     Source: arXiv 2311.18823. Ours: attention heads are taken whole.
     """
 
-    name, serves = "selection", "family"
+    name, serves, trains = "selection", "family", False
 
     def learn(self, task: Task) -> Learngene:
         """The teacher as it is."""

@@ -1,0 +1,358 @@
+"""The learngene benchmark: a grid of sizes, each initialised by each method and then trained.
+
+For each seed the public images teach, other images train the networks, and the test set scores
+them. All methods see the same images, and those that learn get the same operations in total:
+what WAVE takes for its auxiliary network and the scalers of all sizes. Methods that serve a
+width or a size only share it out among as many learngenes.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from experiments.learngene import cli
+from experiments.learngene.schema import LearngeneConfig
+from experiments.learngene.summary import summarise
+from fedwsa import seeding
+from fedwsa.components import Component, ConfigError, build
+from fedwsa.data.federated import public_share
+from fedwsa.data.images import ImageData, Images
+from fedwsa.data.sources import digits
+from fedwsa.devices import resolve_device
+from fedwsa.evaluation import evaluate
+from fedwsa.learngene import METHODS
+from fedwsa.learngene.base import Method, Target, Task, frozen
+from fedwsa.learngene.fit import Lesson, Recipe, fit, step_flops
+from fedwsa.learngene.gene import Learngene
+from fedwsa.learngene.pretrain import School
+from fedwsa.models import build_model
+from fedwsa.models.files import load_network, save_network
+
+COLUMNS = ["seed", "method", "width", "depth", "epoch", "accuracy", "loss"]
+COSTS = ["seed", "method", "numbers", "learn_flops", "fit_flops", "teacher_flops"]
+
+
+def run(config: LearngeneConfig) -> None:
+    """Run the benchmark, or what of it is missing in its folder, and summarise it.
+
+    Raises
+    ------
+    ConfigError
+        If there are not enough images, or the folder holds results of other settings.
+    """
+    folder = Path(config.bench.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(config, folder)
+    data, source = cli.open_data(config)
+    for seed in config.bench.seeds:
+        SeedRun(config.model_copy(update={"seed": seed}), data, source, folder).run()
+    text = summarise(folder)
+    cli.console.print(text, highlight=False, soft_wrap=True)
+    cli.console.print(f"saved to {folder}/: results-SEED.csv, costs-SEED.csv, summary.md, grid.png")
+
+
+def _claim(config: LearngeneConfig, folder: Path) -> None:
+    """Refuse a folder with results of other settings; seeds may be added."""
+    bench = config.bench.model_copy(update={"seeds": [0], "folder": ""})
+    settings = config.model_copy(update={"bench": bench, "device": "auto", "cache_dir": ""})
+    text = settings.model_dump_json(by_alias=True, indent=2) + "\n"
+    file = folder / "settings.json"
+    if file.exists() and file.read_text(encoding="utf-8") != text:
+        raise ConfigError(f"bench.folder: {folder} has results of other settings; name another")
+    file.write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Downstream:
+    """What the networks are trained for: images, data set, classes."""
+
+    lesson: Lesson
+    data: ImageData
+
+    @property
+    def classes(self) -> int:
+        """How many."""
+        return self.data.classes
+
+
+class SeedRun:
+    """All methods and sizes for one seed."""
+
+    def __init__(self, config: LearngeneConfig, data: ImageData, source: str, folder: Path) -> None:
+        self.config, self.bench, self.folder = config, config.bench, folder
+        self.seed, self.device = config.seed, resolve_device(config.device)
+        self.sizes = [
+            config.sized({"width": w, "depth": d})
+            for w, d in product(config.bench.widths, config.bench.depths)
+        ]
+        largest = {"width": max(config.bench.widths), "depth": max(config.bench.depths)}
+        lesson = Lesson(cli.public_images(config, data), data, self.device, self.seed)
+        self.school = School(
+            config.init,
+            config.pretraining,
+            config.sized(largest),
+            self.sizes,
+            lesson,
+            source,
+            config.dataset.augment == "crop_flip",
+        )
+        self.down = downstream(config, data, self.device)
+        self.results = folder / f"results-{self.seed}.csv"
+        self.costs = folder / f"costs-{self.seed}.csv"
+        self._teacher: nn.Module | None = None
+
+    def run(self) -> None:
+        """Run what is missing."""
+        done = _read(self.results, COLUMNS)
+        missing = [
+            (name, size)
+            for name in self.bench.methods
+            for size in self.sizes
+            if not _has(done, name, size, len(self.bench.epochs))
+        ]
+        with cli.watching() as watch:
+            self.school = replace(self.school, watch=watch)
+            for name in dict.fromkeys(name for name, _ in missing):
+                self._method(name, [size for other, size in missing if other == name])
+
+    def _method(self, name: str, sizes: list[Component]) -> None:
+        method = METHODS[name]() if name != self._chosen().name else self._chosen()
+        genes: dict[str, Learngene] = {}
+        for size in self.sizes:
+            key = _key(method, size)
+            if key not in genes:
+                genes[key] = self._gene(method, key, size)
+        teacher = step_flops(self._network(self.school.model), self._image, self._batch)
+        costs = {
+            "numbers": sum(g.numbers for g in genes.values()),
+            "learn_flops": sum(g.facts["learn_flops"] for g in genes.values()),
+            "fit_flops": sum(map(self._fit_flops, self.sizes)) if name == "wave" else 0,
+            "teacher_flops": teacher * self.config.pretraining.teach.steps * method.teaches,
+        }
+        known = _read(self.costs, COSTS)
+        if not (known["method"] == name).any():
+            _append(self.costs, COSTS, [{"seed": self.seed, "method": name, **costs}])
+        for size in sizes:
+            rows = self._train(method, genes[_key(method, size)], size)
+            _append(self.results, COLUMNS, rows)
+
+    def _chosen(self) -> Method:
+        """The method of ``init``, with its arguments."""
+        method: Method = build(self.config.init.method, "init")
+        return method
+
+    @property
+    def _image(self) -> tuple[int, int, int]:
+        return self.school.image
+
+    @property
+    def _batch(self) -> int:
+        return self.config.pretraining.learn.batch_size
+
+    def _network(self, model: Component) -> nn.Module:
+        return build_model(model, self._image, self.school.classes, self.seed).to(self.device)
+
+    def _fit_flops(self, size: Component) -> int:
+        training = self.config.pretraining.fit
+        return training.steps * step_flops(self._network(size), self._image, training.batch_size)
+
+    def _budget(self) -> int:
+        """Operations that a method may take: those of WAVE."""
+        learn = self.config.pretraining.learn
+        step = step_flops(self._network(self.school.model), self._image, self._batch)
+        return learn.steps * (step + self._forward()) + sum(map(self._fit_flops, self.sizes))
+
+    def _forward(self) -> int:
+        """Operations of the teacher's answer to a batch."""
+        model = self._network(self.school.model)
+        return step_flops(model, self._image, self._batch, teacher=True)
+
+    def _gene(self, method: Method, key: str, size: Component) -> Learngene:
+        """The learngene that serves a size, from its file if it is there."""
+        file = self.folder / "genes" / f"{self.seed}-{method.name}-{key}.safetensors"
+        if file.exists():
+            return Learngene.load(file)
+        sizes = [s for s in self.sizes if _key(method, s) == key]
+        auxiliary = self.school.model
+        if method.serves == "width":
+            depth = max(int(s.arguments["depth"]) for s in sizes)
+            auxiliary = self.config.sized({"width": size.arguments["width"], "depth": depth})
+        elif method.serves == "size":
+            auxiliary = size
+        steps, per_step = self._steps(method, auxiliary)
+        label = f"seed {self.seed}: {method.name} {key}".rstrip()
+        task = Task(
+            auxiliary,
+            sizes,
+            self._image,
+            self.school.classes,
+            self.school.lesson,
+            replace(self.school.recipe("learn"), steps=steps),
+            self._taught() if method.teaches else None,
+            self.config.pretraining.temperature,
+            self.config.pretraining.hard,
+            self.school.watch(label, steps) if method.trains else None,
+        )
+        gene = method.learn(task)
+        gene.facts["learn_flops"] = steps * per_step * method.trains
+        gene.save(file)
+        return gene
+
+    def _steps(self, method: Method, auxiliary: Component) -> tuple[int, int]:
+        """How long a learngene may be learned, and the operations of a step."""
+        per_step = step_flops(self._network(auxiliary), self._image, self._batch)
+        if method.teaches:
+            per_step += self._forward()
+        if method.name == "wave":
+            return self.config.pretraining.learn.steps, per_step
+        keys = {_key(method, s) for s in self.sizes}
+        return self._budget() // len(keys) // per_step, per_step
+
+    def _taught(self) -> nn.Module:
+        """The teacher, trained when it is first needed."""
+        if self._teacher is None:
+            file = self.folder / "genes" / f"{self.seed}-teacher.safetensors"
+            self._teacher = frozen(teacher_of(self.school, file))
+        return self._teacher
+
+    def _train(self, method: Method, gene: Learngene, size: Component) -> list[dict[str, Any]]:
+        """Initialise a network, train it, and score it after the epochs that were asked for."""
+        lesson, classes = self.down.lesson, self.down.classes
+        # On the public images: the others see none of the networks' own images beforehand. Where
+        # the task is another one they cannot tell anything, and scalers stay as they start.
+        public = self.school.lesson if self.bench.transfer is None else None
+        target = Target(size, classes, public, self.school.recipe("fit"), self.seed)
+        model = build_model(size, self._image, classes, self.seed)
+        model.load_state_dict(method.initialise(gene, target))
+        model.to(self.device)
+        per_epoch = max(1, len(lesson.images) // self.bench.batch_size)
+        test, rows = self.down.data.test, []
+        facts = {"seed": self.seed, "method": method.name, "width": size.arguments["width"]}
+        facts["depth"] = size.arguments["depth"]
+        label = f"seed {self.seed}: {method.name}, {facts['width']} x {facts['depth']}"
+        report = self.school.watch(label, per_epoch * max(self.bench.epochs))
+
+        def score(step: int, _: float = 0.0) -> None:
+            if step:
+                report(step, _)
+            epoch, rest = divmod(step, per_epoch)
+            if rest or epoch not in self.bench.epochs:
+                return
+            found = evaluate(model, test.pixels, test.labels, self.down.data, self.device, 512)
+            model.train()
+            rows.append({**facts, "epoch": epoch, "accuracy": found.accuracy, "loss": found.loss})
+
+        score(0)
+        recipe = Recipe(
+            per_epoch * max(self.bench.epochs),
+            self.bench.batch_size,
+            self.bench.lr,
+            self.config.pretraining.learn.weight_decay,
+            cosine=False,
+            warmup=0.0,
+            augment=self.school.augment,
+        )
+        fit(model, lesson, recipe, purpose="downstream", report=score)
+        return rows
+
+
+def teacher_of(school: School, file: Path) -> nn.Module:
+    """The teacher, kept in a file for the next time."""
+    if file.exists():
+        return load_network(file)[0].to(school.lesson.device)
+    model = school.teacher()
+    save_network(file, model.state_dict(), school.model, school.image, school.classes)
+    return model
+
+
+def _key(method: Method, size: Component) -> str:
+    """Names the learngene that serves a size."""
+    parts = {"family": (), "width": ("width",), "size": ("width", "depth")}[method.serves]
+    return "-".join(f"{part}{size.arguments[part]:g}" for part in parts)
+
+
+def downstream(config: LearngeneConfig, data: ImageData, device: str) -> Downstream:
+    """What the networks are trained for.
+
+    Raises
+    ------
+    ConfigError
+        If there are not enough images that are not public.
+    """
+    bench = config.bench
+    if bench.transfer == "digits":
+        return Downstream(*_on(_digits(data.shape), bench.images, device, config.seed))
+    if bench.transfer == "classes":
+        if config.classes is None:
+            raise ConfigError("bench.transfer=classes: needs classes, those to learn from")
+        data = _without(data, set(config.classes))
+    public = public_share(len(data.train), config.init.public, config.seed)
+    left = torch.ones(len(data.train), dtype=torch.bool)
+    left[public] = False
+    rest = left.nonzero().flatten()
+    if len(rest) < bench.images:
+        raise ConfigError(f"bench.images: only {len(rest)} training images are not public")
+    kept = Images(data.train.pixels[rest], data.train.labels[rest])
+    return Downstream(*_on(replace(data, train=kept), bench.images, device, config.seed))
+
+
+def _on(data: ImageData, count: int, device: str, seed: int) -> tuple[Lesson, ImageData]:
+    """So many training images of a data set, drawn by the seed."""
+    random = seeding.generator(seed, "downstream images")
+    chosen = torch.randperm(len(data.train), generator=random)[:count]
+    images = Images(data.train.pixels[chosen], data.train.labels[chosen])
+    return Lesson(images, data, device, seed), data
+
+
+def _digits(image: tuple[int, int, int]) -> ImageData:
+    """Digits in the shape of other images: enlarged, the channel repeated."""
+    train, test = digits().decode()
+
+    def enlarged(images: Images) -> Images:
+        pixels = nn.functional.interpolate(images.pixels.float(), image[1:], mode="bilinear")
+        pixels = pixels.round().to(torch.uint8).expand(-1, image[0], -1, -1).contiguous()
+        return Images(pixels, images.labels)
+
+    train = enlarged(train)
+    values = train.pixels.float() / 255
+    mean, std = float(values.mean()), float(values.std())
+    return ImageData(train, enlarged(test), 10, (mean,) * image[0], (std,) * image[0])
+
+
+def _without(data: ImageData, classes: set[int]) -> ImageData:
+    """The images of all other classes, which are counted from 0 again."""
+    others = [c for c in range(data.classes) if c not in classes]
+    place = torch.full((data.classes,), -1)
+    place[others] = torch.arange(len(others))
+
+    def kept(images: Images) -> Images:
+        labels = place[images.labels]
+        return Images(images.pixels[labels >= 0], labels[labels >= 0])
+
+    return replace(data, train=kept(data.train), test=kept(data.test), classes=len(others))
+
+
+def _read(file: Path, columns: list[str]) -> pd.DataFrame:
+    return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=columns)
+
+
+def _has(done: pd.DataFrame, method: str, size: Component, rows: int) -> bool:
+    same = done[(done["method"] == method) & (done["width"] == size.arguments["width"])]
+    return int((same["depth"] == size.arguments["depth"]).sum()) == rows
+
+
+def _append(file: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    new = not file.exists()
+    with file.open("a", newline="", encoding="utf-8") as opened:
+        writer = csv.DictWriter(opened, columns, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)

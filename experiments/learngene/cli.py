@@ -1,0 +1,191 @@
+"""The command ``fedwsa-learngene``: distil a learngene, initialise networks from it, compare."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from experiments.errors import explain
+from experiments.help import learngene_help
+from experiments.learngene.schema import LearngeneConfig, compose
+from fedwsa.components import ConfigError
+from fedwsa.data.federated import open_source, public_share
+from fedwsa.data.images import ImageData, Images, load_images
+from fedwsa.devices import resolve_device
+from fedwsa.evaluation import evaluate
+from fedwsa.learngene.fit import Lesson, Report
+from fedwsa.learngene.gene import Learngene
+from fedwsa.learngene.pretrain import School
+from fedwsa.models import build_model
+from fedwsa.models.files import save_network
+
+console = Console()
+
+
+class Watcher:
+    """Shows what is trained: a live bar on a terminal, else a line every tenth."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def __call__(self, name: str, steps: int) -> Report:
+        """The report for a training of so many steps."""
+        task = self._progress.add_task(name, total=steps, loss="")
+        live, tenth = self._progress.console.is_terminal, max(1, steps // 10)
+
+        def report(step: int, loss: float) -> None:
+            self._progress.update(task, completed=step, loss=f"loss {loss:.3f}")
+            if not live and step % tenth == 0:
+                print(f"{name}: step {step}/{steps}, loss {loss:.3f}", flush=True)
+
+        return report
+
+
+@contextmanager
+def watching() -> Iterator[Watcher]:
+    """Progress bars while something is trained."""
+    with Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}  {task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        yield Watcher(progress)
+
+
+def open_data(config: LearngeneConfig) -> tuple[ImageData, str]:
+    """The data set, and its name."""
+    source = open_source(config.dataset.source)
+    with console.status("reading the data ..."):
+        return load_images(source, config.cache_dir), source.key
+
+
+def public_images(config: LearngeneConfig, data: ImageData) -> Images:
+    """The images to learn from: the public share, of the classes that were asked for.
+
+    Raises
+    ------
+    ConfigError
+        If none are left.
+    """
+    chosen = public_share(len(data.train), config.init.public, config.seed)
+    if config.classes is not None:
+        if max(config.classes) >= data.classes:
+            raise ConfigError(f"classes: there are only {data.classes}, counted from 0")
+        kept = data.train.labels[chosen].unsqueeze(1) == chosen.new_tensor(config.classes)
+        chosen = chosen[kept.any(1)]
+    if not len(chosen):
+        raise ConfigError(f"init.public={config.init.public:g}: there are no images to learn from")
+    return Images(data.train.pixels[chosen], data.train.labels[chosen])
+
+
+def distil(config: LearngeneConfig) -> None:
+    """Learn a learngene and write its file."""
+    file = config.gene_file
+    if file.exists():
+        raise ConfigError(f"init.file: {file} is there already; name another one")
+    data, source = open_data(config)
+    with watching() as watch:
+        school = _school(config, data, source, watch)
+        gene = school.learn(resume=file)
+    gene.save(file)
+    facts = gene.facts
+    console.print(f"{gene.method} learngene of {gene.numbers:,} numbers in {file}")
+    if "teacher" in facts:
+        console.print(f"teacher: {facts['teacher']['test_accuracy']:.4f} on the test images")
+
+
+def init(config: LearngeneConfig) -> None:
+    """Make a network from a learngene and write it."""
+    if config.out is None:
+        raise ConfigError("out: must be given, the file of the network")
+    out, wanted = Path(config.out), config.wanted
+    if out.exists():
+        raise ConfigError(f"out: {out} is there already; name another one")
+    gene = Learngene.load(config.gene_file)
+    data, source = open_data(config)
+    with watching() as watch:
+        school = _school(config, data, source, watch)
+        state = school.make(gene, wanted)
+    model = build_model(wanted, data.shape, data.classes, config.seed)
+    model.load_state_dict(state)
+    score = evaluate(model, data.test.pixels, data.test.labels, data, "cpu", 512)
+    save_network(out, state, wanted, data.shape, data.classes)
+    numbers = sum(t.numel() for t in state.values())
+    console.print(
+        f"{wanted.name} of {numbers:,} numbers in {out}: {score.accuracy:.4f} on the test images"
+    )
+
+
+def _school(config: LearngeneConfig, data: ImageData, source: str, watch: Watcher) -> School:
+    lesson = Lesson(public_images(config, data), data, resolve_device(config.device), config.seed)
+    return School(
+        config.init,
+        config.pretraining,
+        config.model,
+        config.family,
+        lesson,
+        source,
+        config.dataset.augment == "crop_flip",
+        watch,
+    )
+
+
+def bench(config: LearngeneConfig) -> None:
+    """Compare the methods over a grid of sizes."""
+    from experiments.learngene.bench import run
+
+    run(config)
+
+
+COMMANDS: dict[str, Callable[[LearngeneConfig], None]] = {
+    "distil": distil,
+    "init": init,
+    "bench": bench,
+}
+
+
+def main() -> None:
+    """Entry point of ``fedwsa-learngene``: every error ends in one line and exit code 1."""
+    words = sys.argv[1:]
+    if not words or {"--help", "-h"} & set(words):
+        with suppress(BrokenPipeError):
+            print(learngene_help(), flush=True)
+        return
+    command, overrides = words[0], words[1:]
+    if command not in COMMANDS:
+        _fail(f"{command}: no such command; there are {', '.join(COMMANDS)}")
+    sys.path.append(os.getcwd())  # a model or method of one's own lies there
+    try:
+        COMMANDS[command](compose(overrides))
+    except ConfigError as error:
+        _fail(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(explain(error, overrides, "learngene", "fedwsa-learngene"))
+    except KeyboardInterrupt:
+        resumes = "; the same command goes on where it stopped" if command != "init" else ""
+        print(f"fedwsa-learngene: interrupted{resumes}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(line: str) -> NoReturn:
+    print(f"fedwsa-learngene: {line}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

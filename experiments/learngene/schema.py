@@ -1,0 +1,107 @@
+"""The typed, closed schema of ``fedwsa-learngene``; defaults stand in ``conf/learngene.yaml``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from fedwsa.components import Component, ConfigError
+from fedwsa.config import Dataset, Init, Pretraining, compose_as
+from fedwsa.devices import Device
+from fedwsa.learngene import METHODS
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _known(name: str) -> str:
+    if name not in METHODS:
+        raise ValueError(f"must be one of {', '.join(METHODS)}")
+    return name
+
+
+class Bench(_Section):
+    """The benchmark: a grid of sizes, each initialised by each method."""
+
+    folder: str
+    methods: Annotated[list[Annotated[str, AfterValidator(_known)]], Field(min_length=1)]
+    seeds: Annotated[list[int], Field(min_length=1)]
+    widths: Annotated[list[PositiveFloat], Field(min_length=1)]
+    depths: Annotated[list[PositiveInt], Field(min_length=1)]
+    epochs: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    images: PositiveInt
+    lr: PositiveFloat
+    batch_size: PositiveInt
+    transfer: Literal["digits", "classes"] | None
+
+
+class LearngeneConfig(_Section):
+    """All of it."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    device: Device
+    cache_dir: str
+    classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2)] | None
+    sizes: dict[str, dict[str, Any]]
+    size: Any
+    out: str | None
+    dataset: Dataset
+    model: Component
+    init: Init
+    pretraining: Pretraining
+    bench: Bench
+
+    def sized(self, arguments: Mapping[str, Any]) -> Component:
+        """The model with other arguments."""
+        return Component(**{"_target_": self.model.target, **self.model.arguments, **arguments})
+
+    @property
+    def family(self) -> list[Component]:
+        """The sizes that a learngene is to serve."""
+        return [self.sized(arguments) for arguments in self.sizes.values()]
+
+    @property
+    def wanted(self) -> Component:
+        """The size that ``init`` makes.
+
+        Raises
+        ------
+        ConfigError
+            If it is not given, or no name in ``sizes``.
+        """
+        if isinstance(self.size, Mapping):
+            return self.sized({str(k): v for k, v in self.size.items()})
+        if isinstance(self.size, str) and self.size in self.sizes:
+            return self.sized(self.sizes[self.size])
+        raise ConfigError(
+            f"size: must be one of {', '.join(self.sizes)}, or arguments of the model as "
+            f"'size={{width: 0.5, depth: 3}}'; got {self.size}"
+        )
+
+    @property
+    def gene_file(self) -> Path:
+        """Where the learngene lies.
+
+        Raises
+        ------
+        ConfigError
+            If it is not given.
+        """
+        if self.init.file is None:
+            raise ConfigError("init.file: must be given, the file of the learngene")
+        return Path(self.init.file)
+
+
+def compose(overrides: Sequence[str]) -> LearngeneConfig:
+    """Compose the command's configuration from ``conf/`` and overrides.
+
+    Raises
+    ------
+    ConfigError
+        If a value is wrong.
+    """
+    return compose_as(LearngeneConfig, "learngene", overrides)

@@ -1,0 +1,224 @@
+"""From a configuration to a learngene and to initialised networks: teacher, method, facts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from fedwsa.components import Component, ConfigError, build
+from fedwsa.config import Init, Pretraining
+from fedwsa.evaluation import evaluate
+from fedwsa.learngene.base import Method, Target, Task
+from fedwsa.learngene.fit import Lesson, Recipe, Report, fit, plain_loss, step_flops
+from fedwsa.learngene.gene import Learngene
+from fedwsa.learngene.resume import Resume
+from fedwsa.models import ImageShape, build_model
+from fedwsa.models.files import load_network
+
+Watch = Callable[[str, int], Report]
+"""(what is trained, steps) → the report to call after each step."""
+
+
+def no_watch(name: str, steps: int) -> Report:
+    """Show nothing."""
+    return lambda step, loss: None
+
+
+def build_method(init: Component) -> Method:
+    """The method that the configuration names.
+
+    Raises
+    ------
+    ConfigError
+        If the path is no method's, or an argument is wrong.
+    """
+    method = build(init, "init")
+    if not isinstance(method, Method):
+        raise ConfigError(f"init._target_: {init.target} is no method of fedwsa.learngene")
+    return method
+
+
+@dataclass(frozen=True, eq=False)
+class School:
+    """Everything that learning and initialising need.
+
+    Attributes
+    ----------
+    init, pretraining
+        Of the configuration.
+    model : Component
+        Teacher and auxiliary network.
+    family : sequence of Component
+        The sizes to be made.
+    lesson : Lesson
+        The public images.
+    source : str
+        Names the data set, for the facts.
+    augment : bool
+        Shift and mirror the images.
+    watch : callable
+        Shows progress.
+    """
+
+    init: Init
+    pretraining: Pretraining
+    model: Component
+    family: Sequence[Component]
+    lesson: Lesson
+    source: str
+    augment: bool = False
+    watch: Watch = no_watch
+
+    @property
+    def image(self) -> ImageShape:
+        """Channels, height and width."""
+        return self.lesson.data.shape
+
+    @property
+    def classes(self) -> int:
+        """How many."""
+        return self.lesson.data.classes
+
+    def recipe(self, part: Literal["teach", "learn", "fit"]) -> Recipe:
+        """The recipe that a section of the configuration describes."""
+        training = getattr(self.pretraining, part)
+        return Recipe(**training.model_dump(), augment=self.augment)
+
+    def key(self, purpose: str) -> str:
+        """A name for the training that these settings describe."""
+        facts = [purpose, self.source, self.lesson.seed, self.model.model_dump(by_alias=True)]
+        facts += [m.model_dump(by_alias=True) for m in self.family]
+        facts += [self.init.method.model_dump(by_alias=True), self.pretraining.model_dump()]
+        facts += [self.image_hash(), self.augment]
+        return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+
+    def image_hash(self) -> str:
+        """SHA-256 of the public images and their labels."""
+        digest = hashlib.sha256(self.lesson.images.pixels.numpy().tobytes())
+        digest.update(self.lesson.images.labels.numpy().tobytes())
+        return digest.hexdigest()
+
+    def teacher(self, resume: Path | None = None) -> nn.Module:
+        """The teacher: read from a file, or trained on the public images.
+
+        Raises
+        ------
+        ConfigError
+            If the file cannot be used.
+        """
+        if self.pretraining.teacher is not None:
+            model, component, image = load_network(Path(self.pretraining.teacher))
+            outputs = next(reversed(model.state_dict().values())).shape[0]
+            if image != self.image or outputs != self.classes:
+                raise ConfigError(
+                    f"pretraining.teacher: {component.name} looks at images of {image} and tells "
+                    f"{outputs} classes apart, not {self.image} and {self.classes}"
+                )
+            return model.to(self.lesson.device)
+        recipe = self.recipe("teach")
+        model = build_model(self.model, self.image, self.classes, self.lesson.seed)
+        model.to(self.lesson.device)
+        fit(
+            model,
+            self.lesson,
+            recipe,
+            purpose="teach",
+            loss=plain_loss,
+            report=self.watch("teacher", recipe.steps),
+            resume=None if resume is None else Resume(resume, self.key("teach")),
+        )
+        return model
+
+    def learn(self, resume: Path | None = None) -> Learngene:
+        """Learn a learngene, with the facts that a person may want to know.
+
+        Parameters
+        ----------
+        resume
+            Path without suffix of files in which an interrupted training is kept.
+
+        Raises
+        ------
+        ConfigError
+            See :meth:`fedwsa.learngene.base.Method.learn`.
+        """
+        method, recipe = build_method(self.init.method), self.recipe("learn")
+        teacher = None
+        if method.teaches:
+            teacher = self.teacher(resume and resume.with_suffix(".teacher.part"))
+        task = Task(
+            self.model,
+            self.family,
+            self.image,
+            self.classes,
+            self.lesson,
+            recipe,
+            teacher,
+            self.pretraining.temperature,
+            self.pretraining.hard,
+            self.watch(method.name, recipe.steps),
+            None if resume is None else Resume(resume.with_suffix(".part"), self.key("learn")),
+        )
+        gene = method.learn(task)
+        gene.facts.update(self._facts(task, teacher, method.trains))
+        return gene
+
+    def _facts(self, task: Task, teacher: nn.Module | None, trains: bool) -> dict[str, Any]:
+        test = self.lesson.data.test
+        facts: dict[str, Any] = {
+            "seed": self.lesson.seed,
+            "data": {
+                "source": self.source,
+                "images": len(self.lesson.images),
+                "hash": self.image_hash(),
+            },
+            "pretraining": self.pretraining.model_dump(),
+            "versions": {name: version(name) for name in ("fedwsa", "torch", "safetensors")},
+        }
+        size, shape = task.recipe.batch_size, self.image
+        step = step_flops(task.network(), shape, size)
+        facts["flops"] = {"learn": step * task.recipe.steps * trains}
+        if teacher is not None:
+            forward = step_flops(teacher, shape, size, teacher=True)
+            facts["flops"]["learn"] += forward * task.recipe.steps * trains
+            score = evaluate(
+                teacher, test.pixels, test.labels, self.lesson.data, self.lesson.device, 512
+            )
+            facts["teacher"] = {
+                "model": self.model.model_dump(by_alias=True),
+                "file": self.pretraining.teacher,
+                "test_accuracy": score.accuracy,
+            }
+            if self.pretraining.teacher is None:
+                steps = self.pretraining.teach.steps
+                facts["flops"]["teacher"] = step * steps
+        return facts
+
+    def make(self, gene: Learngene, model: Component) -> dict[str, Tensor]:
+        """The state of a network that the learngene initialises.
+
+        Raises
+        ------
+        ConfigError
+            If the file is another method's, or it does not make such a network.
+        """
+        method = build_method(self.init.method)
+        if gene.method != method.name:
+            raise ConfigError(
+                f"init.file: the learngene is {gene.method}'s, and init is {method.name}"
+            )
+        if gene.image != self.image:
+            raise ConfigError(
+                f"init.file: the learngene is for images of {gene.image}, not {self.image}"
+            )
+        recipe = self.recipe("fit")
+        report = self.watch(f"{method.name} of {model.name}", recipe.steps)
+        target = Target(model, self.classes, self.lesson, recipe, self.lesson.seed, report)
+        return method.initialise(gene, target)

@@ -1,0 +1,61 @@
+"""Networks in files: a safetensors file that says what network its tensors are of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from fedwsa.components import Component, ConfigError
+from fedwsa.data.cache import store
+from fedwsa.models import ImageShape, build_model
+
+
+def save_network(
+    file: Path, tensors: Mapping[str, Tensor], model: Component, image: ImageShape, classes: int
+) -> None:
+    """Write a network's state, whole or not at all.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be written.
+    """
+    facts = {"model": model.model_dump(by_alias=True), "image": list(image), "classes": classes}
+    # One entry: safetensors writes several in an order that differs from run to run.
+    store(
+        file, {k: t.contiguous() for k, t in tensors.items()}, {"fedwsa": json.dumps(facts)}, "out"
+    )
+
+
+def load_network(file: Path) -> tuple[nn.Module, Component, ImageShape]:
+    """The network of a file, what built it, and the images that it looks at.
+
+    Integer buffers, which do not travel in a federation, may be missing.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file, it is damaged, or its tensors are not the network's.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            facts = json.loads((opened.metadata() or {})["fedwsa"])
+            tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
+        component = Component.model_validate(facts["model"])
+        channels, height, width = facts["image"]
+        image = (channels, height, width)
+        model = build_model(component, image, facts["classes"], seed=0)
+        missing, unexpected = model.load_state_dict(tensors, strict=False)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {file}") from None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{file} is no network of ours, or damaged: {reason}") from None
+    needed = [name for name in missing if model.state_dict()[name].is_floating_point()]
+    if wrong := [*needed, *unexpected]:
+        raise ConfigError(f"{file} does not fit its network: {wrong[0]}")
+    return model, component, image
