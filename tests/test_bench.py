@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from experiments import simulate
-from experiments.bench import engine
+from experiments.bench import engine, wave_cost
 from experiments.bench.engine import Result
 from experiments.bench.loop import loop_seconds
 from experiments.bench.memory import _pss
@@ -90,3 +90,10 @@ def test_a_family_is_a_process_with_its_descendants_and_has_memory() -> None:
     finally:
         child.communicate(b"\n")
     assert _pss(child.pid) == 0.0
+
+
+def test_the_templates_of_nine_sizes_take_a_fifth_of_the_nine_networks() -> None:
+    gene, networks = wave_cost.family_bytes(
+        [wave_cost.transformer(w, d) for w in wave_cost.WIDTHS for d in wave_cost.DEPTHS]
+    )
+    assert gene <= networks / 5
