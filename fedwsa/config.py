@@ -199,6 +199,8 @@ class Config(_Section):
     dataset: Dataset
     partition: Component
     model: Component
+    init: Init
+    pretraining: Pretraining
     strategy: Strategy
     wsa: Wsa
     local: Local
@@ -211,7 +213,7 @@ class Config(_Section):
         return self
 
     @property
-    def data_key(self) -> tuple[Component, Component, int, int, str]:
+    def data_key(self) -> tuple[Component, Component, int, int, str, float]:
         """Arguments of :func:`fedwsa.data.federated.open_federated` for this run."""
         return (
             self.dataset.source,
@@ -219,6 +221,7 @@ class Config(_Section):
             self.clients.count,
             self.seed,
             self.cache_dir,
+            self.init.public,
         )
 
     @property

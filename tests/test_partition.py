@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fedwsa.components import Component, ConfigError
-from fedwsa.data.federated import _open, open_federated
+from fedwsa.config import compose
+from fedwsa.data.federated import FederatedData, _open, open_federated
 from fedwsa.data.partition import describe, make_shares, proportional
 
 LABELS = np.random.default_rng(0).integers(0, 10, 2000)
@@ -143,3 +144,17 @@ def test_a_fifth_of_a_client_is_held_out_and_nothing_of_a_tiny_one(tmp_path: Pat
     train, held = tiny.split(0)
     assert len(train) in (3, 4)
     assert len(held) == 0
+
+
+def test_public_images_are_no_client_s(tmp_path: Path) -> None:
+    def opened(public: float) -> FederatedData:
+        overrides = ["clients.count=5", "partition=iid", f"cache_dir={tmp_path}"]
+        return open_federated(*compose([*overrides, f"init.public={public}"]).data_key)
+
+    some, none = opened(0.25), opened(0.0)
+    held = np.concatenate(some.partition.shares)
+    assert len(some.public) == round(0.25 * 1437)
+    assert sorted([*held, *some.public.tolist()]) == list(range(1437))
+    assert sorted(np.concatenate(none.partition.shares)) == list(range(1437))
+    labels = some.images.train.labels.numpy()
+    assert some.partition.label_counts.sum(0).tolist() == np.bincount(labels[held]).tolist()

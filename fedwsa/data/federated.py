@@ -10,6 +10,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,12 +37,15 @@ class FederatedData:
         The pool and the global test set.
     partition : Partition
         Who has what of the pool.
+    public : Tensor
+        Indices of the pool that no client has: what a learngene is learned from.
     seed : int
         Keys the clients' hold-outs.
     """
 
     images: ImageData
     partition: Partition
+    public: Tensor
     seed: int
 
     def split(self, client: int) -> tuple[Tensor, Tensor]:
@@ -68,32 +72,45 @@ def open_source(dataset: Component) -> Source:
 
 
 @lru_cache(maxsize=1)
-def _open(dataset: str, partition: str, clients: int, seed: int, cache_dir: str) -> FederatedData:
+def _open(
+    dataset: str, partition: str, clients: int, seed: int, cache_dir: str, public: float
+) -> FederatedData:
     source = open_source(Component.model_validate(json.loads(dataset)))
     images = load_images(source, cache_dir)
     component = Component.model_validate(json.loads(partition))
     versions = [version(p) for p in ("flwr-datasets", "numpy")]
     code = Path(inspect.getfile(locate(component.target, "partition"))).read_bytes()
-    facts = repr((source.key, partition, clients, seed, versions, code))
+    facts = repr((source.key, partition, clients, seed, public, versions, code))
     key = hashlib.sha256(facts.encode()).hexdigest()[:24]
     file = place(cache_dir) / "partitions" / f"{key}.safetensors"
     labels = images.train.labels.numpy()
+    kept_back = public_share(len(labels), public, seed)
     cached = fetch(file)
     if cached is None:
-        shares = make_shares(component, labels, images.classes, clients, seed)
+        private = np.setdiff1d(np.arange(len(labels)), kept_back.numpy())
+        shares = make_shares(component, labels[private], images.classes, clients, seed)
+        shares = [private[share] for share in shares]
         indices = torch.cat([torch.from_numpy(s) for s in shares])
         sizes = torch.tensor([len(s) for s in shares])
         store(file, {"indices": indices, "sizes": sizes}, {})
     else:
         indices, sizes = cached[0]["indices"], cached[0]["sizes"]
         shares = [part.numpy() for part in torch.split(indices, sizes.tolist())]
-    return FederatedData(images, describe(component, shares, labels, images.classes, seed), seed)
+    described = describe(component, shares, labels, images.classes, seed)
+    return FederatedData(images, described, kept_back, seed)
 
 
 def open_federated(
-    dataset: Component, partition: Component, clients: int, seed: int, cache_dir: str
+    dataset: Component,
+    partition: Component,
+    clients: int,
+    seed: int,
+    cache_dir: str,
+    public: float = 0.0,
 ) -> FederatedData:
     """Open the data, from the caches where they have it.
+
+    ``public`` is the share of the pool that no client gets.
 
     The last one opened stays open, so that the clients of a process share it. The partition
     is cached too: the workers of a simulation are spared the import of flwr-datasets.
@@ -110,4 +127,5 @@ def open_federated(
         clients,
         seed,
         cache_dir,
+        public,
     )
