@@ -8,7 +8,7 @@ arguments of exchangeable parts are checked against their signatures, see
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic import ValidationError as PydanticError
 
+from fedwsa import sizes as size_rules
 from fedwsa.components import Component, ConfigError, one_line
 from fedwsa.devices import Device
 from fedwsa.scope import DEFAULT_STRENGTH, Fusion, Reduction
@@ -83,6 +84,8 @@ class Clients(_Section):
     fraction: Fraction
     timeout: PositiveFloat | None
     table: bool
+    sizes: Annotated[Any, AfterValidator(size_rules.check_wish)]
+    speeds: Annotated[list[PositiveFloat], Field(min_length=1)]
 
 
 class Local(_Section):
@@ -95,6 +98,7 @@ class Local(_Section):
     weight_decay: NonNegativeFloat
     lr_factors: Annotated[list[PositiveFloat], Field(min_length=1)]
     weight_decays: Annotated[list[NonNegativeFloat], Field(min_length=1)] | None
+    mask_absent: bool
     precision: Literal["fp32", "bf16"]
     channels_last: bool
     fused: bool
@@ -112,6 +116,7 @@ class Wsa(_Section):
     align: Literal["none", "after"]
     layers: str | None
     floor: PositiveFloat
+    normalise: bool | None
 
     @model_validator(mode="before")
     @classmethod
@@ -166,6 +171,7 @@ class Config(_Section):
     dataset: Dataset
     partition: Component
     model: Component
+    sizes: dict[str, dict[str, Any]]
     strategy: Strategy
     wsa: Wsa
     local: Local
@@ -176,6 +182,54 @@ class Config(_Section):
         if isinstance(self.runtime.cohort, int) and self.local.precision != "fp32":
             raise ValueError("runtime.cohort needs local.precision=fp32")
         return self
+
+    @model_validator(mode="after")
+    def _sizes_fit_the_clients(self) -> Config:
+        wish, key = self.clients.sizes, "sizes"
+        try:
+            size_rules.check_names(self.sizes)
+            key = "clients.sizes"
+            if not size_rules.names_in(wish, self.sizes):
+                raise ValueError("there are no sizes")
+            if wish != size_rules.SPEED:
+                size_rules.by_wish(wish, self.clients.count, self.seed)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+        return self
+
+    @property
+    def size_names(self) -> list[str]:
+        """The sizes that take part in the run."""
+        return size_rules.names_in(self.clients.sizes, self.sizes)
+
+    def model_of(self, size: str | None) -> Component:
+        """The model of a size; None: the model as it stands.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such size.
+        """
+        if size in (None, size_rules.WHOLE):
+            return self.model
+        if size not in self.sizes:
+            known = ", ".join([*self.sizes, size_rules.WHOLE])
+            raise ConfigError(f"there is no size {size}; there are {known}")
+        return size_rules.component_of(self.model, self.sizes[size])
+
+    def client_sizes(self, cost: Callable[[str], float]) -> list[str]:
+        """The size of each client.
+
+        Parameters
+        ----------
+        cost
+            What a size costs a client, in any unit; only asked for ``clients.sizes=speed``.
+        """
+        wish, clients = self.clients.sizes, self.clients
+        if wish == size_rules.SPEED:
+            costs = {name: cost(name) for name in self.size_names}
+            return size_rules.by_speed(costs, clients.speeds, clients.count, self.seed)
+        return size_rules.by_wish(wish, clients.count, self.seed)
 
     @property
     def data_key(self) -> tuple[Component, Component, int, int, str]:
@@ -246,11 +300,16 @@ def _composed(overrides: str) -> Config:
     return compose(shlex.split(overrides))
 
 
+_FREE = ("strategy.args", "sizes")
+
+
 def free_arguments(overrides: Sequence[str]) -> list[str]:
     """Let ``strategy.args.KEY=VALUE`` name any key: Hydra wants ``++`` before a new one.
 
-    Everything else stays closed; the arguments are checked against the strategy's signature.
+    ``sizes.NAME.KEY=VALUE`` likewise. Everything else stays closed; the arguments are checked
+    against the signatures of strategy and model.
     """
     return [
-        f"++{o}" if o.startswith(("strategy.args.", "strategy.args=")) else o for o in overrides
+        f"++{o}" if o.startswith(tuple(f"{key}{end}" for key in _FREE for end in ".=")) else o
+        for o in overrides
     ]
