@@ -8,7 +8,7 @@ arguments of exchangeable parts are checked against their signatures, see
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,6 +28,7 @@ from pydantic import ValidationError as PydanticError
 from fedwsa import sizes as size_rules
 from fedwsa.components import Component, ConfigError, one_line
 from fedwsa.devices import Device
+from fedwsa.models import ImageShape
 from fedwsa.scope import DEFAULT_STRENGTH, Fusion, Reduction
 
 if TYPE_CHECKING:
@@ -217,17 +218,14 @@ class Config(_Section):
             raise ConfigError(f"there is no size {size}; there are {known}")
         return size_rules.component_of(self.model, self.sizes[size])
 
-    def client_sizes(self, cost: Callable[[str], float]) -> list[str]:
-        """The size of each client.
-
-        Parameters
-        ----------
-        cost
-            What a size costs a client, in any unit; only asked for ``clients.sizes=speed``.
-        """
+    def client_sizes(self, image: ImageShape, classes: int) -> list[str]:
+        """The size of each client; ``image`` and ``classes`` are needed for what models cost."""
         wish, clients = self.clients.sizes, self.clients
         if wish == size_rules.SPEED:
-            costs = {name: cost(name) for name in self.size_names}
+            costs = {
+                name: size_rules.model_cost(self.model_of(name), image, classes)
+                for name in self.size_names
+            }
             return size_rules.by_speed(costs, clients.speeds, clients.count, self.seed)
         return size_rules.by_wish(wish, clients.count, self.seed)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from math import floor
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedwsa import seeding
 from fedwsa.components import Component
+from fedwsa.models import ImageShape, build_model
 
 WHOLE = "model"
 """Name of the size that the configuration's ``model`` has as it stands."""
@@ -152,7 +154,7 @@ def by_speed(
     return sizes
 
 
-def forward_flops(model: nn.Module, image: tuple[int, int, int]) -> float:
+def forward_flops(model: nn.Module, image: ImageShape) -> float:
     """Floating-point operations of a forward pass, per image."""
     batch = 2  # a norm over the batch has none over a single image
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -162,6 +164,17 @@ def forward_flops(model: nn.Module, image: tuple[int, int, int]) -> float:
         model.eval()(torch.zeros(batch, *image, device=device))
     model.train(training)
     return counter.get_total_flops() / batch
+
+
+def model_cost(component: Component, image: ImageShape, classes: int) -> float:
+    """Floating-point operations of a model's forward pass, per image."""
+    return _cost(component.model_dump_json(by_alias=True), image, classes)
+
+
+@lru_cache(maxsize=64)
+def _cost(component: str, image: ImageShape, classes: int) -> float:
+    model = build_model(Component.model_validate_json(component), image, classes, seed=0)
+    return forward_flops(model, image)
 
 
 def by_wish(wish: object, clients: int, seed: int) -> list[str]:

@@ -13,6 +13,8 @@ from fedwsa.config import compose
 from fedwsa.models import build_model
 from fedwsa.sizes import by_share, by_speed, forward_flops
 
+DIGITS = ((1, 8, 8), 10)
+
 
 @pytest.mark.parametrize(
     ("shares", "clients", "counts"),
@@ -68,18 +70,19 @@ def test_a_size_replaces_arguments_of_the_model() -> None:
     assert config.model_of("S").arguments == {"width": 0.3, "depth": 4}
     assert config.model_of(None) == config.model_of("model") == config.model
     assert config.size_names == ["model"]
-    assert config.client_sizes(lambda size: 1.0) == ["model"] * 10
+    assert config.client_sizes(*DIGITS) == ["model"] * 10
     with pytest.raises(ConfigError, match="there is no size XS; there are S, M, L, XL, model"):
         config.model_of("XS")
 
 
 def test_sizes_by_list_and_by_speed() -> None:
     listed = compose(["clients.sizes=[S,L,model]", "clients.count=3"])
-    assert listed.client_sizes(lambda size: 1.0) == ["S", "L", "model"]
+    assert listed.client_sizes(*DIGITS) == ["S", "L", "model"]
     assert listed.size_names == ["S", "L", "model"]
-    fast = compose(["clients.sizes=speed", "clients.speeds=[0.5]", "clients.count=2"])
-    costs = {"S": 1.0, "M": 5.0, "L": 10.0}
-    assert fast.client_sizes(costs.__getitem__) == ["M", "M"]
+    # 64·w + w·w + w·10 with w = 50, 100, 200: 6200, 17,400, 54,800, so M is 0.3175 of L.
+    for speed, size in ((0.32, "M"), (0.31, "S"), (1.0, "L")):
+        fast = compose(["clients.sizes=speed", f"clients.speeds=[{speed}]", "clients.count=2"])
+        assert fast.client_sizes(*DIGITS) == [size, size]
 
 
 @pytest.mark.parametrize(
