@@ -12,7 +12,8 @@ train, evaluate  ``arrays``              the model's floating-point state
 train (down)     ``wsa-target``          FedWSA: ``mean`` and ``variance``, a number per layer
 train (up)       ``arrays``, ``metrics``  the trained model; ``num-examples``, ``train_loss``; from
                                          FedWSA's clients ``wsa-mean``, ``wsa-spread``,
-                                         ``wsa-kl``, a number per layer
+                                         ``wsa-kl``, a number per layer; among clients of
+                                         several sizes ``wsa-present``, 1 or 0 per layer
 train (down)     ``scaffold-control``    SCAFFOLD: the server's control variate
 train (up)       ``scaffold-change``     SCAFFOLD: how the client's changed
 evaluate (up)    ``metrics``             ``num-examples``, ``accuracy``, ``loss``
@@ -48,7 +49,9 @@ SCOPE_TARGET = "wsa-target"
 TARGET_MEAN, TARGET_VARIANCE = "mean", "variance"
 SCOPE_LAYERS, SCOPE_FUSION = "wsa-layers", "wsa-fusion"
 SCOPE_STRENGTH, SCOPE_REDUCTION, SCOPE_FLOOR = "wsa-strength", "wsa-reduction", "wsa-floor"
+SCOPE_NORMALISE, SCOPE_PARTIAL = "wsa-normalise", "wsa-partial"
 SCOPE_MEAN, SCOPE_SPREAD, SCOPE_KL = "wsa-mean", "wsa-spread", "wsa-kl"
+SCOPE_PRESENT = "wsa-present"
 
 
 def travelling_state(model: nn.Module) -> dict[str, Tensor]:

@@ -75,11 +75,15 @@ class Architecture:
         one of the same sequence; what is matched before the number names the sequence.
     axes : callable
         Model → its unusual axes.
+    head : str
+        Regular expression, matched at the beginning of names, of what stands behind the last
+        block, which networks of different depths do not share.
     """
 
     groups: Mapping[str, str] = field(default_factory=dict)
     blocks: str | None = None
     axes: Callable[[nn.Module], Axes] = _plain
+    head: str = r"head\."
 
     def group(self, name: str) -> str | None:
         """The weight group of a tensor; None if it has none."""
