@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -97,12 +96,6 @@ class SizedModels:
             if len(shape) >= 2
         ]
         return len(set(layers)) > len({name for name, _ in layers})
-
-    @property
-    def commonest(self) -> str:
-        """The size that most clients have; of several the one that is named first."""
-        counts = Counter(self.of_client)
-        return max(self.models, key=lambda size: counts[size])
 
 
 def _units(axes: Mapping[int, Axis]) -> str:
