@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from torch import Tensor, nn
 
 from clients import cohort
+from clients.scaling import scaled
 from clients.training import Samples, draw_conditions, train
 from fedwsa import messages, seeding
 from fedwsa.components import Component
@@ -41,8 +42,12 @@ def build(config: Config | None = None) -> CohortApp:
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        """Say which partition this node has."""
-        record = ConfigRecord({messages.PARTITION_ID: _client(context)})
+        """Say which partition this node has, and which size."""
+        run, client = config or from_run_config(context.run_config), _client(context)
+        record = ConfigRecord({messages.PARTITION_ID: client})
+        if run.clients.sizes is not None:
+            images = open_federated(*run.data_key).images
+            record[messages.SIZE] = run.client_sizes(images.shape, images.classes)[client]
         return Message(RecordDict({messages.CONFIG: record}), reply_to=message)
 
     @app.train()
@@ -69,11 +74,11 @@ def _client(context: Context) -> int:
     return int(context.node_config[messages.PARTITION_ID])
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)  # a few sizes
 def _network(
     component: str, image: ImageShape, classes: int, device: str
 ) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A network, built once in a process, and the part of its state that does not travel."""
+    """A network, kept by a process, and the part of its state that does not travel."""
     model = build_model(Component.model_validate_json(component), image, classes, seed=0)
     model.to(device)
     travelling = messages.travelling_state(model)
@@ -84,7 +89,9 @@ def _receive(config: Config, message: Message) -> tuple[FederatedData, nn.Module
     """The data, and the model with the received weights in memory of its own."""
     data = open_federated(*config.data_key)
     device = resolve_device(config.device)
-    component = config.model.model_dump_json(by_alias=True)
+    named = find_record(message.content, messages.SIZE)
+    size = None if named is None else str(named[messages.SIZE])
+    component = config.model_of(size).model_dump_json(by_alias=True)
     model, rest = _network(component, data.images.shape, data.images.classes, device)
     arrays = messages.model_arrays(message.content)
     if arrays is None:
@@ -110,6 +117,12 @@ def _round(message: Message) -> int:
     if instructions is None:
         raise ValueError(f"the message names no {messages.SERVER_ROUND}")
     return int(instructions[messages.SERVER_ROUND])
+
+
+def _rate(message: Message) -> float:
+    """By what the server asks to divide hidden activations."""
+    named = find_record(message.content, messages.SIZE_RATE)
+    return 1.0 if named is None else float(named[messages.SIZE_RATE])
 
 
 def _samples(config: Config, data: FederatedData, device: str, key: tuple[int, int]) -> Samples:
@@ -178,7 +191,7 @@ def _train(config: Config, message: Message, context: Context) -> Message:
     objectives = _objectives(model, _content(message), local)
     conditions = draw_conditions(config.local, config.seed, client)
     # Dropout draws from the global generator: seeded for this client and round, put back after.
-    with seeding.seeded(config.seed, "dropout", *key):
+    with seeding.seeded(config.seed, "dropout", *key), scaled(model, _rate(message)):
         loss = train(model, samples, config.local, conditions, objectives)
     weights = messages.travelling_state(model)
     return _reply(message, context, weights, len(samples), loss, objectives, local)
@@ -205,7 +218,8 @@ def _train_together(
         return None
     model.train()
     conditions = [draw_conditions(config.local, config.seed, _client(contexts[k])) for k in order]
-    losses = cohort.train_stack(stack, samples, config.local, conditions, objectives)
+    with scaled(model, _rate(received[0])):
+        losses = cohort.train_stack(stack, samples, config.local, conditions, objectives)
     received_state = messages.travelling_state(model)
     replies: dict[int, Message] = {}
     for i, k in enumerate(order):

@@ -28,6 +28,8 @@ def why_not(model: nn.Module, local: Local) -> str | None:
         return "local.precision is not fp32"
     if local.channels_last:
         return "local.channels_last is set"
+    if local.mask_absent:
+        return "local.mask_absent is set"
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
             return "its dropout would draw other masks"

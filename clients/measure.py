@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from fedwsa.data.images import normalise
 from fedwsa.devices import resolve_device
 from fedwsa.models import build_model
 
-SIZES = (16, 64)
+COUNTS = (16, 64)
 """Numbers of clients that are tried."""
 
 _STEPS = 3
@@ -25,25 +26,35 @@ _FASTER = 1.3  # a smaller gain is within the noise of the clock
 _LONG = 0.1  # seconds for the steps of one client: calls do not matter then, on a CPU
 
 
-def choose_cohort(config: Config, data: FederatedData, workers: int) -> tuple[int, str]:
+def choose_cohort(
+    config: Config, data: FederatedData, workers: int, sizes: Sequence[str]
+) -> tuple[int, str]:
     """How many clients a worker should train at once, and why.
+
+    Only clients of one size can be; of several sizes, that of most clients is measured, and what
+    is found holds for all: what a call costs is the same, and larger models gain less.
 
     Parameters
     ----------
     workers
         Among how many the clients of a round are shared out.
+    sizes
+        The size of each client.
 
     Returns
     -------
     int, str
         One: train them one by one. The reason is fit for a person.
     """
-    share = math.ceil(config.clients.count * config.clients.fraction / workers)
-    if share < SIZES[0]:
-        return 1, f"one by one, as a worker has only {share} clients a round"
+    [(size, count)] = Counter(sizes).most_common(1)
+    of_size = "" if count == len(sizes) else f" of size {size}, which most have"
+    share = math.ceil(count * config.clients.fraction / workers)
+    if share < COUNTS[0]:
+        return 1, f"one by one, as a worker has only {share} clients a round{of_size}"
     device = resolve_device(config.device)
     images = data.images
-    model = build_model(config.model, images.shape, images.classes, config.seed).to(device)
+    component = config.model_of(size)
+    model = build_model(component, images.shape, images.classes, config.seed).to(device)
     if reason := why_not(model, config.local):
         return 1, f"one by one, since {reason}"
     threads = torch.get_num_threads()
@@ -53,22 +64,22 @@ def choose_cohort(config: Config, data: FederatedData, workers: int) -> tuple[in
         if alone > _LONG and device == "cpu":
             return 1, "one by one, since the model is too large to gain"
         times = {}
-        for size in [s for s in SIZES if s <= share]:
-            if fits([_samples(config, data, device)] * size):
-                times[size] = _together(config, data, model, device, size)
+        for number in [n for n in COUNTS if n <= share]:
+            if fits([_samples(config, data, device)] * number):
+                times[number] = _together(config, data, model, device, number)
     except RuntimeError as error:  # an operation that torch.func cannot stack
         return 1, f"one by one, since the model cannot be stacked: {str(error).splitlines()[0]}"
     finally:
         torch.set_num_threads(threads)
     # The clock must not decide between equals: a run is to be the same tomorrow.
     best = 1
-    for size in sorted(times, reverse=True):
-        if times[size] * _FASTER < times.get(best, alone):
-            best = size
+    for number in sorted(times, reverse=True):
+        if times[number] * _FASTER < times.get(best, alone):
+            best = number
     if best == 1:
         return 1, "one by one, which is about as fast as any number at once"
     gain = alone / times[best]
-    return best, f"{best} at once, measured {gain:.1f} times as fast as one by one"
+    return best, f"{best} at once{of_size}, measured {gain:.1f} times as fast as one by one"
 
 
 def _samples(config: Config, data: FederatedData, device: str) -> Samples:

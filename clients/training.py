@@ -91,6 +91,13 @@ def _pieces(sizes: Sequence[int]) -> Iterator[list[int]]:
         yield piece
 
 
+def _absent(seen: Tensor, logits: Tensor) -> Tensor:
+    """Which classes are not among those that were seen, shape ``(classes,)``."""
+    absent = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+    absent[seen] = False
+    return absent
+
+
 def train(
     model: nn.Module,
     samples: Samples,
@@ -121,6 +128,7 @@ def train(
     )
     bf16 = local.precision == "bf16"
     layout = torch.channels_last if local.channels_last else torch.contiguous_format
+    seen = torch.unique(samples.labels) if local.mask_absent else None
     total = torch.zeros((), device=device)
     sizes = batch_sizes(len(samples), local.batch_size)
     for _ in range(local.epochs):
@@ -133,7 +141,10 @@ def train(
                 batch = slice(start, end)
                 optimizer.zero_grad(set_to_none=True)
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    loss = cross_entropy(model(inputs[batch]), labels[batch])
+                    logits = model(inputs[batch])
+                    if seen is not None:
+                        logits = logits.masked_fill(_absent(seen, logits), 0.0)
+                    loss = cross_entropy(logits, labels[batch])
                 torch.autograd.backward(loss)
                 for objective in objectives:
                     objective.add_gradient()

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +36,13 @@ _PACKAGES = [
 ]
 
 
-def describe_run(config: Config, partition: Partition, folder: Path) -> None:
-    """Write what is needed to repeat a run: configuration, environment, partition.
+def describe_run(config: Config, partition: Partition, folder: Path, sizes: Sequence[str]) -> None:
+    """Write what is needed to repeat a run: configuration, environment, partition, sizes.
+
+    Parameters
+    ----------
+    sizes
+        The size of each client.
 
     Raises
     ------
@@ -54,6 +60,9 @@ def describe_run(config: Config, partition: Partition, folder: Path) -> None:
         ) from None
     _write_json(folder / "environment.json", environment())
     _write_json(folder / "partition.json", partition.as_dict(), indent=None)
+    if config.clients.sizes is not None:
+        models = {s: config.model_of(s).model_dump(by_alias=True) for s in config.size_names}
+        _write_json(folder / "sizes.json", {"models": models, "clients": list(sizes)}, indent=None)
 
 
 def environment() -> dict[str, Any]:

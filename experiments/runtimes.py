@@ -85,7 +85,7 @@ def settled(federation: Federation) -> Config:
             raise ConfigError(f"runtime.gpus_per_worker={gpus:g}: {error}") from None
     cohort = runtime.cohort
     if cohort == "auto":
-        size, reason = choose_cohort(config, federation.data, workers)
+        size, reason = choose_cohort(config, federation.data, workers, federation.sizes.of_client)
         logger.info("cohort: clients are trained %s", reason)
         cohort = "off" if size == 1 else size
     elif cohort not in ("off", 1) and (problem := why_not(federation.model, config.local)):
@@ -123,7 +123,8 @@ def run(federation: Federation, client_app: ClientApp | None) -> None:
 
 def _run_on_ray(federation: Federation, client_app: ClientApp | None) -> None:
     config, runtime = federation.config, federation.config.runtime
-    epochs = config.local.epochs
+    epochs, sizes = config.local.epochs, federation.sizes
+    shares = zip(federation.data.partition.shares, sizes.of_client, strict=True)
     run_simulation(
         server.build(federation),
         client_app or clients.build(config),
@@ -131,7 +132,7 @@ def _run_on_ray(federation: Federation, client_app: ClientApp | None) -> None:
         workers=runtime.workers,
         gpus_per_worker=runtime.gpus_per_worker or 0.0,
         address=runtime.address,
-        work=[float(len(share) * epochs) for share in federation.data.partition.shares],
+        work=[float(len(share) * epochs * sizes.costs[size]) for share, size in shares],
         cohort=runtime.cohort if isinstance(runtime.cohort, int) else 1,
     )
 

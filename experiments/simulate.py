@@ -105,7 +105,7 @@ def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) 
     if config.runtime.address is not None:  # settling asks the cluster
         runtimes.await_ray(start)
     federation.config = config = runtimes.settled(federation)
-    describe_run(config, federation.data.partition, folder)
+    describe_run(config, federation.data.partition, folder, federation.sizes.of_client)
     runtimes.await_ray(start)
     log_file = logging.FileHandler(folder / "run.log", encoding="utf-8")
     log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -146,6 +146,8 @@ def _show(result: dict[str, Any], folder: Path) -> None:
     for key, name in names.items():
         value = result[key]
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    for size, accuracy in result.get("sizes", {}).items():
+        table.add_row(f"  of size {size}, global test set", f"{accuracy:.4f}")
     table.add_row("rounds, seconds", f"{result['rounds']}, {result['seconds']:.1f}")
     table.add_row("run folder", os.path.relpath(folder))
     console.print(table)

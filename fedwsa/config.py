@@ -25,8 +25,10 @@ from pydantic import (
 )
 from pydantic import ValidationError as PydanticError
 
+from fedwsa import sizes as size_rules
 from fedwsa.components import Component, ConfigError, one_line
 from fedwsa.devices import Device
+from fedwsa.models import ImageShape
 from fedwsa.scope import DEFAULT_STRENGTH, Fusion, Reduction
 
 if TYPE_CHECKING:
@@ -84,6 +86,8 @@ class Clients(_Section):
     fraction: Fraction
     timeout: PositiveFloat | None
     table: bool
+    sizes: Annotated[Any, AfterValidator(size_rules.check_wish)]
+    speeds: Annotated[list[PositiveFloat], Field(min_length=1)]
 
 
 class Local(_Section):
@@ -96,6 +100,7 @@ class Local(_Section):
     weight_decay: NonNegativeFloat
     lr_factors: Annotated[list[PositiveFloat], Field(min_length=1)]
     weight_decays: Annotated[list[NonNegativeFloat], Field(min_length=1)] | None
+    mask_absent: bool
     precision: Literal["fp32", "bf16"]
     channels_last: bool
     fused: bool
@@ -113,6 +118,7 @@ class Wsa(_Section):
     align: Literal["none", "after"]
     layers: str | None
     floor: PositiveFloat
+    normalise: bool | None
 
     @model_validator(mode="before")
     @classmethod
@@ -199,6 +205,7 @@ class Config(_Section):
     dataset: Dataset
     partition: Component
     model: Component
+    sizes: dict[str, dict[str, Any]]
     init: Init
     pretraining: Pretraining
     strategy: Strategy
@@ -211,6 +218,51 @@ class Config(_Section):
         if isinstance(self.runtime.cohort, int) and self.local.precision != "fp32":
             raise ValueError("runtime.cohort needs local.precision=fp32")
         return self
+
+    @model_validator(mode="after")
+    def _sizes_fit_the_clients(self) -> Config:
+        wish, key = self.clients.sizes, "sizes"
+        try:
+            size_rules.check_names(self.sizes)
+            key = "clients.sizes"
+            if not size_rules.names_in(wish, self.sizes):
+                raise ValueError("there are no sizes")
+            if wish != size_rules.SPEED:
+                size_rules.by_wish(wish, self.clients.count, self.seed)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+        return self
+
+    @property
+    def size_names(self) -> list[str]:
+        """The sizes that take part in the run."""
+        return size_rules.names_in(self.clients.sizes, self.sizes)
+
+    def model_of(self, size: str | None) -> Component:
+        """The model of a size; None: the model as it stands.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such size.
+        """
+        if size in (None, size_rules.WHOLE):
+            return self.model
+        if size not in self.sizes:
+            known = ", ".join([*self.sizes, size_rules.WHOLE])
+            raise ConfigError(f"there is no size {size}; there are {known}")
+        return size_rules.component_of(self.model, self.sizes[size])
+
+    def client_sizes(self, image: ImageShape, classes: int) -> list[str]:
+        """The size of each client; ``image`` and ``classes`` are needed for what models cost."""
+        wish, clients = self.clients.sizes, self.clients
+        if wish == size_rules.SPEED:
+            costs = {
+                name: size_rules.model_cost(self.model_of(name), image, classes)
+                for name in self.size_names
+            }
+            return size_rules.by_speed(costs, clients.speeds, clients.count, self.seed)
+        return size_rules.by_wish(wish, clients.count, self.seed)
 
     @property
     def data_key(self) -> tuple[Component, Component, int, int, str, float]:
@@ -292,11 +344,16 @@ def _composed(overrides: str) -> Config:
     return compose(shlex.split(overrides))
 
 
+_FREE = ("strategy.args", "sizes")
+
+
 def free_arguments(overrides: Sequence[str]) -> list[str]:
     """Let ``strategy.args.KEY=VALUE`` name any key: Hydra wants ``++`` before a new one.
 
-    Everything else stays closed; the arguments are checked against the strategy's signature.
+    ``sizes.NAME.KEY=VALUE`` likewise. Everything else stays closed; the arguments are checked
+    against the signatures of strategy and model.
     """
     return [
-        f"++{o}" if o.startswith(("strategy.args.", "strategy.args=")) else o for o in overrides
+        f"++{o}" if o.startswith(tuple(f"{key}{end}" for key in _FREE for end in ".=")) else o
+        for o in overrides
     ]

@@ -7,15 +7,17 @@ so that our clients answer any Flower strategy and our strategies lead any Flowe
 message          record                  holds
 ===============  ======================  ======================================================
 train, evaluate  ``arrays``              the model's floating-point state
-(down)           ``config``              ``server-round``; what strategies add for the clients
+(down)           ``config``              ``server-round``; what strategies add for the clients, for
+                                         instance the ``size`` of model that the arrays are for
 train (down)     ``wsa-target``          FedWSA: ``mean`` and ``variance``, a number per layer
 train (up)       ``arrays``, ``metrics``  the trained model; ``num-examples``, ``train_loss``; from
                                          FedWSA's clients ``wsa-mean``, ``wsa-spread``,
-                                         ``wsa-kl``, a number per layer
+                                         ``wsa-kl``, a number per layer; among clients of
+                                         several sizes ``wsa-present``, 1 or 0 per layer
 train (down)     ``scaffold-control``    SCAFFOLD: the server's control variate
 train (up)       ``scaffold-change``     SCAFFOLD: how the client's changed
 evaluate (up)    ``metrics``             ``num-examples``, ``accuracy``, ``loss``
-query (up)       ``config``              ``partition-id`` of the node
+query (up)       ``config``              ``partition-id`` of the node, and its ``size``
 ===============  ======================  ======================================================
 """
 
@@ -36,6 +38,7 @@ NUM_EXAMPLES, LOSS, ACCURACY = "num-examples", "loss", "accuracy"
 TRAIN_LOSS = "train_loss"  # as Flower's QFedAvg looks for it
 SERVER_ROUND, PARTITION_ID = "server-round", "partition-id"
 PROXIMAL_MU = "proximal-mu"
+SIZE, SIZE_RATE = "size", "size-rate"
 
 UNUSABLE_REPLY = 1001
 """Flower error code (free above 1000) for a reply that cannot be averaged."""
@@ -46,7 +49,9 @@ SCOPE_TARGET = "wsa-target"
 TARGET_MEAN, TARGET_VARIANCE = "mean", "variance"
 SCOPE_LAYERS, SCOPE_FUSION = "wsa-layers", "wsa-fusion"
 SCOPE_STRENGTH, SCOPE_REDUCTION, SCOPE_FLOOR = "wsa-strength", "wsa-reduction", "wsa-floor"
+SCOPE_NORMALISE, SCOPE_PARTIAL = "wsa-normalise", "wsa-partial"
 SCOPE_MEAN, SCOPE_SPREAD, SCOPE_KL = "wsa-mean", "wsa-spread", "wsa-kl"
+SCOPE_PRESENT = "wsa-present"
 
 
 def travelling_state(model: nn.Module) -> dict[str, Tensor]:
@@ -86,13 +91,24 @@ def load_arrays(model: nn.Module, arrays: ArrayRecord) -> None:
 
 def mismatch(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
     """What is wrong with the names or shapes of ``given``, in a few words; None if nothing."""
+    return mismatched(_shapes(given), _shapes(expected))
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def mismatched(
+    given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> str | None:
+    """As :func:`mismatch`, of shapes by name."""
     if missing := sorted(expected.keys() - given.keys()):
         return f"missing {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
     if extra := sorted(given.keys() - expected.keys()):
         return f"unknown {extra[0]}" + (f" and {len(extra) - 1} more" if extra[1:] else "")
-    for name, tensor in expected.items():
-        if given[name].shape != tensor.shape:
-            return f"{name} is {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
+    for name, shape in expected.items():
+        if given[name] != shape:
+            return f"{name} is {given[name]}, not {shape}"
     return None
 
 

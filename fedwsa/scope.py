@@ -102,6 +102,15 @@ def moments(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return mean, (norms.square() / sizes - mean.square()).clamp_(min=0.0)
 
 
+def fan_in(tensors: Iterable[Tensor]) -> Tensor:
+    """What each unit of a layer reads: entries over outputs, shape ``(L,)``, float64.
+
+    A standard initialisation has σ ∝ 1/√fan_in, so that scopes times its root, see
+    :meth:`WeightScope.times`, compare across widths.
+    """
+    return torch.tensor([t.numel() / t.shape[0] for t in tensors], dtype=torch.float64)
+
+
 def spread(mean: Tensor, variance: Tensor, fusion: Fusion) -> Tensor:
     """What a model reports beside its mean, so that a weighted average of it fuses scopes.
 
@@ -301,6 +310,15 @@ class WeightScope:
     def std(self) -> Tensor:
         """Standard deviations, shape ``(L,)``."""
         return self.variance.sqrt()
+
+    def times(self, factor: Tensor) -> WeightScope:
+        """The scope of the weights times a factor per layer, shape ``(L,)``."""
+        return WeightScope(self.names, self.mean * factor, self.variance * factor.square())
+
+    def only(self, names: Sequence[str]) -> WeightScope:
+        """The scope of some of the layers, in the order of ``names``."""
+        place = [self.names.index(name) for name in names]
+        return WeightScope(tuple(names), self.mean[place], self.variance[place])
 
     def kl(self, target: WeightScope, floor: float = DEFAULT_FLOOR) -> Tensor:
         """KL of each layer from this scope to ``target``, shape ``(L,)``.

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
 from rich.console import Console
 from safetensors.torch import save_file
+from torch import nn
 
 from fedwsa import messages
 from fedwsa.components import ConfigError
@@ -19,14 +22,16 @@ from fedwsa.config import Config, from_run_config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import Score, evaluate
-from fedwsa.models import build_model
-from fedwsa.scope import WeightScope, scoped_layers, stability
+from fedwsa.scope import WeightScope, fan_in, scoped_layers, stability
+from fedwsa.sizes import WHOLE
 from fedwsa.strategies.fedwsa import FedWSA
+from fedwsa.strategies.sizes import sized
 from server.callbacks import Callback
 from server.callbacks.progress import ProgressDisplay
-from server.callbacks.tables import ClientTable, History, Scopes
+from server.callbacks.tables import ClientTable, History, Scopes, SizeTable
 from server.nodes import PartitionGrid
 from server.rounds import RoundLoop, RoundRecord
+from server.sizes import SizedModels
 from server.strategy import build_strategy
 
 logger = logging.getLogger("fedwsa")
@@ -76,13 +81,24 @@ class Federation:
         self.config, self.folder = config, folder
         self.console = console or Console()
         self.device = resolve_device(config.device)
-        self.strategy = build_strategy(config)
         self.data: FederatedData = open_federated(*config.data_key)
-        images = self.data.images
-        self.model = build_model(config.model, images.shape, images.classes, config.seed)
+        self.sizes = SizedModels.of(config, self.data.images.shape, self.data.images.classes)
+        self.strategy = build_strategy(config, self.sizes)
         if isinstance(self.strategy, FedWSA):
             self._check_alignment(self.strategy)
-        self.model.to(self.device)
+        for model in self.sizes.models.values():
+            model.to(self.device)
+
+    @property
+    def largest(self) -> str:
+        """The size whose model is the global one."""
+        inner = sized(self.strategy)
+        return WHOLE if inner is None else inner.largest
+
+    @property
+    def model(self) -> nn.Module:
+        """The network of the largest size."""
+        return self.sizes.models[self.largest]
 
     def _check_alignment(self, strategy: FedWSA) -> None:
         """Refuse layers that do not exist; warn of a strength that local steps cannot follow."""
@@ -96,15 +112,24 @@ class Federation:
             raise ConfigError(f"wsa.scope: the file has layers that the model lacks: {unknown}")
         local = self.config.local
         lr = local.lr * max(local.lr_factors)
-        ratios = stability(state, scope, strategy.strength, self.config.wsa.reduction, lr)
-        worst = max(ratios, key=lambda name: ratios[name])
+        ratios: dict[tuple[str, str], float] = {}
+        for size, model in self.sizes.models.items():
+            own = model.state_dict()
+            target = scope.only([name for name in scope.names if name in own])
+            if strategy.normalise:
+                widths = [fan_in([of[n] for n in target.names]) for of in (state, own)]
+                target = target.times((widths[0] / widths[1]).sqrt())
+            found = stability(own, target, strategy.strength, self.config.wsa.reduction, lr)
+            ratios |= {(size, name): ratio for name, ratio in found.items()}
+        size, name = worst = max(ratios, key=lambda key: ratios[key])
         if ratios[worst] > 1:
             logger.warning(
-                "wsa.strength=%g is %.1f times what local steps can follow at layer %s "
+                "wsa.strength=%g is %.1f times what local steps can follow at layer %s%s "
                 "with lr %g: training may diverge; take a smaller strength or lr",
                 strategy.strength,
                 ratios[worst],
-                worst,
+                name,
+                "" if size == WHOLE else f" of size {size}",
                 lr,
             )
 
@@ -124,13 +149,15 @@ class Federation:
             callbacks.append(Scopes(self.folder))
         if config.clients.table:
             callbacks.append(ClientTable(self.folder))
+        if config.clients.sizes is not None:
+            callbacks.append(SizeTable(self.folder, self.sizes.of_client))
         if hasattr(grid, "on_progress"):  # our engine tells
             grid.on_progress = display.on_progress
         try:
             fleet = PartitionGrid(grid, config.clients.count)
-            # A copy: the model is scored with others' weights later.
-            state = {k: t.clone() for k, t in messages.travelling_state(self.model).items()}
-            arrays = messages.to_arrays(state)
+            if inner := sized(self.strategy):
+                inner.size_of = lambda node: self.sizes.of_client[fleet.client(node)]
+            arrays = initial_arrays(self.sizes.models, self.strategy)
             loop = RoundLoop(self.strategy, fleet, arrays, config, self._score)
             start = time.perf_counter()
             records = []
@@ -143,35 +170,52 @@ class Federation:
             for callback in callbacks:
                 callback.on_end()
 
-    def _score(self, arrays: ArrayRecord) -> Score:
-        """The global model on the global test set."""
-        messages.load_arrays(self.model, arrays)
-        images = self.data.images
-        return evaluate(
-            self.model,
-            images.test.pixels,
-            images.test.labels,
-            images,
-            self.device,
-            self.config.evaluation.batch_size,
-        )
+    def _score(self, arrays: ArrayRecord, number: int) -> dict[str, Score]:
+        """The model of each size on the global test set, after a round, the largest first."""
+        images, scores = self.data.images, {}
+        for size in sorted(self.sizes.models, key=lambda size: size != self.largest):
+            model = self.sizes.models[size]
+            messages.load_arrays(model, self._state(arrays, size, number))
+            scores[size] = evaluate(
+                model,
+                images.test.pixels,
+                images.test.labels,
+                images,
+                self.device,
+                self.config.evaluation.batch_size,
+            )
+        return scores
+
+    def _state(self, arrays: ArrayRecord, size: str, number: int) -> ArrayRecord:
+        """The state of a size's model in the arrays after a round."""
+        inner = sized(self.strategy)
+        return arrays if inner is None else inner.plain(arrays, size, number)
+
+    def _save_models(self, arrays: ArrayRecord, number: int) -> None:
+        """``model.safetensors``, of the largest size; one of each if they share not all."""
+        inner = sized(self.strategy)
+        wanted = {"model.safetensors": self.largest}
+        if inner is not None and inner.has_own:
+            wanted |= {f"model-{size}.safetensors": size for size in self.sizes.models}
+        for file, size in wanted.items():
+            facts = {
+                "model": self.config.model_of(size).model_dump(by_alias=True),
+                "image": self.data.images.shape,
+                "classes": self.data.images.classes,
+            }
+            save_file(
+                messages.to_tensors(self._state(arrays, size, number)),
+                self.folder / file,
+                # One entry: safetensors writes several in an order that differs from run to run.
+                {"fedwsa": json.dumps(facts)},
+            )
 
     def _finish(self, loop: RoundLoop, records: Sequence[RoundRecord], seconds: float) -> None:
         """Write the model and ``result.json``: last round, never the best one."""
         last = records[-1]
         assert last.score is not None  # the last round is always evaluated
-        facts = {
-            "model": self.config.model.model_dump(by_alias=True),
-            "image": self.data.images.shape,
-            "classes": self.data.images.classes,
-        }
-        save_file(
-            messages.to_tensors(loop.arrays),
-            self.folder / "model.safetensors",
-            # One entry: safetensors writes several in an order that differs from run to run.
-            {"fedwsa": json.dumps(facts)},
-        )
-        result = {
+        self._save_models(loop.arrays, last.round)
+        result: dict[str, Any] = {
             "algorithm": self.config.label,
             "seed": self.config.seed,
             "accuracy": last.score.accuracy,
@@ -182,8 +226,21 @@ class Federation:
             "client_accuracy_worst10": last.clients.worst10 if last.clients else None,
             "failed": sum(len(r.failed) for r in records),
         }
+        if self.config.clients.sizes is not None:
+            result["sizes"] = {size: score.accuracy for size, score in last.sizes.items()}
         text = json.dumps(result, indent=2) + "\n"
         (self.folder / "result.json").write_text(text, encoding="utf-8")
+
+
+def initial_arrays(models: Mapping[str, nn.Module], strategy: Strategy) -> ArrayRecord:
+    """The arrays that a run begins with: the state of each size's model, put together."""
+    # Copies: the models are scored with others' weights later.
+    states = {
+        size: {k: t.clone() for k, t in messages.travelling_state(model).items()}
+        for size, model in models.items()
+    }
+    inner = sized(strategy)
+    return messages.to_arrays(states[WHOLE]) if inner is None else inner.join(states)
 
 
 app = build()

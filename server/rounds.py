@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor
 
 from fedwsa import messages, seeding
 from fedwsa.config import Config
@@ -58,7 +59,10 @@ class RoundRecord:
     train_loss : float or None
         The clients' mean task loss.
     score : Score or None
-        The global model on the global test set, in rounds that evaluate it.
+        The global model on the global test set, in rounds that evaluate it; with several sizes
+        that of the largest.
+    sizes : dict of str to Score
+        The model of each size on it, then.
     clients : ClientScores or None
         The global model on the clients' hold-outs, in rounds that evaluate it.
     scopes : ScopeReport or None
@@ -75,6 +79,7 @@ class RoundRecord:
     failed_evaluation: list[int] = field(default_factory=list)
     train_loss: float | None = None
     score: Score | None = None
+    sizes: dict[str, Score] = field(default_factory=dict)
     clients: ClientScores | None = None
     scopes: ScopeReport | None = None
     answers: dict[int, MetricRecord] = field(default_factory=dict)
@@ -95,7 +100,8 @@ class RoundLoop:
     config
         The run.
     score
-        Scores arrays on the global test set.
+        Scores the arrays of a round on the global test set: the model of each size, the largest
+        first.
     """
 
     def __init__(
@@ -104,7 +110,7 @@ class RoundLoop:
         grid: PartitionGrid,
         arrays: ArrayRecord,
         config: Config,
-        score: Callable[[ArrayRecord], Score],
+        score: Callable[[ArrayRecord, int], dict[str, Score]],
     ) -> None:
         self.strategy = strategy
         self.grid = grid
@@ -126,7 +132,8 @@ class RoundLoop:
         last = number == self.config.rounds
         start = time.perf_counter()
         if last or number % self.config.evaluation.every == 0:
-            record.score = self.score(self.arrays)
+            record.sizes = self.score(self.arrays, number)
+            record.score = next(iter(record.sizes.values()))
         if last or number % self.config.evaluation.clients_every == 0:
             self._evaluate_clients(record)
         record.seconds["evaluate"] = time.perf_counter() - start
@@ -218,8 +225,9 @@ class RoundLoop:
         """Turn replies that cannot be averaged into errors, in place; name all that failed.
 
         Flower's strategies average NaN silently, and a wrong shape ends their run; an error
-        reply they leave out. Replies that were averaged where the clients are were checked
-        there.
+        reply they leave out. What a client answers must look like what it was sent, which may
+        differ from client to client. Replies that were averaged where the clients are were
+        checked there.
 
         Returns
         -------
@@ -227,19 +235,19 @@ class RoundLoop:
             The metrics of the clients with usable replies, and the clients that failed.
         """
         rows = replies.rows if isinstance(replies, AveragedReplies) else replies
-        model = None if stage == "evaluate" or rows is not replies else self._reference
+        checks = stage == "train" and rows is replies
         scores = [messages.TRAIN_LOSS] if stage == "train" else [messages.LOSS, messages.ACCURACY]
         sent = {m.metadata.dst_node_id: m for m in instructions}
         reasons: dict[int, str] = {}
         usable = {}
         for i, reply in enumerate(rows):
-            client = self.grid.client(reply.metadata.src_node_id)
+            node = reply.metadata.src_node_id
+            client, model = self.grid.client(node), self._sent(sent[node]) if checks else None
             if reply.has_error():
                 reasons[client] = reply.error.reason or "no reason given"
             elif problem := messages.unusable_reply(reply.content, scores, model=model):
                 reasons[client] = problem
-                instruction = sent[reply.metadata.src_node_id]
-                rows[i] = Message(Error(messages.UNUSABLE_REPLY, problem), reply_to=instruction)
+                rows[i] = Message(Error(messages.UNUSABLE_REPLY, problem), reply_to=sent[node])
             else:
                 [usable[client]] = messages.reply_metrics([reply])
         answered = {reply.metadata.src_node_id for reply in rows}
@@ -256,6 +264,11 @@ class RoundLoop:
             if where:
                 logger.debug("client %d: %s", client, where + traceback)  # for run.log
         return usable, sorted(reasons)
+
+    def _sent(self, instruction: Message) -> dict[str, Tensor]:
+        """The arrays that a client was sent."""
+        arrays = messages.model_arrays(instruction.content)
+        return self._reference if arrays is None else messages.to_tensors(arrays)
 
 
 def _examples(reply: Message) -> float:

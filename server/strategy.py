@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 
 from flwr.serverapp.strategy import Strategy
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fedwsa.components import ConfigError, build
+from fedwsa.components import Component, ConfigError, build, locate
 from fedwsa.config import Config, Wsa
 from fedwsa.scope import WeightScope
 from fedwsa.strategies.fedwsa import FedWSA
+from server.sizes import SizedModels
 
 logger = logging.getLogger("fedwsa")
 
 
-def build_strategy(config: Config) -> Strategy:
+SIZED = ("heterofl", "fedrolex", "depthfl")
+"""Strategies in ``conf/`` for clients of several sizes."""
+
+
+def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
     """Make the strategy of a run.
 
     The sampling of Flower's strategies follows from ``clients``; ``strategy.args`` may set any
@@ -25,14 +31,30 @@ def build_strategy(config: Config) -> Strategy:
     Raises
     ------
     ConfigError
-        If the path, an argument or the target scope is wrong.
+        If the path, an argument or the target scope is wrong, or the strategy averages models
+        of one size alone where there are several.
     """
     component = config.strategy.component
-    strategy = build(component, "strategy.args")
+    strategy = build(_with_sizes(component, config, sizes), "strategy.args")
     if not isinstance(strategy, Strategy):
         raise ConfigError(f"strategy._target_: {component.target} is no Flower Strategy")
     _set_sampling(strategy, config)
-    return _aligned(strategy, config.wsa) if config.wsa.enabled else strategy
+    return _aligned(strategy, config.wsa, sizes) if config.wsa.enabled else strategy
+
+
+def _with_sizes(component: Component, config: Config, sizes: SizedModels) -> Component:
+    """The strategy with what it asks for, by the names of its parameters, of the models."""
+    asked = inspect.signature(locate(component.target, "strategy")).parameters
+    if "shapes" not in asked:
+        if config.clients.sizes is not None:
+            raise ConfigError(
+                f"clients.sizes: {component.name} averages models of one size; those for several "
+                f"are strategy={', '.join(SIZED)}"
+            )
+        return component
+    facts = {"shapes": sizes.shapes, "axes": sizes.axes, "head": sizes.known.head}
+    given = {name: fact for name, fact in facts.items() if name in asked}
+    return Component(**{"_target_": component.target, **given, **component.arguments})
 
 
 def _set_sampling(strategy: Strategy, config: Config) -> None:
@@ -71,7 +93,7 @@ def _set_sampling(strategy: Strategy, config: Config) -> None:
         )
 
 
-def _aligned(strategy: Strategy, wsa: Wsa) -> FedWSA:
+def _aligned(strategy: Strategy, wsa: Wsa, sizes: SizedModels) -> FedWSA:
     target = _scope_of(wsa) if wsa.target == "fixed" else wsa.target
     try:
         return FedWSA(
@@ -83,6 +105,7 @@ def _aligned(strategy: Strategy, wsa: Wsa) -> FedWSA:
             layers=wsa.layers,
             reduction=wsa.reduction,
             floor=wsa.floor,
+            normalise=sizes.widths_differ if wsa.normalise is None else wsa.normalise,
         )
     except ValueError as error:
         raise ConfigError(f"wsa: {error}") from None

@@ -13,6 +13,8 @@ from fedwsa.components import Component, ConfigError, build, check_arguments, lo
 from fedwsa.config import CONFIG_DIR, compose
 from fedwsa.devices import resolve_device
 from fedwsa.models import build_model
+from fedwsa.strategies.sizes import SizedFedAvg
+from server.strategy import SIZED
 
 
 def options(group: str) -> list[str]:
@@ -30,10 +32,17 @@ def test_every_option_composes_and_fits_its_signature(group: str) -> None:
             part = part.component
         if isinstance(part, Component):
             given = {"partition": 3, "model": 2}.get(group, 0)
-            check_arguments(locate(part.target, group), part.arguments, group, given)
+            facts = {"shapes": {}} if option in SIZED else {}  # the server knows them
+            check_arguments(locate(part.target, group), {**part.arguments, **facts}, group, given)
 
 
 PATHS = ("parquet", "image_folder")
+
+
+def test_all_strategies_for_several_sizes_are_named_where_one_is_asked_for() -> None:
+    targets = {o: compose([f"strategy={o}"]).strategy.target for o in options("strategy")}
+    kinds = {o: locate(target, "strategy") for o, target in targets.items()}
+    assert {o for o, kind in kinds.items() if issubclass(kind, SizedFedAvg)} == set(SIZED)
 
 
 def test_switching_alignment_on_changes_nothing_else() -> None:

@@ -144,6 +144,62 @@ def test_replies_are_averaged_at_the_workers_with_a_row_for_each_client() -> Non
     within(client_app(), body, workers=2)
 
 
+def sized_instructions(grid: Grid) -> list[Message]:
+    """Clients 0, 3 get three weights, 1, 4 two, 2, 5 one."""
+    contents = [
+        RecordDict(
+            {
+                "arrays": ArrayRecord({"w": Array(np.zeros(3 - i, np.float32))}),
+                "config": ConfigRecord({"server-round": 1}),
+            }
+        )
+        for i in range(3)
+    ]
+    nodes = list(grid.get_node_ids())
+    return [Message(contents[i % 3], node, MessageType.TRAIN) for i, node in enumerate(nodes)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_models_of_different_shapes_are_averaged_apart(workers: int) -> None:
+    def body(grid: Grid) -> None:
+        results = []
+        for _ in range(2):
+            replies = grid.send_and_receive(averaged(FedAvg(), sized_instructions(grid)))
+            assert isinstance(replies, AveragedReplies)
+            sums: dict[int, tuple[float, float]] = {}
+            for part in replies:
+                size = 3 - (part.metadata.src_node_id - 2) % 3  # labelled by one who got it
+                w, n = part.content["arrays"]["w"].numpy(), part.content["metrics"]["num-examples"]
+                assert w.shape == (size,)
+                total, count = sums.get(size, (0.0, 0.0))
+                sums[size] = total + n * w[0], count + n
+            # Clients i and i + 3 have i + 1 and i + 4 examples and answer i and i + 3.
+            for i in range(3):
+                total, count = sums[3 - i]
+                assert count == 2 * i + 5
+                assert total == pytest.approx((i + 1) * i + (i + 4) * (i + 3))
+            results.append([p.content["arrays"]["w"].numpy().tobytes() for p in replies])
+        assert results[0] == results[1]
+
+    within(client_app(), body, workers=workers)
+
+
+def test_a_worker_that_dies_among_sizes_is_replaced(tmp_path: Path) -> None:
+    def die_once(partition: int, context: Context) -> None:
+        if partition == 3 and not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def body(grid: Grid) -> None:
+        replies = grid.send_and_receive(averaged(FedAvg(), sized_instructions(grid)))
+        for part in replies:
+            size = 3 - (part.metadata.src_node_id - 2) % 3
+            assert part.content["arrays"]["w"].shape == (size,)
+        assert sum(p.content["metrics"]["num-examples"] for p in replies) == 21
+
+    within(client_app(die_once), body, workers=2)
+
+
 def test_state_stays_with_its_client_whoever_plays_it() -> None:
     def body(grid: Grid) -> None:
         for count in (1, 2, 3):

@@ -189,14 +189,28 @@ def test_too_many_workers_are_cut_with_a_warning(cache: str, tmp_path: Path) -> 
 )
 def test_auto_says_why_it_trains_one_by_one(overrides, reason: str, cache: str) -> None:
     config = small(cache, *" ".join(overrides).split())
-    size, why = choose_cohort(config, open_federated(*config.data_key), workers=2)
+    size, why = chosen(config)
     assert size == 1
     assert reason in why
 
 
+def chosen(config: Config) -> tuple[int, str]:
+    data = open_federated(*config.data_key)
+    sizes = config.client_sizes(data.images.shape, data.images.classes)
+    return choose_cohort(config, data, 2, sizes)
+
+
+def test_auto_looks_at_the_size_that_most_clients_have(cache: str) -> None:
+    config = small(cache, "clients.count=40", "clients.sizes={S: 0.7, L: 0.3}", "partition=iid")
+    assert chosen(config) == (
+        1,
+        "one by one, as a worker has only 14 clients a round of size S, which most have",
+    )
+
+
 def test_auto_trains_many_small_clients_at_once(cache: str) -> None:
     config = small(cache, "clients.count=200", "partition=iid", "model.width=0.3")
-    size, why = choose_cohort(config, open_federated(*config.data_key), workers=2)
+    size, why = chosen(config)
     assert size in (16, 64)
     assert why.startswith(f"{size} at once, measured ")
 

@@ -31,6 +31,31 @@ def test_giving_jobs_to_whoever_is_free_ends_close_to_the_best_possible(work, wo
     assert max(loads) <= bound * (1 + 1e-9)
 
 
+@given(WORK, st.integers(1, 8), st.randoms(use_true_random=False))
+def test_kinds_are_not_mixed_and_the_bound_holds(work, workers, random) -> None:
+    kinds = [random.randrange(3) for _ in work]
+    jobs = plan(work, workers, kinds)
+    assert sorted(i for job in jobs for i in job) == list(range(len(work)))
+    assert all(len({kinds[i] for i in job}) == 1 for job in jobs)
+    assert len(jobs) <= 3 * workers * 3
+    loads = [0.0] * workers
+    for job in jobs:
+        loads[loads.index(min(loads))] += sum(work[i] for i in job)
+    longest = max(sum(work[i] for i in job) for job in jobs)
+    assert max(loads) <= (sum(work) / workers + longest) * (1 + 1e-9)
+
+
+def test_three_sizes_keep_two_workers_busy_the_longest_first() -> None:
+    # Four large clients are 60 % of the work: two jobs of two; then the middle, then the small.
+    work, kinds = [9.0] * 4 + [3.0] * 6 + [1.0] * 6, [0] * 4 + [1] * 6 + [2] * 6
+    jobs = plan(work, 2, kinds)
+    assert jobs[:2] == [[0, 2], [1, 3]]
+    loads = [0.0, 0.0]
+    for job in jobs:
+        loads[loads.index(min(loads))] += sum(work[i] for i in job)
+    assert max(loads) <= sum(work) / 2 + 1
+
+
 def test_equal_clients_are_shared_out_evenly() -> None:
     sizes = [len(job) for job in plan([1.0] * 100, 2)]
     assert sizes == [30, 30, 15, 15, 5, 5]

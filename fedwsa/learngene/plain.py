@@ -75,7 +75,7 @@ class Selection(Method):
             for name, shape in wanted.shapes.items():
                 there = gene.source.shapes.get(name)
                 wider = there and any(w > t for w, t in zip(shape, there, strict=True))
-                if wider and not name.startswith(gene.architecture.head):
+                if wider and not name.startswith(gene.architecture.classifier):
                     raise ValueError(f"{name} of the teacher is only {tuple(there or ())}")
             kept = resized(
                 gene.tensors,

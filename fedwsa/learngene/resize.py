@@ -116,7 +116,7 @@ def resized(
 
 def _other_classes(name: str, source: Outline, target: Outline, architecture: Architecture) -> bool:
     """Whether a tensor is of a classifier with other classes than the source's."""
-    if not name.startswith(architecture.head) or name not in source.shapes:
+    if not name.startswith(architecture.classifier) or name not in source.shapes:
         return False
     return source.shapes[name][0] != target.shapes[name][0]
 

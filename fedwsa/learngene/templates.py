@@ -120,7 +120,7 @@ class Wave(Method):
         model.to(target.lesson.device)
         chosen = list(wave.scalers_of(model).values())
         if target.classes != gene.classes:
-            head = gene.architecture.head
+            head = gene.architecture.classifier
             chosen += [p for k, p in model.named_parameters() if k.startswith(head)]
         fit(
             model,

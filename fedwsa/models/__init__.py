@@ -36,8 +36,12 @@ def require_side(image: ImageShape, side: int, model: str) -> None:
         )
 
 
-def build_model(component: Component, image: ImageShape, classes: int, seed: int) -> nn.Module:
+def build_model(
+    component: Component, image: ImageShape, classes: int, seed: int, where: str = "model"
+) -> nn.Module:
     """The network that the configuration names, with initial weights keyed by ``seed``.
+
+    ``where`` is the key to blame.
 
     Raises
     ------
@@ -45,5 +49,5 @@ def build_model(component: Component, image: ImageShape, classes: int, seed: int
         If an argument is wrong or the images are too small for it.
     """
     with seeding.seeded(seed, "model"):
-        model: nn.Module = build(component, "model", image, classes)
+        model: nn.Module = build(component, where, image, classes)
     return model

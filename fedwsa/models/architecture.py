@@ -77,13 +77,17 @@ class Architecture:
     axes : callable
         Model → its unusual axes.
     head : str
-        How the names of the classifier's tensors begin.
+        Regular expression, matched at the beginning of names, of what stands behind the last
+        block, which networks of different depths do not share.
+    classifier : str
+        How the names of the tensors begin that have a row for each class.
     """
 
     groups: Mapping[str, str] = field(default_factory=dict)
     blocks: str | None = None
     axes: Callable[[nn.Module], Axes] = _plain
-    head: str = "head."
+    head: str = r"head\."
+    classifier: str = "head."
 
     def group(self, name: str) -> str | None:
         """The weight group of a tensor; None if it has none."""

@@ -38,6 +38,7 @@ def _axes(model: nn.Module) -> Axes:
         },
         blocks=r"^blocks\.(\d+)\.",
         axes=_axes,
+        head=r"(norm|head)\.",
     )
 )
 def vit(

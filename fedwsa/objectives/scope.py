@@ -14,7 +14,16 @@ from fedwsa.objectives import (
     gradients,
     trainable,
 )
-from fedwsa.scope import WeightScope, add_kl_gradient_, kl_divergence, moments, spread
+from fedwsa.scope import (
+    WeightScope,
+    add_kl_gradient_,
+    fan_in,
+    kl_divergence,
+    moments,
+    spread,
+)
+
+_REPORTED = (messages.SCOPE_MEAN, messages.SCOPE_SPREAD, messages.SCOPE_KL)
 
 
 class ScopeAlignment(Objective):
@@ -23,6 +32,10 @@ class ScopeAlignment(Objective):
     Local loss = task loss + λ · Σ_l KL( N(μ_l, σ_l²) ‖ N(μ̃_l, σ̃_l²) ). The gradient of the
     second part is added in closed form; strength, target, layers and the rest come with the
     message, so there is nothing to configure at the client.
+
+    Among clients of several sizes a client leaves out the layers that it lacks, and says so; a
+    normalised target is brought to the fan-in that its layers have, and its scopes are reported
+    normalised (see :class:`fedwsa.strategies.fedwsa.FedWSA`).
 
     Source: Weight Scope Alignment, arXiv 2408.12237.
 
@@ -69,12 +82,22 @@ class ScopeAlignment(Objective):
         self.floor = float(config[messages.SCOPE_FLOOR])
         self.fusion = config[messages.SCOPE_FUSION]
         weights = trainable(model)
-        if unknown := [name for name in self.target.names if name not in weights]:
+        self._partial = bool(config.get(messages.SCOPE_PARTIAL, False))
+        self._present = [name in weights for name in self.target.names]
+        if not self._partial and not all(self._present):
+            unknown = self.target.names[self._present.index(False)]
             raise ValueError(
-                f"the server aligns {unknown[0]}, which is no parameter of this model; "
+                f"the server aligns {unknown}, which is no parameter of this model; "
                 "choose the layers with FedWSA(layers=...)"
             )
-        self._weights = [weights[name] for name in self.target.names]
+        self._weights = [weights[name] for name in self.target.names if name in weights]
+        if self._partial:
+            self.target = self.target.only([n for n in self.target.names if n in weights])
+        # On the wire scopes are normalised, here they are of weights as this client has them.
+        self._root = torch.ones(len(self._weights), dtype=torch.float64)
+        if config.get(messages.SCOPE_NORMALISE, False):
+            self._root = fan_in(self._weights).sqrt()
+            self.target = self.target.times(1 / self._root)
 
     @property
     def active(self) -> bool:
@@ -84,7 +107,7 @@ class ScopeAlignment(Objective):
     @torch.no_grad()
     def add_gradient(self) -> None:
         """Add λ·∇KL to the gradients of the layers that take part."""
-        if self.target is None or self.strength == 0.0:
+        if self.target is None or self.strength == 0.0 or not self._weights:
             return
         add_kl_gradient_(
             gradients(self._weights),
@@ -100,10 +123,20 @@ class ScopeAlignment(Objective):
         """Scope of the trained model and its KL to the target, a number per layer."""
         if self.target is None:
             return {}
-        mean, variance = (m.cpu() for m in moments(self._weights))
-        kl = kl_divergence(mean, variance, self.target.mean, self.target.variance, self.floor)
-        return {
-            messages.SCOPE_MEAN: mean.tolist(),
-            messages.SCOPE_SPREAD: spread(mean, variance, self.fusion).tolist(),
-            messages.SCOPE_KL: kl.tolist(),
-        }
+        reported: dict[str, list[float]] = {key: [] for key in _REPORTED}
+        if self._weights:
+            mean, variance = (m.cpu() for m in moments(self._weights))
+            kl = kl_divergence(mean, variance, self.target.mean, self.target.variance, self.floor)
+            mean, variance = mean * self._root, variance * self._root.square()
+            found = (mean, spread(mean, variance, self.fusion), kl)
+            reported = {k: v.tolist() for k, v in zip(_REPORTED, found, strict=True)}
+        if not self._partial:
+            return dict(reported)
+        # Flower averages lists of one length: a number for each layer that the server named.
+        present: list[float] = [float(here) for here in self._present]
+        return {messages.SCOPE_PRESENT: present, **{k: self._fill(v) for k, v in reported.items()}}
+
+    def _fill(self, values: list[float]) -> list[float]:
+        """The values of the layers that are here, zeros for the others."""
+        given = iter(values)
+        return [next(given) if here else 0.0 for here in self._present]

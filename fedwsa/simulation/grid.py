@@ -131,8 +131,9 @@ class RayGrid(Grid):
         Returns
         -------
         iterable of Message
-            In the order of the messages; to :class:`Averaged` messages of one model,
-            :class:`AveragedReplies`.
+            In the order of the messages; to :class:`Averaged` messages of one model each,
+            :class:`AveragedReplies`, whose partial averages are of one content each and come
+            from a node that got it.
         """
         if timeout is not None:
             self._pool.await_ready()
@@ -148,7 +149,7 @@ class RayGrid(Grid):
         if weighting is None:
             return rows
         failed = [row for row in rows if row.has_error()]
-        return AveragedReplies(self._averages(instructions[0]) + failed, rows)
+        return AveragedReplies(self._averages() + failed, rows)
 
     def _register(self, instructions: Sequence[Message]) -> list[str]:
         for message in instructions:
@@ -181,9 +182,12 @@ class RayGrid(Grid):
                 )
             )
         work = [self._work[order.partition] for order in orders]
+        # Models of different sizes have no average.
+        apart = weighting is not None and len(packed) > 1
+        kinds = [order.content for order in orders] if apart else None
         return [
             _job([orders[i] for i in chosen], packed, weighting, self._cohort)
-            for chosen in plan(work, self._pool.size)
+            for chosen in plan(work, self._pool.size, kinds)
         ]
 
     def _wait(self, ids: set[str], end: float | None) -> None:
@@ -223,10 +227,10 @@ class RayGrid(Grid):
         reply.metadata.__dict__["_message_id"] = str(uuid4())
         self._replies[key] = reply
 
-    def _averages(self, first: Message) -> list[Message]:
-        """The partial averages in the order of their jobs, as replies to a message."""
+    def _averages(self) -> list[Message]:
+        """The partial averages in the order of their jobs, as replies to a message in them."""
         found = sorted(self._pool.averages.items())
-        return [Message(unpack(content), reply_to=first) for _, content in found]
+        return [Message(unpack(content), reply_to=message) for _, (message, content) in found]
 
 
 def _weighting(messages: Iterable[Message]) -> Weighting | None:

@@ -87,8 +87,9 @@ class Pool:
         self._queue: deque[tuple[Job, Number, bool]] = deque()
         self._running: dict[Any, _Running] = {}
         self._warned: set[str] = set()
-        self.averages: dict[Number, PackedContent] = {}
-        """Averages that have arrived, by the number of their job."""
+        self.averages: dict[Number, tuple[Message, PackedContent]] = {}
+        """Averages that have arrived, by the number of their job: a message that is in it, the
+        content."""
 
     @property
     def size(self) -> int:
@@ -190,7 +191,7 @@ class Pool:
                 logger.warning("%s", line)
                 self._warned.add(line)
         if part.average is not None:
-            self.averages[running.number] = part.average
+            self.averages[running.number] = running.job.orders[0].message, part.average
         yield from self._finish(running, complete)
 
     def _finish(self, running: _Running, answers: Sequence[Finished]) -> Iterator[Finished]:

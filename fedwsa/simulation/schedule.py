@@ -15,7 +15,9 @@ from their work alone, never from the clock, so that sums repeat to the bit.
 """
 
 
-def plan(work: Sequence[float], workers: int) -> list[list[int]]:
+def plan(
+    work: Sequence[float], workers: int, kinds: Sequence[int] | None = None
+) -> list[list[int]]:
     """Jobs, in the order in which they are to be given out.
 
     Parameters
@@ -24,6 +26,9 @@ def plan(work: Sequence[float], workers: int) -> list[list[int]]:
         What each client has to do, in any unit.
     workers
         How many workers there are.
+    kinds
+        What may not be mixed in a job, a number for each client: a job that is averaged holds
+        models of one size. None: all may be.
 
     Returns
     -------
@@ -40,9 +45,18 @@ def plan(work: Sequence[float], workers: int) -> list[list[int]]:
         while end < len(order) and (done < until * total * (1 - 1e-9) or level == LEVELS[-1]):
             done += work[order[end]]
             end += 1
-        jobs += _longest_first(order[start:end], work, workers)
+        level_jobs = _longest_first(order[start:end], work, workers)
+        jobs += level_jobs if kinds is None else _unmixed(level_jobs, work, kinds)
         start = end
     return jobs
+
+
+def _unmixed(
+    jobs: Sequence[Sequence[int]], work: Sequence[float], kinds: Sequence[int]
+) -> list[list[int]]:
+    """The jobs cut by kind, those with most work first."""
+    parts = [[i for i in job if kinds[i] == kind] for job in jobs for kind in sorted(set(kinds))]
+    return sorted(filter(None, parts), key=lambda part: -sum(work[i] for i in part))
 
 
 def _longest_first(order: Sequence[int], work: Sequence[float], workers: int) -> list[list[int]]:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from logging import INFO
 from typing import Literal
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvgM, Strategy
 from flwr.supercore import log
+from torch import Tensor
 
 from fedwsa import messages
 from fedwsa.rescale import rescale_gaussian
@@ -21,9 +23,11 @@ from fedwsa.scope import (
     Reduction,
     WeightScope,
     choose,
+    fan_in,
     variance_from,
 )
 from fedwsa.strategies.averaging import averaged, averages_by
+from fedwsa.strategies.sizes import sized
 
 Target = Literal["fused", "initial"]
 Align = Literal["none", "after"]
@@ -36,7 +40,7 @@ class ScopeReport:
     Attributes
     ----------
     fused : WeightScope
-        The clients' scopes, fused.
+        The clients' scopes, fused; as the largest size has them where they are normalised.
     averaged : WeightScope
         The scope of the aggregated model. Averaging shrinks variance, so this one is narrower.
     kl : list of float
@@ -80,6 +84,14 @@ class FedWSA(Strategy):
         Whether a layer's KL counts once or once per entry.
     floor : float
         Smallest standard deviation in the KL.
+    normalise : bool
+        Scopes go over the wire as (μ·√fan_in, σ·√fan_in), by the fan-in that a layer has at each
+        client, so that one target serves every width (ours): a standard initialisation has
+        σ ∝ 1/√fan_in.
+
+    Around a strategy for several sizes (:mod:`fedwsa.strategies.sizes`) the layers are those of
+    the largest size. A client reports which of them it has; each is fused over those that have
+    it, and the target of one that nobody has stays.
 
     Examples
     --------
@@ -98,8 +110,9 @@ class FedWSA(Strategy):
         layers: str | None = None,
         reduction: Reduction = "layer",
         floor: float = DEFAULT_FLOOR,
+        normalise: bool = False,
     ) -> None:
-        self.strategy = strategy
+        self.strategy, self.normalise = strategy, normalise
         self.reduction = choose(Reduction, reduction, "reduction")
         self.strength = DEFAULT_STRENGTH[reduction] if strength is None else float(strength)
         if not 0.0 <= self.strength < float("inf"):
@@ -115,6 +128,13 @@ class FedWSA(Strategy):
                 "align='after' does not go with FedAvgM, which continues from its own copy of "
                 "the model: each rescaling would enter its momentum"
             )
+        sizes = sized(strategy)
+        self._partial = sizes is not None and (len(sizes.shapes) > 1 or sizes.has_own)
+        if align == "after" and self._partial:
+            raise ValueError(
+                "align='after' needs models of one size: parts of a rescaled model have no scope "
+                "of their own"
+            )
         self.layers = layers
         self._follows_fused = target == "fused"
         self.target: WeightScope | None = None
@@ -122,6 +142,7 @@ class FedWSA(Strategy):
             self.target = target
         else:
             choose(Target, target, "target")
+        self._root: Tensor | None = None  # √fan_in of the largest model where that is wished
         self.report: ScopeReport | None = None
 
     @property
@@ -146,12 +167,19 @@ class FedWSA(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Add the target scope to the messages of the wrapped strategy."""
-        tensors = messages.to_tensors(arrays)
-        if self.target is None:
-            self.target = WeightScope.measure(tensors, self.layers)
-        self._names = self.target.names
+        tensors = self._model(arrays, server_round)
+        given = self.target
+        if given is None:
+            given = WeightScope.measure(tensors, self.layers)
+        self._names = given.names
         if unknown := [n for n in self._names if n not in tensors]:
             raise ValueError(f"the target scope has layers that the model lacks: {unknown}")
+        if self._root is None:
+            self._root = torch.ones(len(self._names), dtype=torch.float64)
+            if self.normalise:
+                self._root = fan_in([tensors[n] for n in self._names]).sqrt()
+            given = given.times(self._root)
+        self.target = given
         target = MetricRecord(
             {
                 messages.TARGET_MEAN: self.target.mean.tolist(),
@@ -179,6 +207,10 @@ class FedWSA(Strategy):
                 messages.SCOPE_FLOOR: self.floor,
             }
         )
+        if self.normalise:
+            extended[messages.SCOPE_NORMALISE] = True
+        if self._partial:
+            extended[messages.SCOPE_PARTIAL] = True
         return RecordDict({**content, key: extended, messages.SCOPE_TARGET: target})
 
     def aggregate_train(
@@ -198,22 +230,45 @@ class FedWSA(Strategy):
             self._take(metrics, key)
             for key in (messages.SCOPE_MEAN, messages.SCOPE_SPREAD, messages.SCOPE_KL)
         )
-        raw = WeightScope.of(self._names, mean, [0.0] * len(mean))
-        fused = WeightScope(
-            self._names,
-            raw.mean,
-            variance_from(raw.mean, raw.mean.new_tensor(spread), self.fusion),
-        )
-        tensors = messages.to_tensors(arrays)
+        if self._partial:
+            held = self._take(metrics, messages.SCOPE_PRESENT)
+            fused, kl = self._over_holders(mean, spread, held), kl / held
+        else:
+            fused = WeightScope(self._names, mean, variance_from(mean, spread, self.fusion))
+        assert self._root is not None
+        tensors = self._model(arrays, server_round)
         averaged = WeightScope.measure({n: tensors[n] for n in self._names})
-        self.report = ScopeReport(fused, averaged, kl)
+        self.report = ScopeReport(fused.times(1 / self._root), averaged, kl.tolist())
         if self._follows_fused:
             self.target = fused
         if self.align == "after":
-            arrays = messages.to_arrays(rescale_gaussian(tensors, fused, self.floor))
+            arrays = messages.to_arrays(rescale_gaussian(tensors, self.report.fused, self.floor))
         return arrays, metrics
 
-    def _take(self, metrics: MetricRecord, key: str) -> list[float]:
+    def _model(self, arrays: ArrayRecord, server_round: int) -> dict[str, Tensor]:
+        """The model whose layers are aligned: of several sizes the largest."""
+        sizes = sized(self.strategy)
+        if sizes is not None:
+            arrays = sizes.plain(arrays, sizes.largest, server_round)
+        return messages.to_tensors(arrays)
+
+    def _over_holders(self, mean: Tensor, spread: Tensor, held: Tensor) -> WeightScope:
+        """Σ w x / Σ w over the clients that have a layer, which reported zeros if they had not.
+
+        All are averages over all clients: ``held`` of ones and zeros, so that x / held is the
+        average over the holders. The target of a layer that nobody has stays.
+        """
+        assert self.target is not None
+        there = held > 0
+        mean, spread = mean / held, spread / held
+        variance = variance_from(mean, spread, self.fusion)
+        return WeightScope(
+            self._names,
+            torch.where(there, mean, self.target.mean),
+            torch.where(there, variance, self.target.variance),
+        )
+
+    def _take(self, metrics: MetricRecord, key: str) -> Tensor:
         """Take a list with a number per layer out of the aggregated metrics."""
         values = metrics.pop(key, None)
         if not isinstance(values, list) or len(values) != len(self._names):
@@ -222,7 +277,7 @@ class FedWSA(Strategy):
                 "must report ScopeAlignment.end() in their metrics, and the strategy's "
                 "train_metrics_aggr_fn must keep it"
             )
-        return [float(v) for v in values]
+        return torch.tensor(values, dtype=torch.float64)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

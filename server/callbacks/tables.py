@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,34 @@ class Scopes:
         )
         for row in rows:
             self._table.write([record.round, *row])
+
+    def on_end(self) -> None:
+        """Close the file."""
+        self._table.close()
+
+
+class SizeTable:
+    """``sizes.csv``: the model of each size on the global test set, a row per size and round.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    of_client
+        The size of each client.
+    """
+
+    def __init__(self, folder: Path, of_client: Sequence[str]) -> None:
+        self._of_client = of_client
+        columns = ["round", "size", "accuracy", "loss", "clients"]
+        self._table = _Table(folder / "sizes.csv", columns)
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Write a row per size, with how many clients of the cohort have it."""
+        cohort = Counter(self._of_client[client] for client in record.cohort)
+        for size, score in record.sizes.items():
+            row = [record.round, size, score.accuracy, score.loss, cohort[size]]
+            self._table.write(row)
 
     def on_end(self) -> None:
         """Close the file."""

@@ -1,0 +1,102 @@
+"""The models of a run's sizes, as the server has them: one of each, however many the clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
+
+from fedwsa import messages
+from fedwsa.components import ConfigError
+from fedwsa.config import Config
+from fedwsa.models import ImageShape, build_model
+from fedwsa.models.architecture import Architecture, Axes, Axis, architecture_of
+from fedwsa.sizes import WHOLE, model_cost
+
+
+@dataclass(frozen=True, eq=False)
+class SizedModels:
+    """A network of each size that takes part.
+
+    Attributes
+    ----------
+    models : dict of str to Module
+        With their initial weights.
+    of_client : list of str
+        The size of each client.
+    costs : dict of str to float
+        What a forward pass costs a client of a size.
+    known : Architecture
+        What is known of this kind of network.
+    """
+
+    models: dict[str, nn.Module]
+    of_client: list[str]
+    costs: dict[str, float]
+    known: Architecture
+
+    @classmethod
+    def of(cls, config: Config, image: ImageShape, classes: int) -> SizedModels:
+        """Build them.
+
+        Raises
+        ------
+        ConfigError
+            If one cannot be, or several are asked of a network that does not say how its
+            weights hang together.
+        """
+        names = config.size_names
+        known = architecture_of(config.model) if names != [WHOLE] else Architecture()
+        models, costs = {}, {}
+        for name in names:
+            component, where = config.model_of(name), WHOLE if name == WHOLE else f"sizes.{name}"
+            models[name] = build_model(component, image, classes, config.seed, where)
+            several = len(names) > 1
+            costs[name] = model_cost(component, image, classes) if several else 1.0
+        return cls(models, config.client_sizes(image, classes), costs, known)
+
+    @cached_property
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Size → name of an array that travels → its shape."""
+        return {
+            size: {k: tuple(t.shape) for k, t in messages.travelling_state(model).items()}
+            for size, model in self.models.items()
+        }
+
+    @property
+    def axes(self) -> Axes:
+        """How units lie in the arrays, which all sizes must agree on.
+
+        Raises
+        ------
+        ConfigError
+            If attention heads, or flattened images, have other sizes in one than in another.
+        """
+        found: dict[str, tuple[str, dict[int, Axis]]] = {}
+        for size, model in self.models.items():
+            for name, axes in self.known.axes(model).items():
+                other, agreed = found.setdefault(name, (size, dict(axes)))
+                if dict(axes) != agreed:
+                    raise ConfigError(
+                        f"sizes.{size}: {name} has units of {_units(axes)} entries, in size "
+                        f"{other} of {_units(agreed)}: they cannot be shared (for a vit, leave "
+                        "model.heads at null)"
+                    )
+        return {name: agreed for name, (_, agreed) in found.items()}
+
+    @property
+    def widths_differ(self) -> bool:
+        """Whether a layer has another shape in one size than in another."""
+        layers = [
+            (name, shape)
+            for of in self.shapes.values()
+            for name, shape in of.items()
+            if len(shape) >= 2
+        ]
+        return len(set(layers)) > len({name for name, _ in layers})
+
+
+def _units(axes: Mapping[int, Axis]) -> str:
+    return " and ".join(str(axis.inner) for axis in axes.values())
