@@ -29,6 +29,7 @@ from fedwsa.strategies.sizes import sized
 from server.callbacks import Callback
 from server.callbacks.progress import ProgressDisplay
 from server.callbacks.tables import ClientTable, History, Scopes, SizeTable
+from server.initial import initialise
 from server.nodes import PartitionGrid
 from server.rounds import RoundLoop, RoundRecord
 from server.sizes import SizedModels
@@ -84,6 +85,15 @@ class Federation:
         self.data: FederatedData = open_federated(*config.data_key)
         self.sizes = SizedModels.of(config, self.data.images.shape, self.data.images.classes)
         self.strategy = build_strategy(config, self.sizes)
+        self.learned = initialise(
+            self.sizes,
+            self._begin_with(),
+            self.largest,
+            config,
+            self.data,
+            self.device,
+            self.console,
+        )
         if isinstance(self.strategy, FedWSA):
             self._check_alignment(self.strategy)
         for model in self.sizes.models.values():
@@ -99,6 +109,11 @@ class Federation:
     def model(self) -> nn.Module:
         """The network of the largest size."""
         return self.sizes.models[self.largest]
+
+    def _begin_with(self) -> list[str]:
+        """Sizes whose initial weights matter: where all is shared, the largest alone."""
+        inner = sized(self.strategy)
+        return list(self.sizes.models) if inner and inner.has_own else [self.largest]
 
     def _check_alignment(self, strategy: FedWSA) -> None:
         """Refuse layers that do not exist; warn of a strength that local steps cannot follow."""
@@ -143,6 +158,12 @@ class Federation:
         """
         config = self.config
         self.folder.mkdir(parents=True, exist_ok=True)
+        for size, gene in self.learned.items():
+            single = size == self.largest
+            gene.save(
+                self.folder
+                / ("learngene.safetensors" if single else f"learngene-{size}.safetensors")
+            )
         display = ProgressDisplay(config.label, config.rounds, self.console)
         callbacks: list[Callback] = [History(self.folder), display]
         if isinstance(self.strategy, FedWSA):

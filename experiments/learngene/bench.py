@@ -33,6 +33,7 @@ from fedwsa.learngene.base import Method, Target, Task, frozen
 from fedwsa.learngene.fit import Lesson, Recipe, fit, step_flops
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.pretrain import School
+from fedwsa.learngene.progress import watching
 from fedwsa.models import build_model
 from fedwsa.models.files import load_network, save_network
 
@@ -118,7 +119,7 @@ class SeedRun:
             for size in self.sizes
             if not _has(done, name, size, len(self.bench.epochs))
         ]
-        with cli.watching() as watch:
+        with watching(cli.console) as watch:
             self.school = replace(self.school, watch=watch)
             for name in dict.fromkeys(name for name, _ in missing):
                 self._method(name, [size for other, size in missing if other == name])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,7 +14,6 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments.errors import explain
 from experiments.help import learngene_help
@@ -24,47 +23,14 @@ from fedwsa.data.federated import open_source, public_share
 from fedwsa.data.images import ImageData, Images, load_images
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
-from fedwsa.learngene.fit import Lesson, Report
+from fedwsa.learngene.fit import Lesson
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.pretrain import School
+from fedwsa.learngene.progress import Watcher, watching
 from fedwsa.models import build_model
 from fedwsa.models.files import save_network
 
 console = Console()
-
-
-class Watcher:
-    """Shows what is trained: a live bar on a terminal, else a line every tenth."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def __call__(self, name: str, steps: int) -> Report:
-        """The report for a training of so many steps."""
-        task = self._progress.add_task(name, total=steps, loss="")
-        live, tenth = self._progress.console.is_terminal, max(1, steps // 10)
-
-        def report(step: int, loss: float) -> None:
-            self._progress.update(task, completed=step, loss=f"loss {loss:.3f}")
-            if not live and step % tenth == 0:
-                print(f"{name}: step {step}/{steps}, loss {loss:.3f}", flush=True)
-
-        return report
-
-
-@contextmanager
-def watching() -> Iterator[Watcher]:
-    """Progress bars while something is trained."""
-    with Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        TextColumn("step {task.completed:.0f}/{task.total:.0f}  {task.fields[loss]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as progress:
-        yield Watcher(progress)
 
 
 def open_data(config: LearngeneConfig) -> tuple[ImageData, str]:
@@ -99,7 +65,7 @@ def distil(config: LearngeneConfig) -> None:
     if file.exists():
         raise ConfigError(f"init.file: {file} is there already; name another one")
     data, source = open_data(config)
-    with watching() as watch:
+    with watching(console) as watch:
         school = _school(config, data, source, watch)
         gene = school.learn(resume=file)
     gene.save(file)
@@ -118,7 +84,7 @@ def init(config: LearngeneConfig) -> None:
         raise ConfigError(f"out: {out} is there already; name another one")
     gene = Learngene.load(config.gene_file)
     data, source = open_data(config)
-    with watching() as watch:
+    with watching(console) as watch:
         school = _school(config, data, source, watch)
         state = school.make(gene, wanted)
     model = build_model(wanted, data.shape, data.classes, config.seed)

@@ -220,5 +220,6 @@ class School:
             )
         recipe = self.recipe("fit")
         report = self.watch(f"{method.name} of {model.name}", recipe.steps)
-        target = Target(model, self.classes, self.lesson, recipe, self.lesson.seed, report)
+        lesson = self.lesson if len(self.lesson.images) else None
+        target = Target(model, self.classes, lesson, recipe, self.lesson.seed, report)
         return method.initialise(gene, target)

@@ -1,0 +1,88 @@
+"""The weights that a run begins with: each network's own, or from a learngene."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+
+from fedwsa.components import Component, ConfigError
+from fedwsa.config import Config
+from fedwsa.data.federated import FederatedData, open_source
+from fedwsa.data.images import Images
+from fedwsa.learngene import Standard
+from fedwsa.learngene.fit import Lesson
+from fedwsa.learngene.gene import Learngene
+from fedwsa.learngene.pretrain import School, build_method
+from fedwsa.learngene.progress import watching
+from server.sizes import SizedModels
+
+
+def initialise(
+    sizes: SizedModels,
+    wanted: Iterable[str],
+    largest: str,
+    config: Config,
+    data: FederatedData,
+    device: str,
+    console: Console,
+) -> dict[str, Learngene]:
+    """Give the networks of a run their initial weights, in place.
+
+    Without ``init.file`` the learngene is learned here, from the public images.
+
+    Parameters
+    ----------
+    sizes
+        The networks, with standard weights.
+    wanted
+        The sizes whose weights the run begins with.
+    largest
+        Name of the largest size: teacher and auxiliary network.
+
+    Returns
+    -------
+    dict of str to Learngene
+        What was learned: one for all sizes under the name of the largest, or one for each size.
+
+    Raises
+    ------
+    ConfigError
+        If there are no images to learn from, or no network can be made.
+    """
+    method = build_method(config.init.method)
+    if isinstance(method, Standard):
+        return {}
+    train = data.images.train
+    public = Images(train.pixels[data.public], train.labels[data.public])
+    lesson = Lesson(public, data.images, device, config.seed)
+    names = list(wanted)
+    learned: dict[str, Learngene] = {}
+    found = None if config.init.file is None else Learngene.load(Path(config.init.file))
+    if found is None and not len(public):
+        raise ConfigError(
+            "init.public=0: there are no images to learn from; give it a share, or init.file"
+        )
+    with watching(console) as watch:
+        for name in names:
+            auxiliary = largest if method.serves == "family" else name
+            school = School(
+                config.init,
+                config.pretraining,
+                config.model_of(auxiliary),
+                _family(config, names if auxiliary == largest else [name]),
+                lesson,
+                open_source(config.dataset.source).key,
+                config.dataset.augment == "crop_flip",
+                watch,
+            )
+            if found is None and auxiliary not in learned:
+                learned[auxiliary] = school.learn()
+            gene = found or learned[auxiliary]
+            sizes.models[name].load_state_dict(school.make(gene, config.model_of(name)))
+    return learned
+
+
+def _family(config: Config, names: Iterable[str]) -> list[Component]:
+    return [config.model_of(name) for name in names]
