@@ -50,18 +50,26 @@ OURS = {
 }
 
 
-def configured(folder: Path, model: str) -> Config:
+SIZED = ["strategy=fedrolex", "clients.sizes={S: 0.5, L: 0.5}", "wsa=on"]
+RUNS = [*STRATEGIES, "sized"]
+
+
+def configured(folder: Path, model: str, *overrides: str) -> Config:
     return compose(
         [
             *("rounds=3", "clients.count=8", "clients.fraction=0.5", "local.epochs=1"),
             *("local=differing", "partition.alpha=0.3", "model.width=0.5", "model.depth=2"),
             *(f"cache_dir={folder}", MODELS[model], "evaluation.clients_every=3"),
+            *overrides,
         ]
     )
 
 
-def federations(config: Config, folder: Path, quiet: Console) -> Iterator[Federation]:
+def federations(
+    config: Config, sized: Config, folder: Path, quiet: Console
+) -> Iterator[Federation]:
     """A run of each strategy, to be started one after the other on one grid."""
+    yield Federation(sized, folder / "sized", quiet)
     for name, make in STRATEGIES.items():
         federation = Federation(config, folder / name, quiet)
         strategy = make()
@@ -74,12 +82,12 @@ def federations(config: Config, folder: Path, quiet: Console) -> Iterator[Federa
         yield federation
 
 
-def all_of(config: Config, folder: Path) -> ServerApp:
+def all_of(config: Config, sized: Config, folder: Path) -> ServerApp:
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        for federation in federations(config, folder, Console(quiet=True)):
+        for federation in federations(config, sized, folder, Console(quiet=True)):
             federation.start(grid)
 
     return app
@@ -90,8 +98,9 @@ def runs(request, tmp_path_factory) -> Path:
     """Run folders RUNTIME/STRATEGY of one model."""
     folder = tmp_path_factory.mktemp(request.param)
     config = configured(folder / "cache", request.param)
+    sized = configured(folder / "cache", request.param, *SIZED)
     flower.run_simulation(
-        all_of(config, folder / "flower"),
+        all_of(config, sized, folder / "flower"),
         clients.app.build(config),
         8,
         backend_config={
@@ -101,7 +110,9 @@ def runs(request, tmp_path_factory) -> Path:
     )
     connect(None, num_cpus=2)
     for name, options in OURS.items():
-        run_simulation(all_of(config, folder / name), clients.app.build(config), 8, **options)
+        run_simulation(
+            all_of(config, sized, folder / name), clients.app.build(config), 8, **options
+        )
     ray.shutdown()
     return folder
 
@@ -110,7 +121,7 @@ def model(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("strategy", list(STRATEGIES))
+@pytest.mark.parametrize("strategy", RUNS)
 def test_every_runtime_gives_the_same_cohorts_and_the_same_model(runs: Path, strategy: str):
     reference, history = model(runs / "flower" / strategy), cohorts(runs / "flower" / strategy)
     assert len(set(history)) > 1
@@ -128,7 +139,7 @@ def cohorts(folder: Path) -> list[str]:
     return table["cohort"].tolist()
 
 
-@pytest.mark.parametrize("strategy", list(STRATEGIES))
+@pytest.mark.parametrize("strategy", RUNS)
 def test_a_run_repeats_to_the_bit(runs: Path, strategy: str) -> None:
     first, second = (runs / name / strategy for name in ("two workers", "two workers again"))
     one, other = model(first), model(second)
@@ -138,10 +149,13 @@ def test_a_run_repeats_to_the_bit(runs: Path, strategy: str) -> None:
 
 def test_strategies_learn_different_things(runs: Path) -> None:
     # Else the comparisons above would compare nothing.
-    models = [model(runs / "two workers" / name) for name in STRATEGIES]
+    models = [model(runs / "two workers" / name) for name in RUNS]
     for i, one in enumerate(models):
         for other in models[:i]:
-            assert any(not torch.allclose(one[k], other[k], rtol=1e-3) for k in one)
+            assert any(
+                one[k].shape != other[k].shape or not torch.allclose(one[k], other[k], rtol=1e-3)
+                for k in one
+            )
 
 
 def test_only_averaging_strategies_are_reduced() -> None:

@@ -9,7 +9,7 @@ import torch
 from flwr.simulation import run_simulation
 
 from fedwsa import WeightScope
-from tests import plain_app
+from tests import plain_app, plain_sized_app
 
 
 def test_it_runs_in_flower_s_simulation_with_flower_s_own_start() -> None:
@@ -26,6 +26,30 @@ def test_it_runs_in_flower_s_simulation_with_flower_s_own_start() -> None:
     torch.testing.assert_close(report["scopes"].averaged.variance, averaged.variance)
     assert report["target"] is report["scopes"].fused
     assert report["scopes"].kl[0] > 0
+
+
+def test_a_plain_app_of_two_widths_runs_there_too() -> None:
+    run_simulation(
+        plain_sized_app.server_app,
+        plain_sized_app.client_app,
+        num_supernodes=3,
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+    )
+    start, arrays, small = (
+        plain_sized_app.report[k].to_torch_state_dict() for k in ("start", "arrays", "small")
+    )
+    assert {k: t.shape for k, t in arrays.items()} == {k: t.shape for k, t in start.items()}
+    assert not torch.equal(arrays["0.weight"], start["0.weight"])
+    assert torch.equal(small["0.weight"], arrays["0.weight"][:3])
+
+
+def test_docs_show_exactly_the_lines_of_the_app_of_two_widths() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "sizes.md").read_text()
+    section = page.split("## In a Flower app of yours")[1].split("\n## ")[0]
+    code = [line for part in section.split("```")[1::2] for line in part.splitlines()[1:]]
+    app = {line.strip() for line in Path(plain_sized_app.__file__).read_text().splitlines()}
+    assert len(code) >= 8
+    assert [line for line in code if line.strip() and line.strip() not in app] == []
 
 
 def test_it_imports_only_the_two_names() -> None:

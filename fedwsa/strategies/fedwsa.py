@@ -174,10 +174,8 @@ class FedWSA(Strategy):
         self._names = given.names
         if unknown := [n for n in self._names if n not in tensors]:
             raise ValueError(f"the target scope has layers that the model lacks: {unknown}")
-        if self._root is None:
-            self._root = torch.ones(len(self._names), dtype=torch.float64)
-            if self.normalise:
-                self._root = fan_in([tensors[n] for n in self._names]).sqrt()
+        if self.normalise and self._root is None:
+            self._root = fan_in([tensors[n] for n in self._names]).sqrt()
             given = given.times(self._root)
         self.target = given
         target = MetricRecord(
@@ -235,14 +233,14 @@ class FedWSA(Strategy):
             fused, kl = self._over_holders(mean, spread, held), kl / held
         else:
             fused = WeightScope(self._names, mean, variance_from(mean, spread, self.fusion))
-        assert self._root is not None
         tensors = self._model(arrays, server_round)
         averaged = WeightScope.measure({n: tensors[n] for n in self._names})
-        self.report = ScopeReport(fused.times(1 / self._root), averaged, kl.tolist())
+        plain = fused if self._root is None else fused.times(1 / self._root)
+        self.report = ScopeReport(plain, averaged, kl.tolist())
         if self._follows_fused:
             self.target = fused
         if self.align == "after":
-            arrays = messages.to_arrays(rescale_gaussian(tensors, self.report.fused, self.floor))
+            arrays = messages.to_arrays(rescale_gaussian(tensors, plain, self.floor))
         return arrays, metrics
 
     def _model(self, arrays: ArrayRecord, server_round: int) -> dict[str, Tensor]:
