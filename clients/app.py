@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from clients import cohort
+from clients.network import Network, network_for
 from clients.scaling import scaled
 from clients.training import Samples, draw_conditions, train
 from fedwsa import messages, seeding
-from fedwsa.components import Component
 from fedwsa.config import Config, from_run_config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.images import crop_flip, normalise
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
-from fedwsa.models import ImageShape, build_model
 from fedwsa.objectives import Content, LocalRun, Objective, Weights, find_record
 from fedwsa.objectives.proximal import Proximal
 from fedwsa.objectives.scaffold import Scaffold
@@ -74,37 +72,21 @@ def _client(context: Context) -> int:
     return int(context.node_config[messages.PARTITION_ID])
 
 
-@lru_cache(maxsize=8)  # a few sizes
-def _network(
-    component: str, image: ImageShape, classes: int, device: str
-) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A network, kept by a process, and the part of its state that does not travel."""
-    model = build_model(Component.model_validate_json(component), image, classes, seed=0)
-    model.to(device)
-    travelling = messages.travelling_state(model)
-    return model, {k: t for k, t in model.state_dict().items() if k not in travelling}
-
-
-def _receive(config: Config, message: Message) -> tuple[FederatedData, nn.Module, str]:
-    """The data, and the model with the received weights in memory of its own."""
+def _receive(config: Config, message: Message) -> tuple[FederatedData, Network, str]:
+    """The data, and the network with the received weights in memory of its own."""
     data = open_federated(*config.data_key)
     device = resolve_device(config.device)
     named = find_record(message.content, messages.SIZE)
-    size = None if named is None else str(named[messages.SIZE])
-    component = config.model_of(size).model_dump_json(by_alias=True)
-    model, rest = _network(component, data.images.shape, data.images.classes, device)
+    component = config.model_of(None if named is None else str(named[messages.SIZE]))
     arrays = messages.model_arrays(message.content)
     if arrays is None:
         raise ValueError("the message must hold one ArrayRecord, or one named arrays")
     tensors = messages.to_tensors(arrays)
-    if problem := messages.mismatch(tensors, messages.travelling_state(model)):
-        raise ValueError(f"the arrays do not fit the model: {problem}")
+    network = network_for(component, data.images.shape, data.images.classes, device, tensors)
     layout = torch.channels_last if config.local.channels_last else torch.contiguous_format
     # Copies become the parameters, so that a reply may hold them while the next client trains.
-    state = {k: _copy(t, device, layout) for k, t in tensors.items()}
-    state |= {k: t.clone() for k, t in rest.items()}
-    model.load_state_dict(state, assign=True)
-    return data, model, device
+    network.load({k: _copy(t, device, layout) for k, t in tensors.items()})
+    return data, network, device
 
 
 def _copy(tensor: Tensor, device: str, layout: torch.memory_format) -> Tensor:
@@ -183,25 +165,25 @@ def _reply(
 
 
 def _train(config: Config, message: Message, context: Context) -> Message:
-    data, model, device = _receive(config, message)
-    client = _client(context)
+    data, network, device = _receive(config, message)
+    client, model = _client(context), network.model
     key = (_round(message), client)
     samples = _samples(config, data, device, key)
     local = _local_run(config, context)
-    objectives = _objectives(model, _content(message), local)
+    objectives = _objectives(network.weights(), _content(message), local)
     conditions = draw_conditions(config.local, config.seed, client)
     # Dropout draws from the global generator: seeded for this client and round, put back after.
     with seeding.seeded(config.seed, "dropout", *key), scaled(model, _rate(message)):
         loss = train(model, samples, config.local, conditions, objectives)
-    weights = messages.travelling_state(model)
-    return _reply(message, context, weights, len(samples), loss, objectives, local)
+    return _reply(message, context, network.state(), len(samples), loss, objectives, local)
 
 
 def _train_together(
     config: Config, received: Sequence[Message], contexts: Sequence[Context]
 ) -> list[Message] | None:
     """Train several clients at once, if they can be; their messages have the same content."""
-    data, model, device = _receive(config, received[0])
+    data, network, device = _receive(config, received[0])
+    model = network.model
     if cohort.why_not(model, config.local) is not None:
         return None
     number, content = _round(received[0]), _content(received[0])
@@ -220,7 +202,7 @@ def _train_together(
     conditions = [draw_conditions(config.local, config.seed, _client(contexts[k])) for k in order]
     with scaled(model, _rate(received[0])):
         losses = cohort.train_stack(stack, samples, config.local, conditions, objectives)
-    received_state = messages.travelling_state(model)
+    received_state = network.state()
     replies: dict[int, Message] = {}
     for i, k in enumerate(order):
         weights = {name: views[i].get(name, t) for name, t in received_state.items()}
@@ -232,10 +214,10 @@ def _train_together(
 
 def _evaluate(config: Config, message: Message, client: int) -> Message:
     """Score the received model on the client's own hold-out; no samples, no weight."""
-    data, model, device = _receive(config, message)
+    data, network, device = _receive(config, message)
     _, held = data.split(client)
     score = evaluate(
-        model,
+        network.model,
         data.images.train.pixels[held],
         data.images.train.labels[held],
         data.images,

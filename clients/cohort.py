@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.parametrize import is_parametrized
 
 from clients.training import Conditions, Samples, batch_sizes
 from fedwsa.config import Local
@@ -31,6 +32,8 @@ def why_not(model: nn.Module, local: Local) -> str | None:
     if local.mask_absent:
         return "local.mask_absent is set"
     for module in model.modules():
+        if is_parametrized(module):
+            return "its weights are made from templates"
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
             return "its dropout would draw other masks"
         if next(module.buffers(recurse=False), None) is not None:

@@ -18,7 +18,7 @@ from server.sizes import SizedModels
 logger = logging.getLogger("fedwsa")
 
 
-SIZED = ("heterofl", "fedrolex", "depthfl")
+SIZED = ("heterofl", "fedrolex", "depthfl", "wave")
 """Strategies in ``conf/`` for clients of several sizes."""
 
 
@@ -52,7 +52,12 @@ def _with_sizes(component: Component, config: Config, sizes: SizedModels) -> Com
                 f"are strategy={', '.join(SIZED)}"
             )
         return component
-    facts = {"shapes": sizes.shapes, "axes": sizes.axes, "head": sizes.known.head}
+    facts = {
+        "shapes": sizes.shapes,
+        "axes": sizes.axes,
+        "head": sizes.known.head,
+        "architecture": sizes.known,
+    }
     given = {name: fact for name, fact in facts.items() if name in asked}
     return Component(**{"_target_": component.target, **given, **component.arguments})
 

@@ -110,13 +110,25 @@ def fit_scalers(weight: Tensor, templates: Tensor) -> Tensor:
         If the weight is not made of whole blocks.
     """
     a, b = grid(weight.shape, templates.shape[1:])
-    n, p, q, *kernel = templates.shape
-    blocks = weight.reshape(a, p, b, q, prod(kernel)).permute(0, 2, 1, 3, 4).reshape(a * b, -1)
+    n, blocks = len(templates), blocks_of(weight, templates.shape[1:])
     basis = templates.detach().reshape(n, -1).double().T
     # gelsd: templates that depend on each other give the smallest scalers, not infinite ones
     driver = "gelsd" if basis.device.type == "cpu" else None
     found: Tensor = torch.linalg.lstsq(basis, blocks.detach().double().T, driver=driver).solution
     return found.reshape(n, a, b).to(weight.dtype)
+
+
+def blocks_of(weight: Tensor, template: Sequence[int]) -> Tensor:
+    """The blocks of a weight, a row each: shape ``(a·b, p·q·kernel)``, row by row of blocks.
+
+    Raises
+    ------
+    ValueError
+        If it is not made of whole ones.
+    """
+    a, b = grid(weight.shape, template)
+    p, q, *kernel = template
+    return weight.reshape(a, p, b, q, prod(kernel)).permute(0, 2, 1, 3, 4).reshape(a * b, -1)
 
 
 def grid(shape: Sequence[int], template: Sequence[int]) -> tuple[int, int]:
@@ -302,6 +314,17 @@ def state(model: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
         **{SCALERS + n: s for n, s in scalers_of(model).items()},
         **shell_of(model),
     }
+
+
+def keys(model: nn.Module, architecture: Architecture) -> dict[str, list[str]]:
+    """Name in :func:`state` → the keys of ``state_dict()`` that hold that tensor."""
+    found: dict[str, list[str]] = {}
+    for layer, _ in _templated(model):
+        chain = f"{layer}.parametrizations.weight"
+        group = architecture.group(f"{layer}.weight")
+        found.setdefault(f"{TEMPLATES}{group}", []).append(f"{chain}.0.templates")
+        found[SCALERS + layer] = [f"{chain}.original"]
+    return {**found, **{name: [name] for name in shell_of(model)}}
 
 
 @torch.no_grad()

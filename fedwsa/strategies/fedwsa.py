@@ -247,7 +247,7 @@ class FedWSA(Strategy):
         """The model whose layers are aligned: of several sizes the largest."""
         sizes = sized(self.strategy)
         if sizes is not None:
-            arrays = sizes.plain(arrays, sizes.largest, server_round)
+            arrays = sizes.aligned(arrays, server_round)
         return messages.to_tensors(arrays)
 
     def _over_holders(self, mean: Tensor, spread: Tensor, held: Tensor) -> WeightScope:

@@ -198,6 +198,10 @@ class SizedFedAvg(FedAvg):
         """The state of a size's model; here what its clients are sent."""
         return self.split(arrays, size, server_round)
 
+    def aligned(self, arrays: ArrayRecord, server_round: int) -> ArrayRecord:
+        """The arrays whose scopes FedWSA aligns: those of the largest model."""
+        return self.plain(arrays, self.largest, server_round)
+
     def join(self, states: Mapping[str, Mapping[str, Tensor]]) -> ArrayRecord:
         """Global arrays to begin with: the largest size's, and what each has for itself.
 

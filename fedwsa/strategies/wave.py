@@ -1,0 +1,165 @@
+"""Federated WAVE: clients of all sizes train the same templates, each size its own scalers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor
+
+from fedwsa import messages
+from fedwsa.learngene import wave
+from fedwsa.models.architecture import Architecture, Axes, Outline
+from fedwsa.strategies.sizes import Shapes, SizedFedAvg
+
+
+class FedWave(SizedFedAvg):
+    """Average templates over all clients, and everything else among the clients of a size.
+
+    A client is sent the templates and, of its size, scalers and shell; it trains all of them,
+    its weights made from them in every step (:mod:`fedwsa.learngene.wave`). So sizes of any
+    width and depth learn from each other without being parts of one another.
+
+    It begins with the templates that come closest to the initial weights of all sizes: of each
+    group the N principal blocks. Weights that were made from templates (``init=wave``) are met
+    exactly, others with the variance of each layer kept.
+
+    Source: the rule is WAVE's, arXiv 2406.17503; its federation is ours.
+
+    Parameters
+    ----------
+    shapes
+        As for :class:`fedwsa.strategies.sizes.SizedFedAvg`: of the networks themselves.
+    architecture
+        Names the weight groups.
+    axes
+        Of the largest size.
+    count
+        N, templates of a group; fewer where there are fewer blocks.
+    size_of, fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes
+        As for ``SizedFedAvg``, as is ``min_available_nodes``.
+
+    Raises
+    ------
+    ValueError
+        If no templates make the weights of all sizes.
+    """
+
+    averages_by = SizedFedAvg.averages_by
+    most_alike = "all sizes need the same weight groups"
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        *,
+        architecture: Architecture,
+        axes: Axes | None = None,
+        count: int = 16,
+        size_of: Callable[[int], str] | None = None,
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        min_train_nodes: int = 2,
+        min_evaluate_nodes: int = 2,
+        min_available_nodes: int = 2,
+    ) -> None:
+        if count < 1:
+            raise ValueError(f"count must be at least 1; got {count}")
+        self._known, self._whole = architecture, shapes
+        outlines = {
+            size: Outline({k: torch.Size(v) for k, v in of.items()}, axes or {})
+            for size, of in shapes.items()
+        }
+        blocks = wave.template_shapes(list(outlines.values()), architecture)
+        there = dict.fromkeys(blocks, 0)
+        for of in shapes.values():
+            for name, shape in of.items():
+                if (group := architecture.group(name)) is not None:
+                    there[group] += wave.scaler_count(shape, blocks[group], 1)
+        self._templates = {
+            group: (min(count, there[group], torch.Size(block).numel()), *block)
+            for group, block in blocks.items()
+        }
+        super().__init__(
+            {size: self._sent(of) for size, of in shapes.items()},
+            size_of=size_of,
+            own=rf"(?!{wave.TEMPLATES})",
+            fraction_train=fraction_train,
+            fraction_evaluate=fraction_evaluate,
+            min_train_nodes=min_train_nodes,
+            min_evaluate_nodes=min_evaluate_nodes,
+            min_available_nodes=min_available_nodes,
+        )
+
+    def _sent(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what a client is sent, from those of its network."""
+        sent: dict[str, tuple[int, ...]] = {
+            wave.TEMPLATES + group: shape for group, shape in self._templates.items()
+        }
+        for name, shape in shapes.items():
+            group = self._known.group(name)
+            if group is None:
+                sent[name] = shape
+            else:
+                count, *block = self._templates[group]
+                layer = name.removesuffix(".weight")
+                sent[wave.SCALERS + layer] = (count, *wave.grid(shape, block))
+        return sent
+
+    def join(self, states: Mapping[str, Mapping[str, Tensor]]) -> ArrayRecord:
+        """Templates, scalers and shells of the networks' states."""
+        templates = self._principal(states)
+        made: dict[str, dict[str, Tensor]] = {}
+        for size, state in states.items():
+            made[size] = {wave.TEMPLATES + group: t for group, t in templates.items()}
+            for name in self._whole[size]:
+                group = self._known.group(name)
+                if group is None:
+                    made[size][name] = state[name]
+                    continue
+                scalers = wave.fit_scalers(state[name], templates[group])
+                layer = name.removesuffix(".weight")
+                made[size][wave.SCALERS + layer] = _as_loud(scalers, templates[group], state[name])
+        return super().join(made)
+
+    def _principal(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The templates whose span comes closest to all weights, as large as those are."""
+        found = {}
+        for group, (count, *block) in self._templates.items():
+            blocks = torch.cat(
+                [
+                    wave.blocks_of(state[name], block)
+                    for size, state in states.items()
+                    for name in self._whole[size]
+                    if self._known.group(name) == group
+                ]
+            )
+            spanned = torch.linalg.svd(blocks.double(), full_matrices=False).Vh[:count]
+            scale = blocks.double().square().mean().sqrt() * blocks.shape[1] ** 0.5
+            found[group] = (scale * spanned).to(blocks.dtype).view(count, *block)
+        return found
+
+    def plain(self, arrays: ArrayRecord, size: str, server_round: int) -> ArrayRecord:
+        """The state of a size's network, its weights made from the templates."""
+        tensors = messages.to_tensors(self.split(arrays, size, server_round))
+        state = {}
+        for name in self._whole[size]:
+            group = self._known.group(name)
+            if group is None:
+                state[name] = tensors[name]
+            else:
+                scalers = tensors[wave.SCALERS + name.removesuffix(".weight")]
+                state[name] = wave.kronecker(scalers, tensors[wave.TEMPLATES + group])
+        return messages.to_arrays(state)
+
+    def aligned(self, arrays: ArrayRecord, server_round: int) -> ArrayRecord:
+        """Templates and shell: a scope of scalers would say nothing."""
+        sent = messages.to_tensors(self.split(arrays, self.largest, server_round))
+        kept = {k: t for k, t in sent.items() if not k.startswith(wave.SCALERS)}
+        return messages.to_arrays(kept)
+
+
+def _as_loud(scalers: Tensor, templates: Tensor, weight: Tensor) -> Tensor:
+    """The scalers times a factor that gives their weight the variance of another one."""
+    variance = wave.kronecker(scalers, templates).var(correction=0)
+    return scalers * (weight.var(correction=0) / variance).sqrt() if variance > 0 else scalers
