@@ -404,14 +404,19 @@ def _overlap(old: Tensor, parts: Sequence[tuple[Tensor, float, _Window]]) -> Ten
     """
     if len(parts) == 1 and parts[0][2] is None:
         return parts[0][0].to(old.dtype)
-    total = torch.zeros(old.shape, dtype=torch.float64)
+    # Half precision adds up in single, whole numbers in double.
+    wide = torch.promote_types(
+        old.dtype, torch.float32 if old.is_floating_point() else torch.float64
+    )
+    total, mean = (torch.zeros(old.shape, dtype=wide) for _ in range(2))
     for _, weight, window in parts:
         total[... if window is None else window] += weight
-    mean = torch.zeros(old.shape, dtype=torch.float64)
     for part, weight, window in parts:
         where = ... if window is None else window
-        mean[where] += part * (weight / total[where])
-    return torch.where(total > 0, mean, old.double()).to(old.dtype)
+        mean[where] += (weight / total[where]).mul_(part)
+    if not any(window is None for _, _, window in parts):
+        mean = torch.where(total > 0, mean, old.to(wide))
+    return mean.to(old.dtype)
 
 
 def sized(strategy: Strategy) -> SizedFedAvg | None:
