@@ -16,8 +16,9 @@ from flwr.supercore import log
 from torch import Tensor
 
 from fedwsa import messages
-from fedwsa.models.architecture import Axes, Pick, first_units, place, selection, take
+from fedwsa.models.architecture import Axes, Pick, first_units, selection, take
 from fedwsa.objectives import find_record
+from fedwsa.overlap import overlap, window
 from fedwsa.scope import choose
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
@@ -371,52 +372,15 @@ class SizedFedAvg(FedAvg):
                 continue
             parts = []
             for size in holders:
-                window = _window(self._chosen(size, name, server_round), combined[name])
-                parts.append((means[size][name], weights[size], window))
-            combined[name] = _overlap(combined[name], parts)
+                chosen = self._chosen(size, name, server_round)
+                where = window(chosen, combined[name].shape)
+                parts.append((means[size][name], weights[size], where))
+            combined[name] = overlap(combined[name], parts)
         for size, mean in means.items():
             for name in filter(self.is_own, mean):
                 key = self.key(size, name)
                 combined[key] = mean[name].to(combined[key].dtype)
         return messages.to_arrays(combined)
-
-
-_Window = tuple[slice | Tensor, ...] | None
-"""Where the entries of a size lie in the whole; None: it has all of them."""
-
-
-def _window(chosen: Sequence[Tensor | None], whole: Tensor) -> _Window:
-    if all(index is None for index in chosen):
-        return None
-    slices = []  # several times as fast as index tensors
-    for index in chosen:
-        first, size = (0, 0) if index is None else (int(index[0]), len(index))
-        if index is not None and not torch.equal(index, torch.arange(first, first + size)):
-            return place(chosen, whole.shape)
-        slices.append(slice(None) if index is None else slice(first, first + size))
-    return tuple(slices)
-
-
-def _overlap(old: Tensor, parts: Sequence[tuple[Tensor, float, _Window]]) -> Tensor:
-    """Σ w x / Σ w of each entry over the parts that have it; the old value where none has.
-
-    Each x is multiplied by w / Σ w, which is 1 where one part alone has an entry: exact there.
-    """
-    if len(parts) == 1 and parts[0][2] is None:
-        return parts[0][0].to(old.dtype)
-    # Half precision adds up in single, whole numbers in double.
-    wide = torch.promote_types(
-        old.dtype, torch.float32 if old.is_floating_point() else torch.float64
-    )
-    total, mean = (torch.zeros(old.shape, dtype=wide) for _ in range(2))
-    for _, weight, window in parts:
-        total[... if window is None else window] += weight
-    for part, weight, window in parts:
-        where = ... if window is None else window
-        mean[where] += (weight / total[where]).mul_(part)
-    if not any(window is None for _, _, window in parts):
-        mean = torch.where(total > 0, mean, old.to(wide))
-    return mean.to(old.dtype)
 
 
 def sized(strategy: Strategy) -> SizedFedAvg | None:
