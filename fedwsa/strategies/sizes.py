@@ -59,9 +59,9 @@ class SizedFedAvg(FedAvg):
     weighted : {"examples", "clients"}
         Whether a client counts by its examples, as FedAvg has it, or each client once.
     scaler : bool
-        Ask the clients to divide the activations of hidden layers by the size's rate in training
-        (:mod:`clients.scaling`), so that the parts of a network are as loud as the whole. Off by
-        default, since a norm behind a layer undoes it.
+        Ask the clients to divide the activations of hidden layers by the size's rate in training,
+        which the message names as ``size-rate``, so that a part of the network is as loud as the
+        whole. Off by default, since a norm behind a layer undoes it.
     fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes, min_available_nodes
         As for Flower's FedAvg.
 
