@@ -146,8 +146,9 @@ def _show(result: dict[str, Any], folder: Path) -> None:
     for key, name in names.items():
         value = result[key]
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    for size, accuracy in result.get("sizes", {}).items():
-        table.add_row(f"  of size {size}, global test set", f"{accuracy:.4f}")
+        if key == "accuracy":
+            for size, accuracy in result.get("sizes", {}).items():
+                table.add_row(f"  of size {size}", f"{accuracy:.4f}")
     table.add_row("rounds, seconds", f"{result['rounds']}, {result['seconds']:.1f}")
     table.add_row("run folder", os.path.relpath(folder))
     console.print(table)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, MessageType, RecordDict
 
 import clients.app
 import server.app
@@ -68,6 +68,23 @@ def test_augmentation_changes_what_is_learned_and_dropout_repeats(tmp_path, monk
         losses[name] = run(folder, f"rounds=1 {overrides}")["train_loss"].item()
     assert losses["plain"] != losses["augmented"]
     assert losses["dropout"] == losses["dropout again"]
+
+
+def test_sizes_reach_both_apps_and_nodes_say_theirs(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = run(
+        tmp_path,
+        "strategy=fedrolex wsa=on rounds=2 clients.sizes=speed 'clients.speeds=[0.2,1.0]' "
+        "evaluation.clients_every=2",
+    )
+    assert table["failed"].isna().all()
+    assert table["client_accuracy_mean"].notna().tolist() == [False, True]
+    sizes = pd.read_csv(tmp_path / "runs" / "flower-1" / "sizes.csv")
+    assert sizes["clients"].sum() == 2 * 4
+    run_config = {"overrides": f"clients.count=2 clients.sizes=[S,L] cache_dir={tmp_path}/c"}
+    query = Message(RecordDict(), 2, MessageType.QUERY)
+    said = clients.app.app(query, context({"partition-id": 1}, run_config))
+    assert dict(said.content["config"]) == {"partition-id": 1, "size": "L"}
 
 
 def test_clients_too_small_for_a_hold_out_train_and_are_not_scored(tmp_path, monkeypatch) -> None:

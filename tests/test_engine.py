@@ -126,6 +126,33 @@ def test_push_and_pull_work_without_waiting() -> None:
     within(client_app(), body)
 
 
+def test_the_same_message_twice_in_a_call_is_refused() -> None:
+    def body(grid: Grid) -> None:
+        [first, *_] = instructions(grid)
+        with pytest.raises(ValueError, match="the same Message stands twice in one call"):
+            grid.send_and_receive([first, first])
+
+    within(client_app(), body)
+
+
+def test_an_exchange_whose_time_is_over_leaves_alone_what_was_pushed() -> None:
+    def sleep(partition: int, context: Context) -> None:
+        time.sleep(0.4 if partition < 4 else 30)
+
+    def body(grid: Grid) -> None:
+        list(grid.send_and_receive(instructions(grid)[:1]))  # the workers have started
+        # Two workers: two of the four pushed ones wait while the exchange is on.
+        ids = list(grid.push_messages(instructions(grid)[:4]))
+        assert list(grid.send_and_receive(instructions(grid)[5:], timeout=1.2)) == []
+        replies, end = [], time.monotonic() + 20
+        while len(replies) < 4 and time.monotonic() < end:
+            replies += grid.pull_messages(ids)
+            time.sleep(0.02)
+        assert weights(replies) == {i: float(i) for i in range(4)}
+
+    within(client_app(sleep), body, workers=2)
+
+
 def test_replies_are_averaged_at_the_workers_with_a_row_for_each_client() -> None:
     def body(grid: Grid) -> None:
         plain = list(grid.send_and_receive(instructions(grid)))

@@ -107,7 +107,7 @@ class RayGrid(Grid):
         Raises
         ------
         ValueError
-            If a message goes to a node that does not exist.
+            If a message goes to a node that does not exist, or stands there twice.
         """
         instructions = list(messages)
         ids = self._register(instructions)
@@ -141,17 +141,18 @@ class RayGrid(Grid):
         weighting = _weighting(messages)
         instructions = list(messages)
         ids = self._register(instructions)
-        self._pool.averages.clear()
-        self._pool.submit(self._jobs(instructions, weighting), timeout)
-        self._wait(set(ids), end)
+        exchange = self._pool.submit(self._jobs(instructions, weighting), end)
+        self._wait(exchange, set(ids), end)
         rows = [self._replies.pop(i) for i in ids if i in self._replies]
         self._sent.difference_update(ids)
         if weighting is None:
             return rows
         failed = [row for row in rows if row.has_error()]
-        return AveragedReplies(self._averages() + failed, rows)
+        return AveragedReplies(self._averages(exchange) + failed, rows)
 
     def _register(self, instructions: Sequence[Message]) -> list[str]:
+        if len({id(message) for message in instructions}) < len(instructions):
+            raise ValueError("the same Message stands twice in one call; make one for each answer")
         for message in instructions:
             if message.metadata.dst_node_id not in self.known_partitions:
                 raise ValueError(f"there is no node {message.metadata.dst_node_id}")
@@ -190,22 +191,23 @@ class RayGrid(Grid):
             for chosen in plan(work, self._pool.size, kinds)
         ]
 
-    def _wait(self, ids: set[str], end: float | None) -> None:
+    def _wait(self, exchange: int, ids: set[str], end: float | None) -> None:
+        """Return when all answers of an exchange are there, or its time is over."""
         total, done = len(ids), 0
         while done < total:
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
-                self._pool.forget_waiting()
-                if left < -_PATIENCE or not self._pool.busy:
-                    self._pool.abandon()
+                self._pool.forget_waiting(exchange)
+                if left < -_PATIENCE or not self._pool.busy(exchange):
+                    self._pool.abandon(exchange)
                     return
-            elif not self._pool.busy:
+            elif not self._pool.busy(exchange):
                 return  # all that is still missing was late
             pause = _POLL if left is None else min(_POLL, max(left, 0.01))
-            for finished in self._pool.collect(pause, left):
+            for finished in self._pool.collect(pause):
                 self._store(finished)
                 done += finished.message.metadata.message_id in ids
-            self.on_progress(done + self._pool.held, total)
+            self.on_progress(done + self._pool.held(exchange), total)
 
     def _store(self, finished: Finished) -> None:
         key = finished.message.metadata.message_id
@@ -227,10 +229,10 @@ class RayGrid(Grid):
         reply.metadata.__dict__["_message_id"] = str(uuid4())
         self._replies[key] = reply
 
-    def _averages(self) -> list[Message]:
+    def _averages(self, exchange: int) -> list[Message]:
         """The partial averages in the order of their jobs, as replies to a message in them."""
-        found = sorted(self._pool.averages.items())
-        return [Message(unpack(content), reply_to=message) for _, (message, content) in found]
+        found = self._pool.take_averages(exchange)
+        return [Message(unpack(content), reply_to=message) for message, content in found]
 
 
 def _weighting(messages: Iterable[Message]) -> Weighting | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import ray
@@ -19,8 +21,9 @@ from fedwsa.simulation.worker import Answers, Job, Worker
 
 logger = logging.getLogger("fedwsa")
 
-Number = tuple[int, int]
-"""Where a job stands in the order of sums: its own number, and which part of it, if it was cut."""
+Number = tuple[int, int, int]
+"""The exchange that a job belongs to, and where it stands in the order of sums: its own number,
+and which part of it, if it was cut."""
 
 
 @dataclass
@@ -48,12 +51,21 @@ class Finished:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    job: Job
+    number: Number
+    deadline: float | None  # by time.monotonic()
+    again: bool = False  # a second try, after the death of a worker
+
+
 @dataclass
 class _Running:
     job: Job
     worker: int
     number: Number
-    again: bool  # a second try, after the death of a worker
+    deadline: float | None
+    again: bool
     held: list[Finished] = field(default_factory=list)  # until the job's average is there
     states: deque[Finished] = field(default_factory=deque)  # whose states come next
     answered: set[str] = field(default_factory=set)
@@ -84,79 +96,88 @@ class Pool:
         self._actors: list[Any] = [self._make() for _ in range(workers)]
         self._starting = [actor.ready.remote() for actor in self._actors]
         self._free = deque(range(workers))
-        self._queue: deque[tuple[Job, Number, bool]] = deque()
+        self._queue: deque[_Waiting] = deque()
         self._running: dict[Any, _Running] = {}
         self._warned: set[str] = set()
-        self.averages: dict[Number, tuple[Message, PackedContent]] = {}
-        """Averages that have arrived, by the number of their job: a message that is in it, the
-        content."""
+        self._exchanges = count()
+        self._averages: dict[Number, tuple[Message, PackedContent]] = {}
 
     @property
     def size(self) -> int:
         """How many workers there are."""
         return len(self._actors)
 
-    @property
-    def busy(self) -> bool:
-        """Whether any job is running or waiting."""
-        return bool(self._running or self._queue)
+    def busy(self, exchange: int) -> bool:
+        """Whether any job of an exchange is running or waiting."""
+        return any(
+            job.number[0] == exchange
+            for jobs in (self._queue, self._running.values())
+            for job in jobs
+        )
 
-    @property
-    def held(self) -> int:
+    def held(self, exchange: int) -> int:
         """How many answers have come that wait for the average of their job."""
-        return sum(len(running.held) for running in self._running.values())
+        return sum(len(r.held) for r in self._running.values() if r.number[0] == exchange)
+
+    def take_averages(self, exchange: int) -> list[tuple[Message, PackedContent]]:
+        """The averages of an exchange in the order of their jobs, each with a message in it."""
+        numbers = sorted(number for number in self._averages if number[0] == exchange)
+        return [self._averages.pop(number) for number in numbers]
 
     def await_ready(self, patience: float = 60.0) -> None:
         """Return when all workers live: starting one is no client's time."""
         ray.wait(self._starting, num_returns=len(self._starting), timeout=patience)
 
-    def submit(self, jobs: Sequence[Job], left: float | None = None) -> None:
-        """Put jobs in the queue; those that start at once may take ``left`` seconds."""
-        self._queue.extend((job, (i, 0), False) for i, job in enumerate(jobs))
-        self._dispatch(left)
+    def submit(self, jobs: Sequence[Job], deadline: float | None = None) -> int:
+        """Put the jobs of an exchange in the queue; returns its number.
 
-    def collect(self, timeout: float, left: float | None = None) -> Iterator[Finished]:
-        """Answers that have come, after waiting up to ``timeout`` seconds for the first.
-
-        Jobs that are started meanwhile may take ``left`` seconds.
+        None of them works past ``deadline``, by ``time.monotonic()``.
         """
-        self._dispatch(left)
+        exchange = next(self._exchanges)
+        self._queue.extend(_Waiting(job, (exchange, i, 0), deadline) for i, job in enumerate(jobs))
+        self._dispatch()
+        return exchange
+
+    def collect(self, timeout: float) -> Iterator[Finished]:
+        """Answers that have come, after waiting up to ``timeout`` seconds for the first."""
+        self._dispatch()
         if not self._running:
             return
         ready, _ = ray.wait(list(self._running), timeout=timeout, num_returns=1)
         while ready:
             for stream in ready:
                 yield from self._read(stream)
-            self._dispatch(left)
+            self._dispatch()
             if not self._running:
                 return
             ready, _ = ray.wait(list(self._running), timeout=0, num_returns=len(self._running))
 
-    def forget_waiting(self) -> None:
-        """Start none of the jobs that wait."""
-        self._queue.clear()
+    def forget_waiting(self, exchange: int) -> None:
+        """Start none of the jobs of an exchange that wait."""
+        self._queue = deque(job for job in self._queue if job.number[0] != exchange)
 
-    def abandon(self) -> None:
-        """Give up what is running or waiting; workers that run something are replaced."""
-        self._queue.clear()
-        for running in self._running.values():
-            self._replace(running.worker)
-            self._free.append(running.worker)
-        self._running.clear()
+    def abandon(self, exchange: int) -> None:
+        """Give up an exchange; workers that run something of it are replaced."""
+        self.forget_waiting(exchange)
+        for stream, running in list(self._running.items()):
+            if running.number[0] == exchange:
+                self._replace(running.worker)
+                self._free.append(running.worker)
+                del self._running[stream]
 
     def close(self) -> None:
         """End the actors."""
         for actor in self._actors:
             ray.kill(actor)
 
-    def _dispatch(self, left: float | None) -> None:
+    def _dispatch(self) -> None:
         while self._queue and self._free:
-            job, number, again = self._queue.popleft()
-            worker = self._free.popleft()
-            if left is not None:
-                job = replace(job, seconds=left)
+            next_ = self._queue.popleft()
+            worker, job = self._free.popleft(), next_.job
+            if next_.deadline is not None:
+                job = replace(job, seconds=next_.deadline - time.monotonic())
             stream = self._actors[worker].run.options(num_returns="streaming").remote(job)
-            self._running[stream] = _Running(job, worker, number, again)
+            self._running[stream] = _Running(job, worker, next_.number, next_.deadline, next_.again)
 
     def _read(self, stream: Any) -> Iterator[Finished]:
         """The next object of a job's stream."""
@@ -191,7 +212,7 @@ class Pool:
                 logger.warning("%s", line)
                 self._warned.add(line)
         if part.average is not None:
-            self.averages[running.number] = running.job.orders[0].message, part.average
+            self._averages[running.number] = running.job.orders[0].message, part.average
         yield from self._finish(running, complete)
 
     def _finish(self, running: _Running, answers: Sequence[Finished]) -> Iterator[Finished]:
@@ -214,7 +235,7 @@ class Pool:
         a client that is tried again starts from where it started before.
         """
         del self._running[stream]
-        self.averages.pop(running.number, None)
+        self._averages.pop(running.number, None)
         if isinstance(error, RayActorError) or not isinstance(error, RayTaskError):
             self._replace(running.worker)
         self._free.append(running.worker)
@@ -231,8 +252,14 @@ class Pool:
         logger.warning(
             "a worker failed with %d clients left, which are tried again: %s", len(left), reason
         )
+        exchange, number, _ = running.number
         singles = [
-            (replace(running.job, orders=[order], cohort=1), (running.number[0], 1 + i), True)
+            _Waiting(
+                replace(running.job, orders=[order], cohort=1),
+                (exchange, number, 1 + i),
+                running.deadline,
+                again=True,
+            )
             for i, order in enumerate(left)
         ]
         self._queue.extendleft(reversed(singles))

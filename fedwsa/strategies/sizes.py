@@ -16,8 +16,9 @@ from flwr.supercore import log
 from torch import Tensor
 
 from fedwsa import messages
-from fedwsa.models.architecture import Axes, Pick, first_units, place, selection, take
+from fedwsa.models.architecture import Axes, Pick, first_units, selection, take
 from fedwsa.objectives import find_record
+from fedwsa.overlap import overlap, window
 from fedwsa.scope import choose
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
@@ -58,9 +59,9 @@ class SizedFedAvg(FedAvg):
     weighted : {"examples", "clients"}
         Whether a client counts by its examples, as FedAvg has it, or each client once.
     scaler : bool
-        Ask the clients to divide the activations of hidden layers by the size's rate in training
-        (:mod:`clients.scaling`), so that the parts of a network are as loud as the whole. Off by
-        default, since a norm behind a layer undoes it.
+        Ask the clients to divide the activations of hidden layers by the size's rate in training,
+        which the message names as ``size-rate``, so that a part of the network is as loud as the
+        whole. Off by default, since a norm behind a layer undoes it.
     fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes, min_available_nodes
         As for Flower's FedAvg.
 
@@ -375,47 +376,15 @@ class SizedFedAvg(FedAvg):
                 continue
             parts = []
             for size in holders:
-                window = _window(self._chosen(size, name, server_round), combined[name])
-                parts.append((means[size][name], weights[size], window))
-            combined[name] = _overlap(combined[name], parts)
+                chosen = self._chosen(size, name, server_round)
+                where = window(chosen, combined[name].shape)
+                parts.append((means[size][name], weights[size], where))
+            combined[name] = overlap(combined[name], parts)
         for size, mean in means.items():
             for name in filter(self.is_own, mean):
                 key = self.key(size, name)
                 combined[key] = mean[name].to(combined[key].dtype)
         return messages.to_arrays(combined)
-
-
-_Window = tuple[slice | Tensor, ...] | None
-"""Where the entries of a size lie in the whole; None: it has all of them."""
-
-
-def _window(chosen: Sequence[Tensor | None], whole: Tensor) -> _Window:
-    if all(index is None for index in chosen):
-        return None
-    slices = []  # several times as fast as index tensors
-    for index in chosen:
-        first, size = (0, 0) if index is None else (int(index[0]), len(index))
-        if index is not None and not torch.equal(index, torch.arange(first, first + size)):
-            return place(chosen, whole.shape)
-        slices.append(slice(None) if index is None else slice(first, first + size))
-    return tuple(slices)
-
-
-def _overlap(old: Tensor, parts: Sequence[tuple[Tensor, float, _Window]]) -> Tensor:
-    """Σ w x / Σ w of each entry over the parts that have it; the old value where none has.
-
-    Each x is multiplied by w / Σ w, which is 1 where one part alone has an entry: exact there.
-    """
-    if len(parts) == 1 and parts[0][2] is None:
-        return parts[0][0].to(old.dtype)
-    total = torch.zeros(old.shape, dtype=torch.float64)
-    for _, weight, window in parts:
-        total[... if window is None else window] += weight
-    mean = torch.zeros(old.shape, dtype=torch.float64)
-    for part, weight, window in parts:
-        where = ... if window is None else window
-        mean[where] += part * (weight / total[where])
-    return torch.where(total > 0, mean, old.double()).to(old.dtype)
 
 
 def sized(strategy: Strategy) -> SizedFedAvg | None:

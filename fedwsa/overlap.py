@@ -1,0 +1,59 @@
+"""The average of tensors that each cover a part of a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedwsa.models.architecture import place
+
+Window = tuple[slice | Tensor, ...] | None
+"""Where the entries of a part lie in the whole; None: it has all of them."""
+
+
+def window(chosen: Sequence[Tensor | None], shape: Sequence[int]) -> Window:
+    """Where :func:`fedwsa.models.architecture.selection` has chosen its entries."""
+    if all(index is None for index in chosen):
+        return None
+    slices = []  # several times as fast as index tensors
+    for index in chosen:
+        first, size = (0, 0) if index is None else (int(index[0]), len(index))
+        if index is not None and not torch.equal(index, torch.arange(first, first + size)):
+            return place(chosen, shape)
+        slices.append(slice(None) if index is None else slice(first, first + size))
+    return tuple(slices)
+
+
+def overlap(old: Tensor, parts: Sequence[tuple[Tensor, float, Window]]) -> Tensor:
+    """Σ w x / Σ w of each entry over the parts that have it; the old value where none has.
+
+    Each x is multiplied by w / Σ w, which is 1 where one part alone has an entry: exact there.
+
+    Parameters
+    ----------
+    old
+        The whole, as it was.
+    parts
+        Values x, weight w, and where they lie.
+
+    Returns
+    -------
+    Tensor
+        In the shape and dtype of ``old``.
+    """
+    if len(parts) == 1 and parts[0][2] is None:
+        return parts[0][0].to(old.dtype)
+    # Half precision adds up in single, whole numbers in double.
+    least = torch.float32 if old.is_floating_point() else torch.float64
+    wide = torch.promote_types(old.dtype, least)
+    total, mean = (torch.zeros(old.shape, dtype=wide) for _ in range(2))
+    for _, weight, where in parts:
+        total[... if where is None else where] += weight
+    for part, weight, where in parts:
+        index = ... if where is None else where
+        mean[index] += (weight / total[index]).mul_(part)
+    if not any(where is None for _, _, where in parts):
+        mean = torch.where(total > 0, mean, old.to(wide))
+    return mean.to(old.dtype)
