@@ -18,7 +18,7 @@ from fedwsa.data.images import ImageData, Images
 from fedwsa.learngene import METHODS, LinearExpansion, Selection, Stages, Standard, Wave, wave
 from fedwsa.learngene.base import Target, Task
 from fedwsa.learngene.expansion import ExpandedNetwork
-from fedwsa.learngene.fit import Lesson, Recipe, distillation, fit, step_flops
+from fedwsa.learngene.fit import Lesson, Recipe, distillation, fit
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.resize import (
     first_blocks,
@@ -32,6 +32,7 @@ from fedwsa.learngene.resume import Resume
 from fedwsa.learngene.stages import share_stages
 from fedwsa.models import build_model
 from fedwsa.models.architecture import architecture_of, outline
+from fedwsa.models.flops import forward_flops, step_flops
 from tests.test_architecture import IMAGE, SMALL, component
 from tests.test_wave import random_wave
 
@@ -358,7 +359,7 @@ def test_operations_are_counted_as_by_hand() -> None:
     """A linear layer 3·2·2 → 5 for 4 images: 2·4·12·5 forward, the same for its weight's
     gradient; the images need none."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-    assert step_flops(model, (3, 2, 2), 4, teacher=True) == 2 * 4 * 12 * 5
+    assert forward_flops(model, (3, 2, 2), 4) == 2 * 4 * 12 * 5
     assert step_flops(model, (3, 2, 2), 4) == 2 * 2 * 4 * 12 * 5
 
 

@@ -30,12 +30,13 @@ from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
 from fedwsa.learngene import METHODS
 from fedwsa.learngene.base import Method, Target, Task, frozen
-from fedwsa.learngene.fit import Lesson, Recipe, fit, step_flops
+from fedwsa.learngene.fit import Lesson, Recipe, fit
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.pretrain import School
 from fedwsa.learngene.progress import watching
 from fedwsa.models import build_model
 from fedwsa.models.files import load_network, save_network
+from fedwsa.models.flops import forward_flops, step_flops
 
 COLUMNS = ["seed", "method", "width", "depth", "epoch", "accuracy", "loss"]
 COSTS = ["seed", "method", "numbers", "learn_flops", "fit_flops", "teacher_flops"]
@@ -174,7 +175,7 @@ class SeedRun:
     def _forward(self) -> int:
         """Operations of the teacher's answer to a batch."""
         model = self._network(self.school.model)
-        return step_flops(model, self._image, self._batch, teacher=True)
+        return forward_flops(model, self._image, self._batch)
 
     def _gene(self, method: Method, key: str, size: Component) -> Learngene:
         """The learngene that serves a size, from its file if it is there."""

@@ -38,12 +38,28 @@ def fetch(file: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         return None
 
 
-def store(
-    file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], key: str = "cache_dir"
-) -> None:
-    """Write a file that is either whole or not there, whoever else writes it too.
+def store(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a file for :func:`fetch`.
 
-    ``key`` is what the configuration calls its place.
+    Raises
+    ------
+    ConfigError
+        If it cannot be written.
+    """
+    write_tensors(file, tensors, {**metadata, "format": _FORMAT}, "cache_dir")
+
+
+def write_tensors(
+    file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], key: str
+) -> None:
+    """Write a safetensors file that is either whole or not there, whoever else writes it too.
+
+    Parameters
+    ----------
+    metadata
+        With more than one entry, safetensors writes them in an order that differs from run to run.
+    key
+        What the configuration calls its place.
 
     Raises
     ------
@@ -56,7 +72,7 @@ def store(
         handle, part = tempfile.mkstemp(dir=file.parent, suffix=".part")
         os.close(handle)
         Path(part).chmod(0o644)  # a temporary file is its owner's alone
-        save_file(dict(tensors), part, {**metadata, "format": _FORMAT})
+        save_file({k: t.contiguous() for k, t in tensors.items()}, part, dict(metadata))
         os.replace(part, file)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{key}: cannot write {file}: {error}") from None

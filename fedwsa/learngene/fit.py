@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
-from torch.utils.flop_counter import FlopCounterMode
 
 from fedwsa import seeding
 from fedwsa.data.images import ImageData, Images, crop_flip, normalise
@@ -175,22 +174,3 @@ def fit(
                 resume.keep(step + 1, model, chosen, optimizer)
     if resume:
         resume.forget()
-
-
-def step_flops(
-    model: nn.Module, image: Sequence[int], batch_size: int, teacher: bool = False
-) -> int:
-    """Floating-point operations of a training step, or of a teacher's forward pass.
-
-    As torch counts them: multiplications and additions of matrix products and convolutions.
-    """
-    device = next(model.parameters()).device
-    x = torch.zeros(batch_size, *image, device=device)
-    with FlopCounterMode(display=False) as counter:
-        if teacher:
-            with torch.no_grad():
-                model(x)
-        else:
-            torch.autograd.backward(model(x).sum())
-    model.zero_grad(set_to_none=True)
-    return int(counter.get_total_flops())

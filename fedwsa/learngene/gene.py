@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fedwsa.components import Component, ConfigError
-from fedwsa.data.cache import store
+from fedwsa.data.cache import write_tensors
 from fedwsa.models import ImageShape
 from fedwsa.models.architecture import Architecture, Outline, architecture_of, outline
 
@@ -80,8 +80,7 @@ class Learngene:
             "classes": self.classes,
             "facts": self.facts,
         }
-        tensors = {k: t.detach().cpu().contiguous() for k, t in self.tensors.items()}
-        store(file, tensors, {"fedwsa": json.dumps(about)}, "out")
+        write_tensors(file, self.tensors, {"fedwsa": json.dumps(about)}, "init.file")
 
     @classmethod
     def load(cls, file: Path) -> Learngene:

@@ -16,11 +16,12 @@ from fedwsa.components import Component, ConfigError, build
 from fedwsa.config import Init, Pretraining
 from fedwsa.evaluation import evaluate
 from fedwsa.learngene.base import Method, Target, Task
-from fedwsa.learngene.fit import Lesson, Recipe, Report, fit, plain_loss, step_flops
+from fedwsa.learngene.fit import Lesson, Recipe, Report, fit, plain_loss
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.resume import Resume
 from fedwsa.models import ImageShape, build_model
 from fedwsa.models.files import load_network
+from fedwsa.models.flops import forward_flops, step_flops
 
 Watch = Callable[[str, int], Report]
 """(what is trained, steps) → the report to call after each step."""
@@ -186,7 +187,7 @@ class School:
         step = step_flops(task.network(), shape, size)
         facts["flops"] = {"learn": step * task.recipe.steps * trains}
         if teacher is not None:
-            forward = step_flops(teacher, shape, size, teacher=True)
+            forward = forward_flops(teacher, shape, size)
             facts["flops"]["learn"] += forward * task.recipe.steps * trains
             score = evaluate(
                 teacher, test.pixels, test.labels, self.lesson.data, self.lesson.device, 512

@@ -74,8 +74,7 @@ class Resume:
             tensors[f"mean {i}"] = state["exp_avg"].cpu()
             tensors[f"square {i}"] = state["exp_avg_sq"].cpu()
         tensors |= {f"buffer {n}": b.cpu() for n, b in model.named_buffers()}
-        tensors = {k: t.contiguous() for k, t in tensors.items()}
-        store(self.file, tensors, {"key": self.key, "done": str(done)}, "out")
+        store(self.file, tensors, {"key": self.key, "done": str(done)})
         self._kept = time.monotonic()
 
     def forget(self) -> None:

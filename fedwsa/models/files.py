@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fedwsa.components import Component, ConfigError
-from fedwsa.data.cache import store
+from fedwsa.data.cache import write_tensors
 from fedwsa.models import ImageShape, build_model
 
 
@@ -25,10 +25,7 @@ def save_network(
         If it cannot be written.
     """
     facts = {"model": model.model_dump(by_alias=True), "image": list(image), "classes": classes}
-    # One entry: safetensors writes several in an order that differs from run to run.
-    store(
-        file, {k: t.contiguous() for k, t in tensors.items()}, {"fedwsa": json.dumps(facts)}, "out"
-    )
+    write_tensors(file, tensors, {"fedwsa": json.dumps(facts)}, "out")
 
 
 def load_network(file: Path) -> tuple[nn.Module, Component, ImageShape]:
