@@ -40,7 +40,7 @@ def await_ray(start: RayStart | None) -> None:
     """
     error = start.wait() if start is not None else None
     if isinstance(error, SimulationError):
-        raise ConfigError(str(error))
+        raise ConfigError(f"runtime.{error}")
     if error is not None:
         raise error
 

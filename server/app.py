@@ -13,7 +13,6 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from rich.console import Console
-from safetensors.torch import save_file
 from torch import nn
 
 from fedwsa import messages
@@ -22,6 +21,7 @@ from fedwsa.config import Config, from_run_config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import Score, evaluate
+from fedwsa.models.files import save_network
 from fedwsa.scope import WeightScope, fan_in, scoped_layers, stability
 from fedwsa.sizes import WHOLE
 from fedwsa.strategies.fedwsa import FedWSA
@@ -219,16 +219,12 @@ class Federation:
         if inner is not None and inner.has_own:
             wanted |= {f"model-{size}.safetensors": size for size in self.sizes.models}
         for file, size in wanted.items():
-            facts = {
-                "model": self.config.model_of(size).model_dump(by_alias=True),
-                "image": self.data.images.shape,
-                "classes": self.data.images.classes,
-            }
-            save_file(
-                messages.to_tensors(self._state(arrays, size, number)),
+            save_network(
                 self.folder / file,
-                # One entry: safetensors writes several in an order that differs from run to run.
-                {"fedwsa": json.dumps(facts)},
+                messages.to_tensors(self._state(arrays, size, number)),
+                self.config.model_of(size),
+                self.data.images.shape,
+                self.data.images.classes,
             )
 
     def _finish(self, loop: RoundLoop, records: Sequence[RoundRecord], seconds: float) -> None:

@@ -81,7 +81,7 @@ def connect(address: str | None, **init: Any) -> bool:
         if address is None:
             raise
         line = str(error).splitlines()[0]
-        raise SimulationError(f"runtime.address={address}: no Ray cluster: {line}") from None
+        raise SimulationError(f"address={address}: no Ray cluster: {line}") from None
     return True
 
 
@@ -91,12 +91,12 @@ _JOINING = ("log_to_driver", "logging_level", "runtime_env", "namespace")
 def _knock(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise SimulationError(f"runtime.address={address}: must be auto or HOST:PORT")
+        raise SimulationError(f"address={address}: must be auto or HOST:PORT")
     try:
         socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
     except OSError as error:
         raise SimulationError(
-            f"runtime.address={address}: nobody answers there ({error}); "
+            f"address={address}: nobody answers there ({error}); "
             "start a cluster with: ray start --head"
         ) from None
 

@@ -80,14 +80,7 @@ def run_simulation(
         raise SimulationError("enable_tf_gpu_growth: set TF_FORCE_GPU_ALLOW_GROWTH=true instead")
     if not isinstance(server_app, ServerApp) or not isinstance(client_app, ClientApp):
         raise SimulationError("server_app must be a ServerApp and client_app a ClientApp")
-    counts = {"num_supernodes": num_supernodes, "workers": workers, "cohort": cohort}
-    for name, value in counts.items():
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            raise SimulationError(f"{name}={value!r}: must be a whole number, at least 1")
-    if work is not None and len(work) != num_supernodes:
-        raise SimulationError(f"work has {len(work)} entries for {num_supernodes} clients")
-    if work is not None and not all(0 <= amount < math.inf for amount in work):
-        raise SimulationError("work: must be numbers that are not negative")
+    _check_numbers(num_supernodes, workers, cohort, work)
     if verbose_logging:
         logging.getLogger("flwr").setLevel(logging.DEBUG)
     init, cpus, gpus = _from_backend(backend_config or {}, gpus_per_worker)
@@ -117,10 +110,26 @@ def run_simulation(
             ray.shutdown()
 
 
+def _check_numbers(
+    num_supernodes: int, workers: int | None, cohort: int, work: Sequence[float] | None
+) -> None:
+    """Refuse numbers with which nothing could run."""
+    counts = {"num_supernodes": num_supernodes, "workers": workers, "cohort": cohort}
+    for name, value in counts.items():
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise SimulationError(f"{name}={value!r}: must be a whole number, at least 1")
+    if work is not None and len(work) != num_supernodes:
+        raise SimulationError(f"work has {len(work)} entries for {num_supernodes} clients")
+    if work is not None and not all(0 <= amount < math.inf for amount in work):
+        raise SimulationError("work: must be numbers that are not negative")
+
+
 def _from_backend(config: dict[str, Any], gpus: float) -> tuple[dict[str, Any], float, float]:
     """Arguments of ``ray.init``, CPUs and GPUs of a worker, from Flower's ``backend_config``."""
     resources = config.get("client_resources", {})
-    init = {k.replace("-", "_"): v for k, v in config.get("init_args", {}).items()}
+    # What clients print is shown, as in Flower's simulation.
+    init: dict[str, Any] = {"log_to_driver": True}
+    init |= {k.replace("-", "_"): v for k, v in config.get("init_args", {}).items()}
     cpus = float(resources.get("num_cpus", resources.get("num-cpus", 1)))
     gpus = float(gpus or resources.get("num_gpus", resources.get("num-gpus", 0)))
     if not (cpus > 0 and gpus >= 0):
