@@ -342,6 +342,10 @@ def test_a_training_that_is_interrupted_goes_on_to_the_same_end(tmp_path: Path) 
     for key, tensor in whole.state_dict().items():
         if "num_batches" not in key:
             assert torch.equal(again.state_dict()[key], tensor), key
+    done = resume()
+    fit(again, lesson(), recipe, purpose="test", resume=done)  # nothing is left to do
+    assert done.found == 6
+    done.forget()
     assert not (tmp_path / "state.safetensors").exists()
 
 

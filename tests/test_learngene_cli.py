@@ -15,7 +15,9 @@ from experiments.learngene import cli
 from experiments.learngene.summary import interval
 from fedwsa.components import ConfigError
 from fedwsa.data.federated import public_share
+from fedwsa.learngene.fit import Report
 from fedwsa.learngene.gene import Learngene
+from fedwsa.learngene.progress import Watcher
 from fedwsa.models.files import load_network, save_network
 from tests.test_architecture import component, network
 
@@ -73,6 +75,38 @@ def test_distil_then_init_leaves_a_network_that_can_teach(
         "s.safetensors",
         "w.safetensors",
     ]
+
+
+def test_distil_goes_on_where_it_was_interrupted_and_knows_its_teacher(
+    inside: Path, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the auxiliary network's third step: the teacher is not trained again."""
+    words = ["distil", cache, *SMALL]
+    assert command(monkeypatch, *words, "init.file=whole.safetensors") == 0
+    plain = Watcher.__call__
+    trained: list[str] = []
+
+    def watch(self: Watcher, name: str, steps: int) -> Report:
+        report = plain(self, name, steps)
+
+        def stop(step: int, loss: float) -> None:
+            trained.append(name)
+            if trained.count("wave") == 3:
+                raise KeyboardInterrupt
+            report(step, loss)
+
+        return stop
+
+    monkeypatch.setattr(Watcher, "__call__", watch)
+    assert command(monkeypatch, *words, "init.file=w.safetensors") == 130
+    assert trained.count("teacher") == 5
+    assert not (inside / "w.safetensors").exists()
+    trained[:] = ["wave"] * 3
+    assert command(monkeypatch, *words, "init.file=w.safetensors") == 0
+    assert trained.count("teacher") == 0
+    left, right = (load_file(inside / f"{n}.safetensors") for n in ("whole", "w"))
+    assert all(torch.equal(left[k], right[k]) for k in left.keys() | right.keys())
+    assert not list(inside.glob("*.part"))
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,7 @@ def distil(config: LearngeneConfig) -> None:
     data, source = open_data(config)
     with watching(console) as watch:
         school = _school(config, data, source, watch)
-        gene = school.learn(resume=file)
-    gene.save(file)
+        gene = school.learn(file)
     facts = gene.facts
     console.print(f"{gene.method} learngene of {gene.numbers:,} numbers in {file}")
     if "teacher" in facts:

@@ -144,7 +144,7 @@ def fit(
     exempt
         Those of them without weight decay, besides vectors.
     resume
-        Where a training that is interrupted goes on.
+        Where a training that is interrupted goes on; what it writes is the caller's to remove.
     """
     chosen = list(model.parameters()) if parameters is None else list(parameters)
     free = {id(p) for p in exempt}
@@ -156,12 +156,14 @@ def fit(
     ]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.lr, fused=True)
     begin = resume.restore(model, chosen, optimizer) if resume else 0
+    if begin == recipe.steps:
+        return
     model.train()
     batches = lesson.batches(recipe.batch_size, recipe.augment, purpose)
     with seeding.seeded(lesson.seed, f"{purpose} dropout"):
         for step, (inputs, labels) in zip(range(recipe.steps), batches, strict=False):
             if step < begin:
-                continue
+                continue  # its batch was drawn, so that the next one is the same as ever
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * recipe.rate(step)
             optimizer.zero_grad(set_to_none=True)
@@ -171,6 +173,5 @@ def fit(
             if report:
                 report(step + 1, float(value.detach()))
             if resume:
-                resume.keep(step + 1, model, chosen, optimizer)
-    if resume:
-        resume.forget()
+                last = step + 1 == recipe.steps
+                resume.keep(step + 1, model, chosen, optimizer, now=last)

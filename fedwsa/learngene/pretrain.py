@@ -106,7 +106,7 @@ class School:
         digest.update(self.lesson.images.labels.numpy().tobytes())
         return digest.hexdigest()
 
-    def teacher(self, resume: Path | None = None) -> nn.Module:
+    def teacher(self, resume: Resume | None = None) -> nn.Module:
         """The teacher: read from a file, or trained on the public images.
 
         Raises
@@ -133,17 +133,18 @@ class School:
             purpose="teach",
             loss=plain_loss,
             report=self.watch("teacher", recipe.steps),
-            resume=None if resume is None else Resume(resume, self.key("teach")),
+            resume=resume,
         )
         return model
 
-    def learn(self, resume: Path | None = None) -> Learngene:
+    def learn(self, file: Path | None = None) -> Learngene:
         """Learn a learngene, with the facts that a person may want to know.
 
         Parameters
         ----------
-        resume
-            Path without suffix of files in which an interrupted training is kept.
+        file
+            Where to write it. Two files beside it keep an interrupted training, and are gone at
+            the end.
 
         Raises
         ------
@@ -151,9 +152,12 @@ class School:
             See :meth:`fedwsa.learngene.base.Method.learn`.
         """
         method, recipe = build_method(self.init.method), self.recipe("learn")
-        teacher = None
-        if method.teaches:
-            teacher = self.teacher(resume and resume.with_suffix(".teacher.part"))
+        kept = [
+            Resume(file.with_suffix(f".{part}.part"), self.key(part))
+            for part in ("teach", "learn")
+            if file is not None
+        ]
+        teacher = self.teacher(kept[0] if kept else None) if method.teaches else None
         task = Task(
             self.model,
             self.family,
@@ -165,10 +169,14 @@ class School:
             self.pretraining.temperature,
             self.pretraining.hard,
             self.watch(method.name, recipe.steps),
-            None if resume is None else Resume(resume.with_suffix(".part"), self.key("learn")),
+            kept[1] if kept else None,
         )
         gene = method.learn(task)
         gene.facts.update(self._facts(task, teacher, method.trains))
+        if file is not None:
+            gene.save(file)
+        for state in kept:
+            state.forget()
         return gene
 
     def _facts(self, task: Task, teacher: nn.Module | None, trains: bool) -> dict[str, Any]:

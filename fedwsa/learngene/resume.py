@@ -15,7 +15,7 @@ from fedwsa.data.cache import fetch, store
 
 @dataclass
 class Resume:
-    """A file with the state of a training, written now and then, gone when it is done.
+    """A file with the state of a training, written now and then and when it is done.
 
     Attributes
     ----------
@@ -62,9 +62,10 @@ class Resume:
         model: nn.Module,
         parameters: Sequence[nn.Parameter],
         optimizer: torch.optim.Optimizer,
+        now: bool = False,
     ) -> None:
-        """Write the state, if it is time to."""
-        if time.monotonic() - self._kept < self.every:
+        """Write the state, if it is time to or ``now``."""
+        if not now and time.monotonic() - self._kept < self.every:
             return
         tensors: dict[str, Tensor] = {}
         for i, parameter in enumerate(parameters):
@@ -78,5 +79,5 @@ class Resume:
         self._kept = time.monotonic()
 
     def forget(self) -> None:
-        """Remove the file."""
+        """Remove the file, once what was trained is kept elsewhere."""
         self.file.unlink(missing_ok=True)
