@@ -50,7 +50,8 @@ def choose_cohort(
     of_size = "" if count == len(sizes) else f" of size {size}, which most have"
     share = math.ceil(count * config.clients.fraction / workers)
     if share < COUNTS[0]:
-        return 1, f"one by one, as a worker has only {share} clients a round{of_size}"
+        plural = "" if share == 1 else "s"
+        return 1, f"one by one, as a worker has only {share} client{plural} a round{of_size}"
     device = resolve_device(config.device)
     images = data.images
     component = config.model_of(size)

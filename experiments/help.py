@@ -63,6 +63,9 @@ def _whole(usage: str, config: str) -> str:
         if line.startswith("  - ") and ": " in line and "hydra/" not in line
     )
     parts = [usage, "Keys and their defaults:\n", _indent(rest.partition("\nhydra:")[0])]
+    for line in defaults.splitlines():  # files that are part of this one
+        if line.startswith("  - ") and ": " not in line and "_self_" not in line:
+            parts += ["", _indent(_body(CONFIG_DIR / f"{line.strip('- ')}.yaml"))]
     for group, default in chosen.items():
         parts.append(f"\nGroup {group}, and the keys of each option as {group}.KEY=VALUE:\n")
         for file in sorted((CONFIG_DIR / group).glob("*.yaml")):

@@ -21,11 +21,13 @@ from fedwsa.config import Config, from_run_config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import Score, evaluate
+from fedwsa.learngene import wave
 from fedwsa.models.files import save_network
 from fedwsa.scope import WeightScope, fan_in, scoped_layers, stability
 from fedwsa.sizes import WHOLE
 from fedwsa.strategies.fedwsa import FedWSA
 from fedwsa.strategies.sizes import sized
+from fedwsa.strategies.wave import FedWave
 from server.callbacks import Callback
 from server.callbacks.progress import ProgressDisplay
 from server.callbacks.tables import ClientTable, History, Scopes, SizeTable
@@ -85,7 +87,7 @@ class Federation:
         self.data: FederatedData = open_federated(*config.data_key)
         self.sizes = SizedModels.of(config, self.data.images.shape, self.data.images.classes)
         self.strategy = build_strategy(config, self.sizes)
-        self.learned = initialise(
+        used = initialise(
             self.sizes,
             self._begin_with(),
             self.largest,
@@ -94,6 +96,11 @@ class Federation:
             self.device,
             self.console,
         )
+        self.learned = used if config.init.file is None else {}
+        if isinstance(inner := sized(self.strategy), FedWave) and self.largest in used:
+            templates = wave.templates_in(used[self.largest].tensors)
+            if templates:
+                inner.begin_with(templates)
         if isinstance(self.strategy, FedWSA):
             self._check_alignment(self.strategy)
         for model in self.sizes.models.values():

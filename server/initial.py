@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.pretrain import School, build_method
 from fedwsa.learngene.progress import watching
 from server.sizes import SizedModels
+
+logger = logging.getLogger("fedwsa")
 
 
 def initialise(
@@ -44,7 +47,7 @@ def initialise(
     Returns
     -------
     dict of str to Learngene
-        What was learned: one for all sizes under the name of the largest, or one for each size.
+        What they were made of: one for all sizes under the name of the largest, or one for each.
 
     Raises
     ------
@@ -53,12 +56,14 @@ def initialise(
     """
     method = build_method(config.init.method)
     if isinstance(method, Standard):
+        if config.init.file is not None:
+            raise ConfigError("init.file: init=standard takes no file")
         return {}
     train = data.images.train
     public = Images(train.pixels[data.public], train.labels[data.public])
     lesson = Lesson(public, data.images, device, config.seed)
-    names = list(wanted)
-    learned: dict[str, Learngene] = {}
+    names = list(dict.fromkeys(wanted))
+    used: dict[str, Learngene] = {}
     found = None if config.init.file is None else Learngene.load(Path(config.init.file))
     if found is None and not len(public):
         raise ConfigError(
@@ -77,11 +82,23 @@ def initialise(
                 config.dataset.augment == "crop_flip",
                 watch,
             )
-            if found is None and auxiliary not in learned:
-                learned[auxiliary] = school.learn()
-            gene = found or learned[auxiliary]
-            sizes.models[name].load_state_dict(school.make(gene, config.model_of(name)))
-    return learned
+            if auxiliary not in used:
+                used[auxiliary] = school.learn() if found is None else found
+            if found is not None:
+                _warn_of_other_images(found, school)
+            state = school.make(used[auxiliary], config.model_of(name))
+            sizes.models[name].load_state_dict(state)
+    return used
+
+
+def _warn_of_other_images(gene: Learngene, school: School) -> None:
+    """Say that a learngene may have seen images that clients have here."""
+    seen = gene.facts.get("data", {}).get("hash")
+    if seen != school.image_hash():
+        logger.warning(
+            "init.file was learned from other images than this run's public ones, perhaps from "
+            "clients' images; the same data set, seed and init.public keep them apart"
+        )
 
 
 def _family(config: Config, names: Iterable[str]) -> list[Component]:

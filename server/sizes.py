@@ -9,7 +9,7 @@ from functools import cached_property
 from torch import nn
 
 from fedwsa import messages
-from fedwsa.components import ConfigError
+from fedwsa.components import Component, ConfigError
 from fedwsa.config import Config
 from fedwsa.models import ImageShape, build_model
 from fedwsa.models.architecture import Architecture, Axes, Axis, architecture_of
@@ -48,7 +48,7 @@ class SizedModels:
             weights hang together.
         """
         names = config.size_names
-        known = architecture_of(config.model) if names != [WHOLE] else Architecture()
+        known = _known(config.model, needed=names != [WHOLE])
         models, costs = {}, {}
         for name in names:
             component, where = config.model_of(name), WHOLE if name == WHOLE else f"sizes.{name}"
@@ -96,6 +96,15 @@ class SizedModels:
             if len(shape) >= 2
         ]
         return len(set(layers)) > len({name for name, _ in layers})
+
+
+def _known(model: Component, needed: bool) -> Architecture:
+    try:
+        return architecture_of(model)
+    except ConfigError:
+        if needed:
+            raise
+        return Architecture()  # a stranger's network that is never taken apart
 
 
 def _units(axes: Mapping[int, Axis]) -> str:

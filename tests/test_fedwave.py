@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,31 @@ def test_other_weights_are_met_with_the_variance_of_each_layer() -> None:
                 assert ratio.item() == pytest.approx(1, rel=1e-4)
             else:
                 assert torch.equal(back[name], tensor)
+
+
+def test_the_templates_of_a_learngene_are_taken_as_they_are() -> None:
+    """Of another size and number than the strategy would choose: 24x24 instead of 48x48."""
+    made, known = models(), architecture_of(component("vit.vit"))
+    draw = torch.Generator().manual_seed(0)
+    shapes = dict.fromkeys(known.groups, (24, 24))
+    templates = wave.random_templates(made["L"], known, shapes, 7, draw)
+    given = {k: t.detach() for k, t in templates.items()}
+    for model in made.values():
+        wave.attach(model, known, given)
+        wave.random_scalers(model, dict.fromkeys(wave.scalers_of(model), 0.01), draw)
+        wave.materialise(model)
+    aggregator = strategy()
+    aggregator.begin_with(given)
+    joined = aggregator.join(states(made))
+    assert torch.equal(messages.to_tensors(joined)["templates/mlp.fc1"], given["mlp.fc1"])
+    for size, model in made.items():
+        back = messages.to_tensors(aggregator.plain(joined, size, 1))
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(back[name], tensor, rtol=1e-3, atol=1e-5)
+    before = aggregator.shapes
+    with pytest.raises(ValueError, match="not made of whole templates of 7x7"):
+        aggregator.begin_with(dict.fromkeys(known.groups, torch.randn(2, 7, 7)))
+    assert aggregator.shapes is before
 
 
 def test_a_client_is_sent_only_the_templates_and_what_its_size_has() -> None:
@@ -171,12 +197,31 @@ def test_a_run_begins_with_what_the_learngene_makes(cache: str, tmp_path: Path) 
             torch.testing.assert_close(back[name], state[name].cpu(), rtol=1e-3, atol=1e-4)
 
 
+def test_wave_of_one_size_is_a_federation_too(cache: str, tmp_path: Path) -> None:
+    words = [*RUN[:5], "model.depth=3", "model.width=0.25", "strategy.args.count=4", cache]
+    assert simulate(compose(words), tmp_path / "run")["failed"] == 0
+
+
+def test_a_learngene_of_other_images_is_warned_of(
+    cache: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("fedwsa"), "propagate", True)
+    [gene] = Federation(compose([*RUN, *BRIEF, cache]), tmp_path).learned.values()
+    gene.save(tmp_path / "w.safetensors")
+    words = [*RUN, *BRIEF, cache, f"init.file={tmp_path / 'w.safetensors'}"]
+    Federation(compose(words), tmp_path)
+    assert "learned from other images" not in caplog.text
+    Federation(compose([*words, "seed=1"]), tmp_path)
+    assert "init.file was learned from other images" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["init=wave"], "init.public=0: there are no images to learn from"),
         (["init=wave", "init.public=0.1", "init.file=none"], "there is no learngene file none"),
         (["init=sws", "init.public=0.1", "model=cnn"], "one sequence of equal blocks"),
+        (["init=standard", "init.file=none"], "init.file: init=standard takes no file"),
     ],
 )
 def test_what_cannot_be_initialised_is_refused(

@@ -254,6 +254,29 @@ def test_the_nearest_widths_are_named_where_a_width_cannot_be_made() -> None:
         Wave().initialise(gene, Target(component("vit.vit", width=0.75), CLASSES))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": 1}, "heads .* have 24 and 48 entries: they must be the same in all sizes"),
+        ({"patch": 4}, "is of patch=8, and patch=4 is wanted: only width and depth may differ"),
+        ({"mlp_ratio": 2.0}, "is of mlp_ratio=4.0, and mlp_ratio=2.0 is wanted"),
+    ],
+)
+def test_wave_makes_only_other_widths_and_depths(changes: dict[str, Any], message: str) -> None:
+    gene = Wave(count=2).learn(task(VIT))
+    with pytest.raises(ConfigError, match=message):
+        Wave().initialise(gene, Target(component("vit.vit", depth=6, **changes), CLASSES))
+
+
+def test_what_cannot_be_learned_is_refused_before_anything_is_trained() -> None:
+    with pytest.raises(ConfigError, match="one sequence of equal blocks"):
+        Stages().check(task(component("resnet.resnet")))
+    with pytest.raises(ConfigError, match="one sequence of equal blocks"):
+        LinearExpansion().check(task(component("cnn.cnn")))
+    with pytest.raises(ConfigError, match=r"attn.qkv: units \(attention heads"):
+        Wave().check(task(VIT, family=[VIT, component("vit.vit", heads=1)]))
+
+
 # Weight selection, and all of them
 
 
@@ -398,6 +421,7 @@ def rewrite(file: Path, about: dict[str, Any]) -> None:
         ({"version": 0}, "is of version 0, and this program reads 1; distil it anew"),
         ({"kind": "model"}, "holds no learngene"),
         ({"image": None}, "has damaged metadata"),
+        ({"classes": "ten"}, "has damaged metadata: classes is no number"),
         ({"facts": {}}, "does not say the shapes of its templates"),
         ({"facts": {"templates": {}}}, "has no templates for attn.qkv"),
         (
@@ -422,6 +446,7 @@ def test_files_with_wrong_tensors_are_refused(file: Path, tmp_path: Path) -> Non
         "has spare, which does not belong": {**tensors, "spare": torch.ones(1)},
         rf"has {name} of \(1,\), not \(2, 1, 1\)": {**tensors, name: torch.ones(1)},
         f"{name} has values that are NaN": {**tensors, name: tensors[name] * torch.nan},
+        f"{name} holds no floating-point": {**tensors, name: tensors[name].long()},
     }
     for message, changed in cases.items():
         replace(gene, tensors=changed).save(tmp_path / "changed.safetensors")

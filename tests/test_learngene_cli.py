@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from experiments.learngene import cli
+from experiments.learngene.__main__ import main
 from experiments.learngene.summary import interval
 from fedwsa.components import ConfigError
 from fedwsa.data.federated import public_share
@@ -35,7 +35,7 @@ SMALL = [
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["fedwsa-learngene", *words])
     try:
-        cli.main()
+        main()
     except SystemExit as ended:
         return int(ended.code or 0)
     return 0
@@ -117,7 +117,16 @@ def test_distil_goes_on_where_it_was_interrupted_and_knows_its_teacher(
         (["distil", "init.file=old.safetensors"], "old.safetensors is there already"),
         (["distil", "init.file=a", "init.public=0"], "there are no images to learn from"),
         (["distil", "init.file=a", "classes=[0,30]"], "classes: there are only 10"),
-        (["distil", "init.file=a", "model.width=0.3"], "no heads of 24; take a multiple"),
+        (["distil", "init.file=a", "model=vit", "model.width=0.3"], "no heads of 24; take a"),
+        (["distil", "init.file=a", "sizes.S.width=0"], "sizes.S.width: input should be greater"),
+        (
+            ["distil", "init.file=a", "sizes.S.width=0.333"],
+            "units have no common divisor",
+        ),
+        (["distil", "init.file=a", "init=standard"], "init=standard learns nothing; take wave"),
+        (["distil", "init.file=old.safetensors/a"], "init.file: cannot write"),
+        (["distil", "init.file=.", "init.public=0.5"], "init.file: . is a folder"),
+        (["distil", "init.file=a", "--cfg", "job"], "--cfg: no such flag; --help shows"),
         (["distil", "init.file=a", "init.cout=3"], "init.cout: unknown key"),
         (["distil", "init.file=a", "init.count=0"], "init.count: input should be greater"),
         (["distil", "init.file=a", "pretraining.teacher=none"], "there is no file none"),
@@ -127,6 +136,9 @@ def test_distil_goes_on_where_it_was_interrupted_and_knows_its_teacher(
         (["init", "init.file=old.safetensors", "out=b", "size=S"], "is damaged or no safetensors"),
         (["bench", "bench.methods=[wav]"], "must be one of standard, selection, sws, tleg"),
         (["bench", "bench.images=9999"], "bench.images: only "),
+        (["bench", "bench.widths=[0]"], "bench.widths.0: input should be greater than 0"),
+        (["bench", "model=vit", "bench.widths=[0.3]"], "bench.widths, bench.depths: width 0.3"),
+        (["bench", "bench.folder=old.safetensors"], "bench.folder: cannot write"),
         (["bench", "bench.transfer=classes"], "needs classes, those to learn from"),
     ],
 )
@@ -140,13 +152,13 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
 ) -> None:
     (inside / "old.safetensors").write_bytes(b"something")
     folder = [f"bench.folder={inside / 'bench'}"] if words[0] == "bench" else []
-    assert command(monkeypatch, *words, cache, *folder) == 1
+    assert command(monkeypatch, words[0], *folder, cache, *words[1:]) == 1
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("fedwsa-learngene: ")
     assert error.count("\n") == 1
     assert (inside / "old.safetensors").read_bytes() == b"something"
-    assert not (inside / "a").exists()
+    assert [p.name for p in inside.iterdir()] == ["old.safetensors"]
 
 
 BENCH = [

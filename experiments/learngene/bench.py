@@ -35,6 +35,7 @@ from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.pretrain import School
 from fedwsa.learngene.progress import watching
 from fedwsa.models import build_model
+from fedwsa.models.architecture import outline
 from fedwsa.models.files import load_network, save_network
 from fedwsa.models.flops import forward_flops, step_flops
 
@@ -51,25 +52,39 @@ def run(config: LearngeneConfig) -> None:
         If there are not enough images, or the folder holds results of other settings.
     """
     folder = Path(config.bench.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(config, folder)
+    settings = _settings(config, folder)
     data, source = cli.open_data(config)
-    for seed in config.bench.seeds:
-        SeedRun(config.model_copy(update={"seed": seed}), data, source, folder).run()
+    runs = [
+        SeedRun(config.model_copy(update={"seed": seed}), data, source, folder)
+        for seed in config.bench.seeds
+    ]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "settings.json").write_text(settings, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"bench.folder: cannot write {folder}: {error.strerror}") from None
+    for run_ in runs:
+        run_.run()
     text = summarise(folder)
     cli.console.print(text, highlight=False, soft_wrap=True)
     cli.console.print(f"saved to {folder}/: results-SEED.csv, costs-SEED.csv, summary.md, grid.png")
 
 
-def _claim(config: LearngeneConfig, folder: Path) -> None:
-    """Refuse a folder with results of other settings; seeds may be added."""
+def _settings(config: LearngeneConfig, folder: Path) -> str:
+    """What the results of a folder hold for; seeds may be added.
+
+    Raises
+    ------
+    ConfigError
+        If the folder has results of others.
+    """
     bench = config.bench.model_copy(update={"seeds": [0], "folder": ""})
     settings = config.model_copy(update={"bench": bench, "device": "auto", "cache_dir": ""})
     text = settings.model_dump_json(by_alias=True, indent=2) + "\n"
     file = folder / "settings.json"
     if file.exists() and file.read_text(encoding="utf-8") != text:
         raise ConfigError(f"bench.folder: {folder} has results of other settings; name another")
-    file.write_text(text, encoding="utf-8")
+    return text
 
 
 @dataclass(frozen=True)
@@ -107,6 +122,12 @@ class SeedRun:
             config.dataset.augment == "crop_flip",
         )
         self.down = downstream(config, data, self.device)
+        if not len(lesson.images):
+            raise ConfigError(
+                f"init.public={config.init.public:g}: there are no images to learn from"
+            )
+        for size in self.sizes:
+            outline(size, data.shape, data.classes, "bench.widths, bench.depths")
         self.results = folder / f"results-{self.seed}.csv"
         self.costs = folder / f"costs-{self.seed}.csv"
         self._teacher: nn.Module | None = None
@@ -291,7 +312,9 @@ def downstream(config: LearngeneConfig, data: ImageData, device: str) -> Downstr
     """
     bench = config.bench
     if bench.transfer == "digits":
-        return Downstream(*_on(_digits(data.shape), bench.images, device, config.seed))
+        other = _digits(data.shape)
+        count = min(bench.images or len(other.train), len(other.train))
+        return Downstream(*_on(other, count, device, config.seed))
     if bench.transfer == "classes":
         if config.classes is None:
             raise ConfigError("bench.transfer=classes: needs classes, those to learn from")
@@ -300,10 +323,12 @@ def downstream(config: LearngeneConfig, data: ImageData, device: str) -> Downstr
     left = torch.ones(len(data.train), dtype=torch.bool)
     left[public] = False
     rest = left.nonzero().flatten()
-    if len(rest) < bench.images:
+    if len(rest) < (bench.images or 1):
         raise ConfigError(f"bench.images: only {len(rest)} training images are not public")
     kept = Images(data.train.pixels[rest], data.train.labels[rest])
-    return Downstream(*_on(replace(data, train=kept), bench.images, device, config.seed))
+    return Downstream(
+        *_on(replace(data, train=kept), bench.images or len(rest), device, config.seed)
+    )
 
 
 def _on(data: ImageData, count: int, device: str, seed: int) -> tuple[Lesson, ImageData]:

@@ -19,6 +19,7 @@ from experiments.errors import explain
 from experiments.help import learngene_help
 from experiments.learngene.schema import LearngeneConfig, compose
 from fedwsa.components import ConfigError
+from fedwsa.data.cache import require_writable
 from fedwsa.data.federated import open_source, public_share
 from fedwsa.data.images import ImageData, Images, load_images
 from fedwsa.devices import resolve_device
@@ -28,6 +29,7 @@ from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.pretrain import School
 from fedwsa.learngene.progress import Watcher, watching
 from fedwsa.models import build_model
+from fedwsa.models.architecture import outline
 from fedwsa.models.files import save_network
 
 console = Console()
@@ -41,12 +43,12 @@ def open_data(config: LearngeneConfig) -> tuple[ImageData, str]:
 
 
 def public_images(config: LearngeneConfig, data: ImageData) -> Images:
-    """The images to learn from: the public share, of the classes that were asked for.
+    """The images to learn from: the public share, of the classes that were asked for; maybe none.
 
     Raises
     ------
     ConfigError
-        If none are left.
+        If there is no such class.
     """
     chosen = public_share(len(data.train), config.init.public, config.seed)
     if config.classes is not None:
@@ -54,24 +56,29 @@ def public_images(config: LearngeneConfig, data: ImageData) -> Images:
             raise ConfigError(f"classes: there are only {data.classes}, counted from 0")
         kept = data.train.labels[chosen].unsqueeze(1) == chosen.new_tensor(config.classes)
         chosen = chosen[kept.any(1)]
-    if not len(chosen):
-        raise ConfigError(f"init.public={config.init.public:g}: there are no images to learn from")
     return Images(data.train.pixels[chosen], data.train.labels[chosen])
 
 
 def distil(config: LearngeneConfig) -> None:
     """Learn a learngene and write its file."""
     file = config.gene_file
-    if file.exists():
-        raise ConfigError(f"init.file: {file} is there already; name another one")
+    if config.init.target == "fedwsa.learngene.Standard":
+        raise ConfigError("init=standard learns nothing; take wave, sws, tleg, selection or direct")
+    require_writable(file, "init.file")
     data, source = open_data(config)
+    require_family(config, data)
     with watching(console) as watch:
         school = _school(config, data, source, watch)
+        if not len(school.lesson.images):
+            raise ConfigError(
+                f"init.public={config.init.public:g}: there are no images to learn from"
+            )
         gene = school.learn(file)
     facts = gene.facts
-    console.print(f"{gene.method} learngene of {gene.numbers:,} numbers in {file}")
+    console.print(f"{gene.method} learngene of {gene.numbers:,} numbers in {file}", soft_wrap=True)
     if "teacher" in facts:
-        console.print(f"teacher: {facts['teacher']['test_accuracy']:.4f} on the test images")
+        accuracy = facts["teacher"]["test_accuracy"]
+        console.print(f"teacher: {accuracy:.4f} on the test images of all classes")
 
 
 def init(config: LearngeneConfig) -> None:
@@ -79,21 +86,27 @@ def init(config: LearngeneConfig) -> None:
     if config.out is None:
         raise ConfigError("out: must be given, the file of the network")
     out, wanted = Path(config.out), config.wanted
-    if out.exists():
-        raise ConfigError(f"out: {out} is there already; name another one")
+    require_writable(out, "out")
     gene = Learngene.load(config.gene_file)
     data, source = open_data(config)
     with watching(console) as watch:
         school = _school(config, data, source, watch)
+        if gene.method == "wave" and not len(school.lesson.images):
+            console.print("init.public=0: scalers stay as they start, there are no images")
         state = school.make(gene, wanted)
     model = build_model(wanted, data.shape, data.classes, config.seed)
     model.load_state_dict(state)
     score = evaluate(model, data.test.pixels, data.test.labels, data, "cpu", 512)
     save_network(out, state, wanted, data.shape, data.classes)
     numbers = sum(t.numel() for t in state.values())
-    console.print(
-        f"{wanted.name} of {numbers:,} numbers in {out}: {score.accuracy:.4f} on the test images"
-    )
+    result = f"{score.accuracy:.4f} on the test images"
+    console.print(f"{wanted.name} of {numbers:,} numbers in {out}: {result}", soft_wrap=True)
+
+
+def require_family(config: LearngeneConfig, data: ImageData) -> None:
+    """Refuse sizes that are no networks, naming the one."""
+    for name, size in zip(config.sizes, config.family, strict=True):
+        outline(size, data.shape, data.classes, f"sizes.{name}")
 
 
 def _school(config: LearngeneConfig, data: ImageData, source: str, watch: Watcher) -> School:
@@ -125,13 +138,15 @@ COMMANDS: dict[str, Callable[[LearngeneConfig], None]] = {
 
 
 def main() -> None:
-    """Entry point of ``fedwsa-learngene``: every error ends in one line and exit code 1."""
+    """Run the command: every error ends in one line and exit code 1."""
     words = sys.argv[1:]
     if not words or {"--help", "-h"} & set(words):
         with suppress(BrokenPipeError):
             print(learngene_help(), flush=True)
         return
     command, overrides = words[0], words[1:]
+    if flags := [word for word in words if word.startswith("-")]:
+        _fail(f"{flags[0]}: no such flag; --help shows commands, groups and keys")
     if command not in COMMANDS:
         _fail(f"{command}: no such command; there are {', '.join(COMMANDS)}")
     sys.path.append(os.getcwd())  # a model or method of one's own lies there
@@ -141,16 +156,10 @@ def main() -> None:
         _fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         _fail(explain(error, overrides, "learngene", "fedwsa-learngene"))
-    except KeyboardInterrupt:
-        resumes = "; the same command goes on where it stopped" if command != "init" else ""
-        print(f"fedwsa-learngene: interrupted{resumes}", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:
+        _fail(f"cannot write {error.filename}: {error.strerror}")
 
 
 def _fail(line: str) -> NoReturn:
     print(f"fedwsa-learngene: {line}", file=sys.stderr, flush=True)
     sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -33,7 +33,7 @@ class Bench(_Section):
     widths: Annotated[list[PositiveFloat], Field(min_length=1)]
     depths: Annotated[list[PositiveInt], Field(min_length=1)]
     epochs: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-    images: PositiveInt
+    images: PositiveInt | None
     lr: PositiveFloat
     batch_size: PositiveInt
     transfer: Literal["digits", "classes"] | None

@@ -47,6 +47,10 @@ def _cell(values: NDArray[np.float64], sign: bool = False) -> str:
     return text if np.isnan(half) else f"{text} ± {half:.1f}"
 
 
+def _after(epoch: int) -> str:
+    return f"after {epoch} epoch" + ("" if epoch == 1 else "s")
+
+
 def _grid_means(results: pd.DataFrame) -> str:
     """Mean accuracy over the grid, per method and epoch."""
     means = results.groupby(["method", "epoch", "seed"])["accuracy"].mean().reset_index()
@@ -58,7 +62,7 @@ def _grid_means(results: pd.DataFrame) -> str:
         rows.append([method, *cells])
     seeds = results["seed"].nunique()
     head = f"Test accuracy in %, mean over the grid, ± 95 % interval over {seeds} seeds:\n\n"
-    return head + _table(["method", *(f"after {e} epochs" for e in epochs)], rows)
+    return head + _table(["method", *(_after(e) for e in epochs)], rows)
 
 
 def _gains(results: pd.DataFrame) -> str:
@@ -78,7 +82,7 @@ def _gains(results: pd.DataFrame) -> str:
                 gain = (own - base.reindex(own.index)).dropna().to_numpy()
                 row.append(_cell(gain, sign=True) if len(gain) else "-")
             rows.append(row)
-        title = f"Gain over the standard initialisation after {epoch} epochs, in points:\n\n"
+        title = f"Gain over the standard initialisation {_after(epoch)}, in points:\n\n"
         tables.append(title + _table(["width x depth", *others], rows))
     return "\n\n".join(tables)
 
@@ -86,11 +90,14 @@ def _gains(results: pd.DataFrame) -> str:
 def _costs(costs: pd.DataFrame) -> str:
     """Numbers stored and operations, means over the seeds."""
     rows = []
+    power = 12 if costs["learn_flops"].max() >= 1e12 else 9
     for method, own in costs.groupby("method", sort=False):
         mean = own.mean(numeric_only=True)
-        tera = [f"{mean[k] / 1e12:.2f}" for k in ("teacher_flops", "learn_flops", "fit_flops")]
-        rows.append([str(method), f"{mean['numbers']:,.0f}", *tera])
-    title = "What it takes to initialise all sizes of the grid (operations in 10¹²):\n\n"
+        scaled = [
+            f"{mean[k] / 10**power:.2f}" for k in ("teacher_flops", "learn_flops", "fit_flops")
+        ]
+        rows.append([str(method), f"{mean['numbers']:,.0f}", *scaled])
+    title = f"What it takes to initialise all sizes of the grid (10^{power} operations):\n\n"
     return title + _table(["method", "numbers stored", "teacher", "learning", "fitting"], rows)
 
 

@@ -38,15 +38,17 @@ def fetch(file: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         return None
 
 
-def store(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a file for :func:`fetch`.
+def store(
+    file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], key: str = "cache_dir"
+) -> None:
+    """Write a file for :func:`fetch`; ``key`` is what the configuration calls its place.
 
     Raises
     ------
     ConfigError
         If it cannot be written.
     """
-    write_tensors(file, tensors, {**metadata, "format": _FORMAT}, "cache_dir")
+    write_tensors(file, tensors, {**metadata, "format": _FORMAT}, key)
 
 
 def write_tensors(
@@ -79,3 +81,22 @@ def write_tensors(
     finally:
         if part is not None:
             Path(part).unlink(missing_ok=True)
+
+
+def require_writable(file: Path, key: str) -> None:
+    """Refuse a place where no file can be written, before there is anything to write.
+
+    Raises
+    ------
+    ConfigError
+        If there is a file already, or none can be.
+    """
+    try:
+        if file.exists():
+            what = "a folder" if file.is_dir() else "there already"
+            raise ConfigError(f"{key}: {file} is {what}; name another file")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot write {file}: {error}") from None

@@ -19,7 +19,7 @@ from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.resize import block_numbers
 from fedwsa.learngene.resume import Resume
 from fedwsa.models import ImageShape, build_model
-from fedwsa.models.architecture import Architecture, Outline
+from fedwsa.models.architecture import Architecture, Outline, architecture_of, outline
 
 Serves = Literal["family", "width", "size"]
 
@@ -138,6 +138,16 @@ class Method(ABC):
     teaches: ClassVar[bool] = True
     trains: ClassVar[bool] = True
 
+    def check(self, task: Task) -> None:
+        """Refuse what cannot be learned, before a teacher is trained.
+
+        Raises
+        ------
+        ConfigError
+        """
+        for model in (task.model, *task.family):
+            outline(model, task.image, task.classes)
+
     @abstractmethod
     def learn(self, task: Task) -> Learngene:
         """Learn what networks are initialised from.
@@ -194,6 +204,12 @@ def same_width(gene: Learngene, target: Target) -> None:
 
 def _arguments(model: Component) -> str:
     return ", ".join(f"{k}={v}" for k, v in model.arguments.items() if k != "depth")
+
+
+def blocks_of(task: Task) -> tuple[str, list[int]]:
+    """The sequence of blocks of a task's auxiliary network, see :func:`sequence_of`."""
+    known = architecture_of(task.model)
+    return sequence_of(outline(task.model, task.image, task.classes), known)
 
 
 def sequence_of(source: Outline, architecture: Architecture) -> tuple[str, list[int]]:

@@ -12,6 +12,7 @@ from fedwsa.learngene.base import (
     Method,
     Target,
     Task,
+    blocks_of,
     depth_component,
     same_width,
     sequence_of,
@@ -19,7 +20,7 @@ from fedwsa.learngene.base import (
 )
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.resize import resized
-from fedwsa.models.architecture import architecture_of, outline
+from fedwsa.models.architecture import outline
 
 _BASE, _SLOPE = "base/", "slope/"
 
@@ -86,10 +87,13 @@ class LinearExpansion(Method):
 
     name, serves = "tleg", "width"
 
+    def check(self, task: Task) -> None:
+        """Refuse networks without equal blocks."""
+        blocks_of(task)
+
     def learn(self, task: Task) -> Learngene:
         """Train a network whose blocks are linear expansions."""
-        known = architecture_of(task.model)
-        sequence, numbers = sequence_of(outline(task.model, task.image, task.classes), known)
+        sequence, numbers = blocks_of(task)
         model = ExpandedNetwork(task.network(), sequence, numbers)
         task.train(model)
         single = depth_component(task.model, int(task.model.arguments["depth"]) - len(numbers) + 1)

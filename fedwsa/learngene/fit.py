@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from fedwsa import seeding
 from fedwsa.data.images import ImageData, Images, crop_flip, normalise
-from fedwsa.learngene.resume import Resume
+from fedwsa.learngene.resume import Resume, asked_to_stop
 
 Report = Callable[[int, float], None]
 """Called after each step with its number, from 1, and its loss."""
@@ -160,7 +161,8 @@ def fit(
         return
     model.train()
     batches = lesson.batches(recipe.batch_size, recipe.augment, purpose)
-    with seeding.seeded(lesson.seed, f"{purpose} dropout"):
+    draws = seeding.seeded(lesson.seed, f"{purpose} dropout")
+    with draws, asked_to_stop() if resume else nullcontext(lambda: False) as stop:
         for step, (inputs, labels) in zip(range(recipe.steps), batches, strict=False):
             if step < begin:
                 continue  # its batch was drawn, so that the next one is the same as ever
@@ -173,5 +175,7 @@ def fit(
             if report:
                 report(step + 1, float(value.detach()))
             if resume:
-                last = step + 1 == recipe.steps
+                last = stop() or step + 1 == recipe.steps
                 resume.keep(step + 1, model, chosen, optimizer, now=last)
+            if stop():
+                raise KeyboardInterrupt

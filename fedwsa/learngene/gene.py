@@ -95,11 +95,15 @@ class Learngene:
             If there is no such file, it is damaged, no learngene, or of another version.
         """
         try:
+            if file.is_dir():
+                raise IsADirectoryError
             with safe_open(file, framework="pt") as opened:
                 about = json.loads((opened.metadata() or {}).get("fedwsa", "{}"))
                 tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
         except FileNotFoundError:
             raise ConfigError(f"there is no learngene file {file}") from None
+        except IsADirectoryError:
+            raise ConfigError(f"{file} is a folder, and no learngene file") from None
         except (OSError, SafetensorError, ValueError) as error:
             raise ConfigError(f"{file} is damaged or no safetensors file: {error}") from None
         if not isinstance(about, dict) or about.get("kind") != KIND:
@@ -121,8 +125,13 @@ class Learngene:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{file} has damaged metadata: {error}") from None
-        if bad := [k for k, t in tensors.items() if not torch.isfinite(t).all()]:
-            raise ConfigError(f"{file}: {bad[0]} has values that are NaN or infinite")
+        if not isinstance(gene.classes, int):
+            raise ConfigError(f"{file} has damaged metadata: classes is no number")
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point() and name.startswith(("templates/", "scalers/")):
+                raise ConfigError(f"{file}: {name} holds no floating-point numbers")
+            if not torch.isfinite(tensor).all():
+                raise ConfigError(f"{file}: {name} has values that are NaN or infinite")
         return gene
 
     def require(self, expected: Mapping[str, Sequence[int]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -157,7 +157,6 @@ class School:
             for part in ("teach", "learn")
             if file is not None
         ]
-        teacher = self.teacher(kept[0] if kept else None) if method.teaches else None
         task = Task(
             self.model,
             self.family,
@@ -165,12 +164,16 @@ class School:
             self.classes,
             self.lesson,
             recipe,
-            teacher,
+            None,
             self.pretraining.temperature,
             self.pretraining.hard,
-            self.watch(method.name, recipe.steps),
+            None,
             kept[1] if kept else None,
         )
+        method.check(task)  # before a teacher is trained
+        teacher = self.teacher(kept[0] if kept else None) if method.teaches else None
+        report = self.watch(method.name, recipe.steps) if method.trains else None
+        task = replace(task, teacher=teacher, report=report)
         gene = method.learn(task)
         gene.facts.update(self._facts(task, teacher, method.trains))
         if file is not None:
@@ -228,7 +231,14 @@ class School:
                 f"init.file: the learngene is for images of {gene.image}, not {self.image}"
             )
         recipe = self.recipe("fit")
-        report = self.watch(f"{method.name} of {model.name}", recipe.steps)
+        report = self.watch(f"{method.name}, {_described(model)}", recipe.steps)
         lesson = self.lesson if len(self.lesson.images) else None
         target = Target(model, self.classes, lesson, recipe, self.lesson.seed, report)
         return method.initialise(gene, target)
+
+
+def _described(model: Component) -> str:
+    """The size of a network in a few words."""
+    return ", ".join(
+        f"{k} {model.arguments[k]:g}" for k in ("width", "depth") if k in model.arguments
+    )

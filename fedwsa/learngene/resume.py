@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,9 +78,26 @@ class Resume:
             tensors[f"mean {i}"] = state["exp_avg"].cpu()
             tensors[f"square {i}"] = state["exp_avg_sq"].cpu()
         tensors |= {f"buffer {n}": b.cpu() for n, b in model.named_buffers()}
-        store(self.file, tensors, {"key": self.key, "done": str(done)})
+        store(self.file, tensors, {"key": self.key, "done": str(done)}, "init.file")
         self._kept = time.monotonic()
 
     def forget(self) -> None:
         """Remove the file, once what was trained is kept elsewhere."""
         self.file.unlink(missing_ok=True)
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed: a step is then finished and kept before the training stops.
+
+    Outside the main thread, which alone is told of it, the answer is always no.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

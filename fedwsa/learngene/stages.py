@@ -12,6 +12,7 @@ from fedwsa.learngene.base import (
     Method,
     Target,
     Task,
+    blocks_of,
     depth_component,
     same_width,
     sequence_of,
@@ -54,11 +55,13 @@ class Stages(Method):
     def __init__(self, *, stages: Lengths | None = None) -> None:
         self.stages = stages
 
-    def learn(self, task: Task) -> Learngene:
-        """Train a network whose blocks share weights by stages; keep a block of each."""
-        known = architecture_of(task.model)
-        sequence, numbers = sequence_of(outline(task.model, task.image, task.classes), known)
-        depth = len(numbers)
+    def check(self, task: Task) -> None:
+        """Refuse networks without equal blocks, and stages that are not theirs."""
+        self._stage(task)
+
+    def _stage(self, task: Task) -> list[int]:
+        """The stage of each block of the auxiliary network."""
+        known, depth = architecture_of(task.model), len(blocks_of(task)[1])
         if self.stages is not None:
             stage = stages_as(self.stages)
         else:
@@ -67,7 +70,13 @@ class Stages(Method):
             stage = stage_of_each(depth, min(_STAGES, fewest))
         if len(stage) != depth:
             raise ConfigError(f"stages: {self.stages} add up to {len(stage)} blocks, not {depth}")
-        model = task.network()
+        return stage
+
+    def learn(self, task: Task) -> Learngene:
+        """Train a network whose blocks share weights by stages; keep a block of each."""
+        known, stage = architecture_of(task.model), self._stage(task)
+        sequence, numbers = blocks_of(task)
+        depth, model = len(numbers), task.network()
         share_stages(model, sequence, numbers, stage)
         task.train(model)
         count = stage[-1] + 1

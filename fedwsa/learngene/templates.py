@@ -43,14 +43,20 @@ class Wave(Method):
     def __init__(self, *, count: PositiveInt = 16, start: Start = "resized") -> None:
         self.count, self.start = count, start
 
-    def learn(self, task: Task) -> Learngene:
-        """Train an auxiliary network whose weights are made from templates."""
-        known, model = architecture_of(task.model), task.network().cpu()
+    def check(self, task: Task) -> None:
+        """Refuse a family that no templates can make."""
+        self._shapes(task)
+
+    def _shapes(self, task: Task) -> dict[str, tuple[int, ...]]:
         family = [outline(m, task.image, task.classes) for m in (task.model, *task.family)]
         try:
-            shapes = wave.template_shapes(family, known)
+            return wave.template_shapes(family, architecture_of(task.model))
         except ValueError as error:
             raise ConfigError(f"sizes: {error}") from None
+
+    def learn(self, task: Task) -> Learngene:
+        """Train an auxiliary network whose weights are made from templates."""
+        known, model, shapes = architecture_of(task.model), task.network().cpu(), self._shapes(task)
         random = seeding.generator(task.lesson.seed, "templates")
         templates = wave.random_templates(model, known, shapes, self.count, random)
         variances = _variances(model, known.group)
@@ -81,15 +87,12 @@ class Wave(Method):
         """The network with its templates, which are frozen, and fitted scalers."""
         require_kind(gene, target)
         gene.require(expected(gene))
+        _require_alike(gene, target)
         known = gene.architecture
         model = build_model(target.model, gene.image, target.classes, target.seed)
         variances = _variances(model, known.group)
         wanted = outline(target.model, gene.image, target.classes)
-        templates = {
-            k.removeprefix(wave.TEMPLATES): t.clone()
-            for k, t in gene.tensors.items()
-            if k.startswith(wave.TEMPLATES)
-        }
+        templates = {k: t.clone() for k, t in wave.templates_in(gene.tensors).items()}
         try:
             wave.attach(model, known, templates)
         except ValueError as error:
@@ -130,6 +133,30 @@ class Wave(Method):
             parameters=chosen,
             exempt=chosen,
             report=target.report,
+        )
+
+
+def _require_alike(gene: Learngene, target: Target) -> None:
+    """Refuse a network that differs from the learngene's in more than width and depth.
+
+    Raises
+    ------
+    ConfigError
+    """
+    there, wanted = gene.model.arguments, target.model.arguments
+    for key in there.keys() | wanted.keys():
+        if key not in ("width", "depth", "heads") and there.get(key) != wanted.get(key):
+            raise ConfigError(
+                f"the learngene is of {key}={there.get(key)}, and {key}={wanted.get(key)} is "
+                "wanted: only width and depth may differ"
+            )
+    made = outline(target.model, gene.image, target.classes)
+    units = [{a.inner for of in o.axes.values() for a in of.values()} for o in (gene.source, made)]
+    if made.axes.keys() & gene.source.axes.keys() and units[0] != units[1]:
+        heads = " and ".join(", ".join(map(str, sorted(u))) for u in units)
+        raise ConfigError(
+            f"attention heads (or flattened channels) have {heads} entries: they must be the same "
+            "in all sizes; leave heads at null"
         )
 
 

@@ -159,7 +159,8 @@ def template_shapes(
     Raises
     ------
     ValueError
-        If the networks have no weight in a group, heads or kernels of several sizes.
+        If the networks have no weight in a group, heads or kernels of several sizes, or widths
+        without a common divisor.
     """
     found: dict[str, tuple[int, ...]] = {}
     for group in architecture.groups:
@@ -178,6 +179,13 @@ def template_shapes(
         if len(kernels) > 1:
             raise ValueError(f"{group}: kernels of several sizes: {sorted(kernels)}")
         found[group] = (_block(group, sizes[0]), _block(group, sizes[1]), *kernels.pop())
+        if found[group][:2] == (1, 1):
+            rows, columns = (sorted({size for _, size in side}) for side in sizes)
+            raise ValueError(
+                f"{group}: {', '.join(map(str, rows))} by {', '.join(map(str, columns))} units "
+                "have no common divisor, so that a template would be a single number; take widths "
+                "that are multiples of one another"
+            )
     if not found:
         raise ValueError("the networks have no weight that templates could make")
     return found
@@ -314,6 +322,11 @@ def state(model: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
         **{SCALERS + n: s for n, s in scalers_of(model).items()},
         **shell_of(model),
     }
+
+
+def templates_in(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Group → templates, of those among the tensors of :func:`state`."""
+    return {k.removeprefix(TEMPLATES): t for k, t in tensors.items() if k.startswith(TEMPLATES)}
 
 
 def keys(model: nn.Module, architecture: Architecture) -> dict[str, list[str]]:

@@ -122,8 +122,10 @@ class Outline:
         return cls({k: t.shape for k, t in model.state_dict().items()}, architecture.axes(model))
 
 
-def outline(component: Component, image: ImageShape, classes: int) -> Outline:
+def outline(component: Component, image: ImageShape, classes: int, where: str = "model") -> Outline:
     """The outline of the network that a component builds, without its weights.
+
+    ``where`` names the key of the configuration that an error is to blame.
 
     Raises
     ------
@@ -132,7 +134,7 @@ def outline(component: Component, image: ImageShape, classes: int) -> Outline:
     """
     known = architecture_of(component)
     with torch.device("meta"):
-        return Outline.of(build_model(component, image, classes, seed=0), known)
+        return Outline.of(build_model(component, image, classes, 0, where), known)
 
 
 _Builder = TypeVar("_Builder", bound=Callable[..., nn.Module])

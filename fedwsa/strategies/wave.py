@@ -21,9 +21,9 @@ class FedWave(SizedFedAvg):
     its weights made from them in every step (:mod:`fedwsa.learngene.wave`). So sizes of any
     width and depth learn from each other without being parts of one another.
 
-    It begins with the templates that come closest to the initial weights of all sizes: of each
-    group the N principal blocks. Weights that were made from templates (``init=wave``) are met
-    exactly, others with the variance of each layer kept.
+    It begins with the templates of a learngene (:meth:`begin_with`), by which networks that were
+    made of it are met exactly; or with those that come closest to the initial weights of all
+    sizes, of each group the N principal blocks, the variance of each layer kept.
 
     Source: the rule is WAVE's, arXiv 2406.17503; its federation is ours.
 
@@ -80,6 +80,7 @@ class FedWave(SizedFedAvg):
             group: (min(count, there[group], torch.Size(block).numel()), *block)
             for group, block in blocks.items()
         }
+        self._given: dict[str, Tensor] | None = None
         super().__init__(
             {size: self._sent(of) for size, of in shapes.items()},
             size_of=size_of,
@@ -90,6 +91,30 @@ class FedWave(SizedFedAvg):
             min_evaluate_nodes=min_evaluate_nodes,
             min_available_nodes=min_available_nodes,
         )
+
+    def begin_with(self, templates: Mapping[str, Tensor]) -> None:
+        """Take these templates, whatever their size and number, instead of finding some.
+
+        Parameters
+        ----------
+        templates
+            Weight group → T, as a learngene has them.
+
+        Raises
+        ------
+        ValueError
+            If they do not make the weights of all sizes; nothing is changed then.
+        """
+        before = self._templates
+        if missing := before.keys() - templates.keys():
+            raise ValueError(f"there are no templates for {min(missing)}")
+        self._templates = {group: tuple(templates[group].shape) for group in before}
+        try:
+            self.shapes = {size: self._sent(of) for size, of in self._whole.items()}
+        except ValueError:
+            self._templates = before
+            raise
+        self._given = {group: templates[group] for group in before}
 
     def _sent(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Names and shapes of what a client is sent, from those of its network."""
@@ -108,7 +133,7 @@ class FedWave(SizedFedAvg):
 
     def join(self, states: Mapping[str, Mapping[str, Tensor]]) -> ArrayRecord:
         """Templates, scalers and shells of the networks' states."""
-        templates = self._principal(states)
+        templates = self._principal(states) if self._given is None else self._given
         made: dict[str, dict[str, Tensor]] = {}
         for size, state in states.items():
             made[size] = {wave.TEMPLATES + group: t for group, t in templates.items()}
