@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -234,3 +237,10 @@ def test_a_network_too_shallow_for_a_group_needs_none_of_its_templates() -> None
     shallow = build_model(component("mlp.mlp", depth=1), IMAGE, 7, seed=0)
     with pytest.raises(ValueError, match="no weight that templates could make"):
         wave.template_shapes([Outline.of(shallow, known)], known)
+
+
+def test_the_program_in_the_documentation_runs() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "learngene.md").read_text(encoding="utf-8")
+    program = text.partition("```python\n")[2].partition("```")[0]
+    assert "wave.materialise" in program
+    subprocess.run([sys.executable, "-"], input=program, text=True, check=True, timeout=120)
