@@ -52,8 +52,12 @@ OURS = {
 
 # λ=10 is close to what local steps can follow on the 100 weights of the small first convolution:
 # it makes 3e-8 of rounding 6e-6 in a round. λ=1 leaves it at 6e-8.
-SIZED = ["strategy=fedrolex", "clients.sizes={S: 0.5, L: 0.5}", "wsa=on", "wsa.strength=1"]
-RUNS = [*STRATEGIES, "sized"]
+SIZES = "clients.sizes={S: 0.5, L: 0.5}"
+SIZED = {
+    "fedrolex": ["strategy=fedrolex", SIZES, "wsa=on", "wsa.strength=1"],
+    "wave": ["strategy=wave", SIZES, "strategy.args.count=4"],
+}
+RUNS = [*STRATEGIES, *SIZED]
 
 
 def configured(folder: Path, model: str, *overrides: str) -> Config:
@@ -68,10 +72,11 @@ def configured(folder: Path, model: str, *overrides: str) -> Config:
 
 
 def federations(
-    config: Config, sized: Config, folder: Path, quiet: Console
+    config: Config, sized: dict[str, Config], folder: Path, quiet: Console
 ) -> Iterator[Federation]:
     """A run of each strategy, to be started one after the other on one grid."""
-    yield Federation(sized, folder / "sized", quiet)
+    for name, own in sized.items():
+        yield Federation(own, folder / name, quiet)
     for name, make in STRATEGIES.items():
         federation = Federation(config, folder / name, quiet)
         strategy = make()
@@ -84,7 +89,7 @@ def federations(
         yield federation
 
 
-def all_of(config: Config, sized: Config, folder: Path) -> ServerApp:
+def all_of(config: Config, sized: dict[str, Config], folder: Path) -> ServerApp:
     app = ServerApp()
 
     @app.main()
@@ -100,7 +105,7 @@ def runs(request, tmp_path_factory) -> Path:
     """Run folders RUNTIME/STRATEGY of one model."""
     folder = tmp_path_factory.mktemp(request.param)
     config = configured(folder / "cache", request.param)
-    sized = configured(folder / "cache", request.param, *SIZED)
+    sized = {n: configured(folder / "cache", request.param, *own) for n, own in SIZED.items()}
     flower.run_simulation(
         all_of(config, sized, folder / "flower"),
         clients.app.build(config),

@@ -93,6 +93,7 @@ class Downstream:
 
     lesson: Lesson
     data: ImageData
+    augment: bool
 
     @property
     def classes(self) -> int:
@@ -281,7 +282,7 @@ class SeedRun:
             self.config.pretraining.learn.weight_decay,
             cosine=False,
             warmup=0.0,
-            augment=self.school.augment,
+            augment=self.down.augment,
         )
         fit(model, lesson, recipe, purpose="downstream", report=score)
         return rows
@@ -314,7 +315,8 @@ def downstream(config: LearngeneConfig, data: ImageData, device: str) -> Downstr
     if bench.transfer == "digits":
         other = _digits(data.shape)
         count = min(bench.images or len(other.train), len(other.train))
-        return Downstream(*_on(other, count, device, config.seed))
+        # A digit that is mirrored is none.
+        return Downstream(*_on(other, count, device, config.seed), augment=False)
     if bench.transfer == "classes":
         if config.classes is None:
             raise ConfigError("bench.transfer=classes: needs classes, those to learn from")
@@ -326,9 +328,8 @@ def downstream(config: LearngeneConfig, data: ImageData, device: str) -> Downstr
     if len(rest) < (bench.images or 1):
         raise ConfigError(f"bench.images: only {len(rest)} training images are not public")
     kept = Images(data.train.pixels[rest], data.train.labels[rest])
-    return Downstream(
-        *_on(replace(data, train=kept), bench.images or len(rest), device, config.seed)
-    )
+    lesson, data = _on(replace(data, train=kept), bench.images or len(rest), device, config.seed)
+    return Downstream(lesson, data, config.dataset.augment == "crop_flip")
 
 
 def _on(data: ImageData, count: int, device: str, seed: int) -> tuple[Lesson, ImageData]:
