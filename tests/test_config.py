@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 
 import pytest
@@ -13,6 +14,7 @@ from fedwsa.components import Component, ConfigError, build, check_arguments, lo
 from fedwsa.config import CONFIG_DIR, compose
 from fedwsa.devices import resolve_device
 from fedwsa.models import build_model
+from fedwsa.models.architecture import Architecture
 from fedwsa.strategies.sizes import SizedFedAvg
 from server.strategy import SIZED
 
@@ -21,7 +23,10 @@ def options(group: str) -> list[str]:
     return sorted(f.stem for f in (CONFIG_DIR / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("group", ["dataset", "partition", "model", "strategy", "wsa", "local"])
+GROUPS = ["dataset", "partition", "model", "init", "strategy", "wsa", "local"]
+
+
+@pytest.mark.parametrize("group", GROUPS)
 def test_every_option_composes_and_fits_its_signature(group: str) -> None:
     for option in options(group):
         config = compose([f"{group}={option}", *["dataset.path=x"] * (option in PATHS)])
@@ -30,10 +35,17 @@ def test_every_option_composes_and_fits_its_signature(group: str) -> None:
             part = part.source
         if group == "strategy":
             part = part.component
+        if group == "init":
+            part = part.method
         if isinstance(part, Component):
             given = {"partition": 3, "model": 2}.get(group, 0)
-            facts = {"shapes": {}} if option in SIZED else {}  # the server knows them
-            check_arguments(locate(part.target, group), {**part.arguments, **facts}, group, given)
+            made = locate(part.target, group)
+            asked = inspect.signature(made).parameters
+            known = {"shapes": {}, "architecture": Architecture()}  # what the server knows
+            facts = {
+                name: fact for name, fact in known.items() if option in SIZED and name in asked
+            }
+            check_arguments(made, {**part.arguments, **facts}, group, given)
 
 
 PATHS = ("parquet", "image_folder")
