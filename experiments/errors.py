@@ -35,8 +35,9 @@ def explain(
     if group := re.search(r"Could not override '?([\w/]+)'?\.?\s+No match in the defaults", text):
         return _unknown_key(group[1], overrides, config, command)
     if isinstance(error, OverrideParseException):
+        typed = str(error.override).lstrip("+")
         return (
-            f"cannot read {error.override!r}; a value with special characters needs quotes that "
+            f"cannot read {typed!r}; a value with special characters needs quotes that "
             "reach Hydra, for instance 'wsa.layers=\"^conv\"'"
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
