@@ -61,17 +61,24 @@ def test_distil_then_init_leaves_a_network_that_can_teach(
     assert gene.facts["flops"]["teacher"] > 0
     size = ["size={width: 0.25, depth: 3}", "out=m.safetensors"]
     assert command(monkeypatch, "init", "init.file=w.safetensors", cache, *SMALL, *size) == 0
-    model, built, image = load_network(inside / "m.safetensors")
-    assert (built.arguments, image) == ({"width": 0.25, "depth": 3}, (1, 8, 8))
+    saved = load_network(inside / "m.safetensors")
+    assert (saved.model.arguments, saved.image) == ({"width": 0.25, "depth": 3}, (1, 8, 8))
+    assert saved.classes == 10
     assert "on the test images" in capsys.readouterr().out
-    taught = ["init=selection", "pretraining.teacher=m.safetensors", "model.width=0.25"]
-    small = [w for w in SMALL if not w.startswith(("init.count", "model.width"))]
-    words = ["distil", "init.file=s.safetensors", "model.depth=3", cache, *small, *taught]
-    assert command(monkeypatch, *words) == 0
-    kept = Learngene.load(inside / "s.safetensors").tensors
-    assert torch.equal(kept["head.weight"], model.state_dict()["head.weight"])
+    # A teacher of another size than the model: what is selected from is the teacher.
+    taught = ["init=selection", "pretraining.teacher=m.safetensors"]
+    small = [w for w in SMALL if not w.startswith("init.count")]
+    words = ["init.file=s.safetensors", cache, *small, *taught]
+    assert command(monkeypatch, "distil", *words) == 0
+    kept = Learngene.load(inside / "s.safetensors")
+    assert kept.model == saved.model
+    assert kept.facts["teacher"]["model"] == saved.model.model_dump(by_alias=True)
+    assert torch.equal(kept.tensors["head.weight"], saved.module.state_dict()["head.weight"])
+    part = ["size={width: 0.125, depth: 2}", "out=p.safetensors"]
+    assert command(monkeypatch, "init", *words, *part) == 0
     assert sorted(p.name for p in inside.iterdir()) == [
         "m.safetensors",
+        "p.safetensors",
         "s.safetensors",
         "w.safetensors",
     ]
@@ -232,7 +239,7 @@ def test_the_public_share_is_keyed_and_sorted() -> None:
 def test_network_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     file, model = tmp_path / "m.safetensors", network("mlp.mlp")
     save_network(file, model.state_dict(), component("mlp.mlp"), (3, 32, 32), 7)
-    assert load_network(file)[1] == component("mlp.mlp")
+    assert load_network(file).model == component("mlp.mlp")
     tensors = {k: t for k, t in load_file(file).items() if k != "head.bias"}
     save_network(file, tensors, component("mlp.mlp"), (3, 32, 32), 7)
     with pytest.raises(ConfigError, match=r"does not fit its network: head\.bias"):

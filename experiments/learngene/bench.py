@@ -220,10 +220,10 @@ class SeedRun:
             self.school.classes,
             self.school.lesson,
             replace(self.school.recipe("learn"), steps=steps),
-            self._taught() if method.teaches else None,
-            self.config.pretraining.temperature,
-            self.config.pretraining.hard,
-            self.school.watch(label, steps) if method.trains else None,
+            teacher=self._taught() if method.teaches else None,
+            temperature=self.config.pretraining.temperature,
+            hard=self.config.pretraining.hard,
+            report=self.school.watch(label, steps) if method.trains else None,
         )
         gene = method.learn(task)
         gene.facts["learn_flops"] = steps * per_step * method.trains
@@ -291,8 +291,8 @@ class SeedRun:
 def teacher_of(school: School, file: Path) -> nn.Module:
     """The teacher, kept in a file for the next time."""
     if file.exists():
-        return load_network(file)[0].to(school.lesson.device)
-    model = school.teacher()
+        return load_network(file).module.to(school.lesson.device)
+    model, _ = school.teacher()
     save_network(file, model.state_dict(), school.model, school.image, school.classes)
     return model
 

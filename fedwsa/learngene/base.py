@@ -42,6 +42,8 @@ class Task:
         How long and how to train.
     teacher : Module or None
         None: learn from the labels alone.
+    teacher_model : Component or None
+        What builds the teacher; None: ``model``.
     temperature, hard : float
         Of :func:`fedwsa.learngene.fit.distillation`.
     report, resume
@@ -55,6 +57,7 @@ class Task:
     lesson: Lesson
     recipe: Recipe
     teacher: nn.Module | None = None
+    teacher_model: Component | None = None
     temperature: float = 2.0
     hard: float = 1.0
     report: Report | None = None

@@ -64,7 +64,8 @@ class Selection(Method):
         """The teacher as it is."""
         if task.teacher is None:
             raise ConfigError("selection: needs a teacher")
-        return task.gene(self.name, task.model, task.teacher.state_dict())
+        model = task.teacher_model or task.model
+        return task.gene(self.name, model, task.teacher.state_dict())
 
     def initialise(self, gene: Learngene, target: Target) -> dict[str, Tensor]:
         """The selected weights."""

@@ -106,8 +106,8 @@ class School:
         digest.update(self.lesson.images.labels.numpy().tobytes())
         return digest.hexdigest()
 
-    def teacher(self, resume: Resume | None = None) -> nn.Module:
-        """The teacher: read from a file, or trained on the public images.
+    def teacher(self, resume: Resume | None = None) -> tuple[nn.Module, Component]:
+        """The teacher and what builds it: read from a file, or trained on the public images.
 
         Raises
         ------
@@ -115,14 +115,13 @@ class School:
             If the file cannot be used.
         """
         if self.pretraining.teacher is not None:
-            model, component, image = load_network(Path(self.pretraining.teacher))
-            outputs = next(reversed(model.state_dict().values())).shape[0]
-            if image != self.image or outputs != self.classes:
+            saved = load_network(Path(self.pretraining.teacher))
+            if (saved.image, saved.classes) != (self.image, self.classes):
                 raise ConfigError(
-                    f"pretraining.teacher: {component.name} looks at images of {image} and tells "
-                    f"{outputs} classes apart, not {self.image} and {self.classes}"
+                    f"pretraining.teacher: {saved.model.name} looks at images of {saved.image} and "
+                    f"tells {saved.classes} classes apart, not {self.image} and {self.classes}"
                 )
-            return model.to(self.lesson.device)
+            return saved.module.to(self.lesson.device), saved.model
         recipe = self.recipe("teach")
         model = build_model(self.model, self.image, self.classes, self.lesson.seed)
         model.to(self.lesson.device)
@@ -135,7 +134,7 @@ class School:
             report=self.watch("teacher", recipe.steps),
             resume=resume,
         )
-        return model
+        return model, self.model
 
     def learn(self, file: Path | None = None) -> Learngene:
         """Learn a learngene, with the facts that a person may want to know.
@@ -164,26 +163,26 @@ class School:
             self.classes,
             self.lesson,
             recipe,
-            None,
-            self.pretraining.temperature,
-            self.pretraining.hard,
-            None,
-            kept[1] if kept else None,
+            temperature=self.pretraining.temperature,
+            hard=self.pretraining.hard,
+            resume=kept[1] if kept else None,
         )
         method.check(task)  # before a teacher is trained
-        teacher = self.teacher(kept[0] if kept else None) if method.teaches else None
-        report = self.watch(method.name, recipe.steps) if method.trains else None
-        task = replace(task, teacher=teacher, report=report)
+        if method.teaches:
+            teacher, model = self.teacher(kept[0] if kept else None)
+            task = replace(task, teacher=teacher, teacher_model=model)
+        if method.trains:
+            task = replace(task, report=self.watch(method.name, recipe.steps))
         gene = method.learn(task)
-        gene.facts.update(self._facts(task, teacher, method.trains))
+        gene.facts.update(self._facts(task, method.trains))
         if file is not None:
             gene.save(file)
         for state in kept:
             state.forget()
         return gene
 
-    def _facts(self, task: Task, teacher: nn.Module | None, trains: bool) -> dict[str, Any]:
-        test = self.lesson.data.test
+    def _facts(self, task: Task, trains: bool) -> dict[str, Any]:
+        test, teacher = self.lesson.data.test, task.teacher
         facts: dict[str, Any] = {
             "seed": self.lesson.seed,
             "data": {
@@ -197,14 +196,14 @@ class School:
         size, shape = task.recipe.batch_size, self.image
         step = step_flops(task.network(), shape, size)
         facts["flops"] = {"learn": step * task.recipe.steps * trains}
-        if teacher is not None:
+        if teacher is not None and task.teacher_model is not None:
             forward = forward_flops(teacher, shape, size)
             facts["flops"]["learn"] += forward * task.recipe.steps * trains
             score = evaluate(
                 teacher, test.pixels, test.labels, self.lesson.data, self.lesson.device, 512
             )
             facts["teacher"] = {
-                "model": self.model.model_dump(by_alias=True),
+                "model": task.teacher_model.model_dump(by_alias=True),
                 "file": self.pretraining.teacher,
                 "test_accuracy": score.accuracy,
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -28,8 +29,18 @@ def save_network(
     write_tensors(file, tensors, {"fedwsa": json.dumps(facts)}, "out")
 
 
-def load_network(file: Path) -> tuple[nn.Module, Component, ImageShape]:
-    """The network of a file, what built it, and the images that it looks at.
+@dataclass(frozen=True, eq=False)
+class SavedNetwork:
+    """A network from a file, what builds it, what it looks at and tells apart."""
+
+    module: nn.Module
+    model: Component
+    image: ImageShape
+    classes: int
+
+
+def load_network(file: Path) -> SavedNetwork:
+    """The network of a file.
 
     Integer buffers, which do not travel in a federation, may be missing.
 
@@ -45,14 +56,15 @@ def load_network(file: Path) -> tuple[nn.Module, Component, ImageShape]:
         component = Component.model_validate(facts["model"])
         channels, height, width = facts["image"]
         image = (channels, height, width)
-        model = build_model(component, image, facts["classes"], seed=0)
-        missing, unexpected = model.load_state_dict(tensors, strict=False)
+        classes = int(facts["classes"])
+        module = build_model(component, image, classes, seed=0)
+        missing, unexpected = module.load_state_dict(tensors, strict=False)
     except FileNotFoundError:
         raise ConfigError(f"there is no file {file}") from None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{file} is no network of ours, or damaged: {reason}") from None
-    needed = [name for name in missing if model.state_dict()[name].is_floating_point()]
+    needed = [name for name in missing if module.state_dict()[name].is_floating_point()]
     if wrong := [*needed, *unexpected]:
         raise ConfigError(f"{file} does not fit its network: {wrong[0]}")
-    return model, component, image
+    return SavedNetwork(module, component, image, classes)
