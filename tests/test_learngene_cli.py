@@ -143,6 +143,7 @@ def test_distil_goes_on_where_it_was_interrupted_and_knows_its_teacher(
         (["init", "init.file=old.safetensors", "out=b", "size=S"], "is damaged or no safetensors"),
         (["bench", "bench.methods=[wav]"], "must be one of standard, selection, sws, tleg"),
         (["bench", "bench.images=9999"], "bench.images: only "),
+        (["bench", "pretraining.teacher=m"], "the benchmark trains a teacher for each seed"),
         (["bench", "bench.widths=[0]"], "bench.widths.0: input should be greater than 0"),
         (["bench", "model=vit", "bench.widths=[0.3]"], "bench.widths, bench.depths: width 0.3"),
         (["bench", "bench.folder=old.safetensors"], "bench.folder: cannot write"),

@@ -49,8 +49,11 @@ def run(config: LearngeneConfig) -> None:
     Raises
     ------
     ConfigError
-        If there are not enough images, or the folder holds results of other settings.
+        If there are not enough images, a teacher is given, or the folder holds results of other
+        settings.
     """
+    if config.pretraining.teacher is not None:
+        raise ConfigError("pretraining.teacher: the benchmark trains a teacher for each seed")
     folder = Path(config.bench.folder)
     settings = _settings(config, folder)
     data, source = cli.open_data(config)
