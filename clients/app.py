@@ -190,26 +190,38 @@ def _train_together(
     drawn = [_samples(config, data, device, (number, _client(c))) for c in contexts]
     if not cohort.fits(drawn):
         return None
-    order = sorted(range(len(drawn)), key=lambda k: -len(drawn[k]))
-    samples = [drawn[k] for k in order]
-    local = [_local_run(config, contexts[k]) for k in order]
-    stack = cohort.Stack(model, len(order))
-    views = [stack.client(k) for k in range(len(order))]
-    objectives = [_objectives(v, content, own) for v, own in zip(views, local, strict=True)]
-    if any(not o.stackable for own in objectives for o in own):
-        return None
-    model.train()
-    conditions = [draw_conditions(config.local, config.seed, _client(contexts[k])) for k in order]
-    with scaled(model, _rate(received[0])):
-        losses = cohort.train_stack(stack, samples, config.local, conditions, objectives)
-    received_state = network.state()
+    conditions = [draw_conditions(config.local, config.seed, _client(c)) for c in contexts]
+    alike: dict[tuple[int, int], list[int]] = {}  # those who may stand in one stack
+    for k, own in enumerate(conditions):
+        alike.setdefault((own.batch_size, own.epochs), []).append(k)
     replies: dict[int, Message] = {}
-    for i, k in enumerate(order):
-        weights = {name: views[i].get(name, t) for name, t in received_state.items()}
-        replies[k] = _reply(
-            received[k], contexts[k], weights, len(samples[i]), losses[i], objectives[i], local[i]
-        )
-    return [replies[k] for k in range(len(order))]
+    for together in alike.values():
+        order = sorted(together, key=lambda k: -len(drawn[k]))
+        stack = cohort.Stack(model, len(order))
+        views = [stack.client(i) for i in range(len(order))]
+        local = [_local_run(config, contexts[k]) for k in order]
+        objectives = [_objectives(v, content, own) for v, own in zip(views, local, strict=True)]
+        if any(not o.stackable for own in objectives for o in own):
+            return None
+        model.train()
+        samples = [drawn[k] for k in order]
+        with scaled(model, _rate(received[0])):
+            losses = cohort.train_stack(
+                stack, samples, config.local, [conditions[k] for k in order], objectives
+            )
+        received_state = network.state()
+        for i, k in enumerate(order):
+            weights = {name: views[i].get(name, t) for name, t in received_state.items()}
+            replies[k] = _reply(
+                received[k],
+                contexts[k],
+                weights,
+                len(samples[i]),
+                losses[i],
+                objectives[i],
+                local[i],
+            )
+    return [replies[k] for k in range(len(received))]
 
 
 def _evaluate(config: Config, message: Message, client: int) -> Message:

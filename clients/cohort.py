@@ -31,6 +31,8 @@ def why_not(model: nn.Module, local: Local) -> str | None:
         return "local.channels_last is set"
     if local.mask_absent:
         return "local.mask_absent is set"
+    if local.optimisers or local.optimiser != "sgd":
+        return "the optimiser is not sgd"
     for module in model.modules():
         if is_parametrized(module):
             return "its weights are made from templates"
@@ -147,6 +149,8 @@ def train_stack(
         With the received weights; ``objectives`` were made for its clients.
     clients
         Ordered by number of steps, most first: those that are done drop out at the end.
+    conditions
+        Of each; batch size and epochs are the same.
 
     Returns
     -------
@@ -154,13 +158,16 @@ def train_stack(
         Mean task loss of each.
     """
     device = clients[0].labels.device
-    sizes = [batch_sizes(len(samples), local.batch_size) for samples in clients]
+    epochs, batch_size = conditions[0].epochs, conditions[0].batch_size
+    if any((c.epochs, c.batch_size) != (epochs, batch_size) for c in conditions):
+        raise ValueError("the clients must have one batch size and number of epochs")
+    sizes = [batch_sizes(len(samples), batch_size) for samples in clients]
     if sorted(map(len, sizes), reverse=True) != list(map(len, sizes)):
         raise ValueError("the clients must be ordered by their number of steps, most first")
     lr = torch.tensor([c.lr for c in conditions], device=device)
     decay = torch.tensor([c.weight_decay for c in conditions], device=device)
     total = torch.zeros(len(clients), device=device)
-    for _ in range(local.epochs):
+    for _ in range(epochs):
         epoch = _Epoch.of(clients, sizes)
         for t in range(len(sizes[0])):
             active = sum(len(own) > t for own in sizes)
@@ -174,7 +181,7 @@ def train_stack(
             stack.step(active, lr, decay, local.momentum)
             total[:active] += losses * counts
     lengths = torch.tensor([len(samples) for samples in clients], device=device)
-    return (total / (lengths * local.epochs)).tolist()
+    return (total / (lengths * epochs)).tolist()
 
 
 def fits(clients: Sequence[Samples]) -> bool:

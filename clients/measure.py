@@ -6,13 +6,14 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from clients.cohort import Stack, fits, train_stack, why_not
 from clients.training import Conditions, Samples, train
-from fedwsa.config import Config
+from fedwsa.config import Config, Local
 from fedwsa.data.federated import FederatedData
 from fedwsa.data.images import normalise
 from fedwsa.devices import resolve_device
@@ -97,12 +98,17 @@ def _samples(config: Config, data: FederatedData, device: str) -> Samples:
     )
 
 
+def _conditions(local: Local) -> Conditions:
+    """With steps that leave the weights about where they are."""
+    return replace(Conditions.usual(local), lr=1e-6, weight_decay=0.0)
+
+
 def _alone(config: Config, data: FederatedData, model: nn.Module, device: str) -> float:
     """Seconds for a client."""
     local = config.local.model_copy(update={"epochs": 1})
 
     def run() -> None:
-        train(model, _samples(config, data, device), local, Conditions(1e-6, 0.0), [])
+        train(model, _samples(config, data, device), local, _conditions(local), [])
 
     return _fastest(run, device)
 
@@ -115,7 +121,7 @@ def _together(
 
     def run() -> None:
         clients = [_samples(config, data, device) for _ in range(size)]
-        conditions = [Conditions(1e-6, 0.0)] * size
+        conditions = [_conditions(local)] * size
         train_stack(Stack(model, size), clients, local, conditions, [[]] * size)
 
     return _fastest(run, device) / size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedwsa import seeding
-from fedwsa.config import Local
+from fedwsa.config import Local, Optimiser
 from fedwsa.objectives import Objective
 
 Prepare = Callable[[Tensor], Tensor]
@@ -26,6 +26,15 @@ class Conditions:
 
     lr: float
     weight_decay: float
+    batch_size: int
+    epochs: int
+    optimiser: Optimiser = "sgd"
+
+    @classmethod
+    def usual(cls, local: Local) -> Conditions:
+        """Those of a client that draws nothing."""
+        lr = local.lr if local.optimiser == "sgd" else local.adam_lr
+        return cls(lr, local.weight_decay, local.batch_size, local.epochs, local.optimiser)
 
 
 @dataclass(frozen=True)
@@ -62,11 +71,17 @@ class Samples:
 
 
 def draw_conditions(local: Local, seed: int, client: int) -> Conditions:
-    """A client's learning rate and weight decay, keyed by (seed, client)."""
+    """A client's conditions, keyed by (seed, client)."""
     draw = np.random.default_rng(seeding.key(seed, "conditions", client))
+    # In this order: a list that is added does not change what the others give.
     factor = draw.choice(local.lr_factors)
     decay = draw.choice(local.weight_decays or [local.weight_decay])
-    return Conditions(float(local.lr * factor), float(decay))
+    batch_size = draw.choice(local.batch_sizes or [local.batch_size])
+    epochs = max(1, round(local.epochs * draw.choice(local.epoch_factors)))
+    kinds: list[Optimiser] = local.optimisers or [local.optimiser]
+    kind = kinds[int(draw.integers(len(kinds)))]
+    lr = local.lr if kind == "sgd" else local.adam_lr
+    return Conditions(float(lr * factor), float(decay), int(batch_size), epochs, kind)
 
 
 def batch_sizes(n: int, size: int) -> list[int]:
@@ -98,6 +113,19 @@ def _absent(seen: Tensor, logits: Tensor) -> Tensor:
     return absent
 
 
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], local: Local, conditions: Conditions
+) -> torch.optim.Optimizer:
+    """The optimiser of a client, new in each round."""
+    lr, decay = conditions.lr, conditions.weight_decay
+    if conditions.optimiser == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=lr, momentum=local.momentum, weight_decay=decay, fused=local.fused
+        )
+    kind = torch.optim.Adam if conditions.optimiser == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=lr, weight_decay=decay, fused=local.fused)
+
+
 def train(
     model: nn.Module,
     samples: Samples,
@@ -105,7 +133,7 @@ def train(
     conditions: Conditions,
     objectives: Sequence[Objective],
 ) -> float:
-    """Train a model in place for ``local.epochs`` passes over the samples.
+    """Train a model in place for ``conditions.epochs`` passes over the samples.
 
     Parameters
     ----------
@@ -119,19 +147,14 @@ def train(
     """
     model.train()
     device = samples.labels.device
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=conditions.lr,
-        momentum=local.momentum,
-        weight_decay=conditions.weight_decay,
-        fused=local.fused,
-    )
+    optimizer = make_optimizer(model.parameters(), local, conditions)
     bf16 = local.precision == "bf16"
     layout = torch.channels_last if local.channels_last else torch.contiguous_format
     seen = torch.unique(samples.labels) if local.mask_absent else None
+    losing = [objective for objective in objectives if objective.has_loss]
     total = torch.zeros((), device=device)
-    sizes = batch_sizes(len(samples), local.batch_size)
-    for _ in range(local.epochs):
+    sizes = batch_sizes(len(samples), conditions.batch_size)
+    for _ in range(conditions.epochs):
         remaining = iter(sizes)
         for inputs, labels in samples.epoch(sizes):
             inputs = inputs.contiguous(memory_format=layout) if inputs.dim() == 4 else inputs
@@ -145,10 +168,11 @@ def train(
                     if seen is not None:
                         logits = logits.masked_fill(_absent(seen, logits), 0.0)
                     loss = cross_entropy(logits, labels[batch])
-                torch.autograd.backward(loss)
+                    extra = [objective.loss(inputs[batch]) for objective in losing]
+                torch.autograd.backward([loss, *extra])
                 for objective in objectives:
                     objective.add_gradient()
                 optimizer.step()
                 total += loss.detach() * (end - start)
                 start = end
-    return float(total) / (len(samples) * local.epochs)
+    return float(total) / (len(samples) * conditions.epochs)

@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from clients import app as clients
 from clients.cohort import why_not
 from clients.measure import choose_cohort
+from clients.training import draw_conditions
 from experiments.ray_start import RayStart
 from fedwsa.components import ConfigError
 from fedwsa.config import Config
@@ -123,8 +124,6 @@ def run(federation: Federation, client_app: ClientApp | None) -> None:
 
 def _run_on_ray(federation: Federation, client_app: ClientApp | None) -> None:
     config, runtime = federation.config, federation.config.runtime
-    epochs, sizes = config.local.epochs, federation.sizes
-    shares = zip(federation.data.partition.shares, sizes.of_client, strict=True)
     run_simulation(
         server.build(federation),
         client_app or clients.build(config),
@@ -132,9 +131,20 @@ def _run_on_ray(federation: Federation, client_app: ClientApp | None) -> None:
         workers=runtime.workers,
         gpus_per_worker=runtime.gpus_per_worker or 0.0,
         address=runtime.address,
-        work=[float(len(share) * epochs * sizes.costs[size]) for share, size in shares],
+        work=_work(federation),
         cohort=runtime.cohort if isinstance(runtime.cohort, int) else 1,
     )
+
+
+def _work(federation: Federation) -> list[float]:
+    """What a training costs each client: samples, passes over them, size of the model."""
+    config, sizes = federation.config, federation.sizes
+    return [
+        len(share)
+        * draw_conditions(config.local, config.seed, client).epochs
+        * sizes.costs[sizes.of_client[client]]
+        for client, share in enumerate(federation.data.partition.shares)
+    ]
 
 
 def _run_on_flower(federation: Federation, client_app: ClientApp | None) -> None:

@@ -90,16 +90,24 @@ class Clients(_Section):
     speeds: Annotated[list[PositiveFloat], Field(min_length=1)]
 
 
+Optimiser = Literal["sgd", "adam", "adamw"]
+
+
 class Local(_Section):
-    """Local training with SGD."""
+    """Local training."""
 
     epochs: PositiveInt
     batch_size: PositiveInt
+    optimiser: Optimiser
     lr: PositiveFloat
+    adam_lr: PositiveFloat
     momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: NonNegativeFloat
     lr_factors: Annotated[list[PositiveFloat], Field(min_length=1)]
     weight_decays: Annotated[list[NonNegativeFloat], Field(min_length=1)] | None
+    batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)] | None
+    epoch_factors: Annotated[list[PositiveFloat], Field(min_length=1)]
+    optimisers: Annotated[list[Optimiser], Field(min_length=1)] | None
     mask_absent: bool
     precision: Literal["fp32", "bf16"]
     channels_last: bool
@@ -280,6 +288,11 @@ class Config(_Section):
     def label(self) -> str:
         """The algorithm as a table names it, for instance ``FedAvg+WSA``."""
         return self.strategy.component.name + ("+WSA" if self.wsa.enabled else "")
+
+    @property
+    def optimisers(self) -> set[str]:
+        """The optimisers that clients may have."""
+        return set(self.local.optimisers or [self.local.optimiser])
 
 
 def parse(composed: DictConfig) -> Config:

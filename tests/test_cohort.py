@@ -69,7 +69,7 @@ def state(k: int, model: nn.Module) -> dict:
 def test_a_cohort_trains_each_client_as_alone(kind: str, with_objectives: bool) -> None:
     shape = (4,) if kind == "mlp" else (1, 6, 6)
     local, clients = settings(), range(len(SIZES))
-    conditions = [Conditions(0.01 * (k + 1), 0.01 * (k % 3)) for k in clients]
+    conditions = [Conditions(0.01 * (k + 1), 0.01 * (k % 3), 4, 3) for k in clients]
     content = instructions(net(kind))
     kinds: tuple[type[Objective], ...] = (ScopeAlignment, Proximal, Scaffold)
     if not with_objectives:
@@ -108,7 +108,7 @@ def test_a_client_that_is_done_is_left_alone() -> None:
     local = settings(epochs=1)
     stack = Stack(net("mlp"), 2)
     clients = [samples(0, (4,)), samples(4, (4,))]
-    conditions = [Conditions(0.1, 0.1)] * 2
+    conditions = [Conditions(0.1, 0.1, 4, 1)] * 2
     train_stack(stack, clients, local, conditions, [[], []])
     alone = net("mlp")
     train(alone, samples(4, (4,)), local, conditions[1], [])
@@ -118,7 +118,16 @@ def test_a_client_that_is_done_is_left_alone() -> None:
 def test_clients_must_be_ordered_by_steps() -> None:
     clients = [samples(4, (4,)), samples(0, (4,))]
     with pytest.raises(ValueError, match="ordered by their number of steps"):
-        train_stack(Stack(net("mlp"), 2), clients, settings(), [Conditions(0.1, 0.0)] * 2, [[], []])
+        train_stack(
+            Stack(net("mlp"), 2), clients, settings(), [Conditions(0.1, 0.0, 4, 3)] * 2, [[], []]
+        )
+
+
+def test_a_stack_has_one_batch_size_and_number_of_epochs() -> None:
+    clients = [samples(0, (4,)), samples(0, (4,))]
+    conditions = [Conditions(0.1, 0.0, 4, 3), Conditions(0.1, 0.0, 8, 3)]
+    with pytest.raises(ValueError, match="one batch size"):
+        train_stack(Stack(net("mlp"), 2), clients, settings(), conditions, [[], []])
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def test_absent_classes_are_left_out_of_the_loss() -> None:
     one_step = local(
         epochs=1, batch_size=100, lr=0.1, momentum=0.0, weight_decay=0.0, mask_absent=True
     )
-    loss = train(model, samples, one_step, Conditions(0.1, 0.0), [])
+    loss = train(model, samples, one_step, Conditions.usual(one_step), [])
     logits = before(x) * torch.tensor([1.0, 0.0, 1.0])
     expected = cross_entropy(logits, y)
     assert loss == pytest.approx(expected.item(), rel=1e-6)

@@ -34,8 +34,7 @@ def net() -> nn.Module:
 def run(model: nn.Module, settings: Local, objectives=(), n: int = 23) -> float:
     x, y = data(n)
     samples = Samples(x, y, lambda p: p, seeding.generator(0, "train", 1, 0))
-    conditions = Conditions(settings.lr, settings.weight_decay)
-    return train(model, samples, settings, conditions, objectives)
+    return train(model, samples, settings, Conditions.usual(settings), objectives)
 
 
 def test_one_batch_of_everything_is_gradient_descent() -> None:
@@ -90,7 +89,7 @@ def test_faster_kernels_train_to_the_same_weights(changes: dict) -> None:
         if settings.channels_last:
             model = model.to(memory_format=torch.channels_last)
         samples = Samples(x, y, lambda p: p, torch.Generator().manual_seed(0))
-        train(model, samples, settings, Conditions(0.03, 1e-2), ())
+        train(model, samples, settings, Conditions.usual(settings), ())
         trained.append(model)
     for p, q in zip(trained[0].parameters(), trained[1].parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
@@ -135,8 +134,38 @@ def test_conditions_are_drawn_per_client_and_keyed_by_seed() -> None:
     assert drawn != [draw_conditions(settings, 1, client) for client in range(60)]
     assert sorted({c.lr for c in drawn}) == pytest.approx([0.009, 0.03, 0.09])
     assert {c.weight_decay for c in drawn} == {0.0, 1e-3, 1e-2}
+    assert {c.batch_size for c in drawn} == {16, 32, 64}
+    assert {c.epochs for c in drawn} == {2, 5, 8}
     equal = compose(["local=equal"]).local
-    assert {draw_conditions(equal, 0, c) for c in range(5)} == {Conditions(0.03, 1e-5)}
+    assert {draw_conditions(equal, 0, c) for c in range(5)} == {Conditions(0.03, 1e-5, 32, 5)}
+
+
+def test_a_list_that_is_added_changes_no_other_draw_and_there_is_always_an_epoch() -> None:
+    fewer = compose(["local=differing", "local.batch_sizes=null"]).local
+    more = compose(
+        ["local=differing", "local.optimisers=[sgd,adam]", "local.epoch_factors=[0.01]"]
+    ).local
+    for client in range(20):
+        a, b = draw_conditions(fewer, 0, client), draw_conditions(more, 0, client)
+        assert a.weight_decay == b.weight_decay
+        assert b.epochs == 1
+        factor = a.lr / 0.03
+        assert b.lr == pytest.approx(factor * (0.03 if b.optimiser == "sgd" else 0.001))
+
+
+@pytest.mark.parametrize(("kind", "reference"), [("adam", torch.optim.Adam), ("adamw", None)])
+def test_the_optimiser_is_torch_s(kind: str, reference: type | None) -> None:
+    settings = local(epochs=3, batch_size=100, optimiser=kind, adam_lr=0.01, weight_decay=0.1)
+    model, plain = net(), net()
+    run(model, settings)
+    x, y = data()
+    optimizer = (reference or torch.optim.AdamW)(plain.parameters(), lr=0.01, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        cross_entropy(plain(x), y).backward()
+        optimizer.step()
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
 
 
 def test_keys_differ_by_purpose_and_parts() -> None:

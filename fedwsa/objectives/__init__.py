@@ -50,6 +50,9 @@ class Objective:
     """Whether tensors are enough, without a model to call: several clients may then be trained
     at once, each objective on its client's part of stacked weights."""
 
+    has_loss: ClassVar[bool] = False
+    """Whether :meth:`loss` is to be asked for each batch; such an objective is not stackable."""
+
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         raise NotImplementedError
 
@@ -57,6 +60,13 @@ class Objective:
     def active(self) -> bool:
         """Whether the message asks for it."""
         return True
+
+    def loss(self, inputs: Tensor) -> Tensor:
+        """What is added to the task loss of a batch, after the model's forward pass on it.
+
+        For what has no closed form; ``inputs`` are those of the model.
+        """
+        raise NotImplementedError
 
     def add_gradient(self) -> None:
         """Add to ``.grad`` of the weights, between ``backward()`` and the optimiser's step."""
