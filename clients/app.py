@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -10,21 +11,32 @@ from torch import Tensor
 
 from clients import cohort
 from clients.network import Network, network_for
+from clients.privacy import asks_to_clip, clip_if_asked
 from clients.scaling import scaled
-from clients.training import Samples, draw_conditions, train
+from clients.training import Conditions, Samples, draw_conditions, train
 from fedwsa import messages, seeding
 from fedwsa.config import Config, from_run_config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.images import crop_flip, normalise
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
-from fedwsa.objectives import Content, LocalRun, Objective, Weights, find_record
+from fedwsa.objectives import Content, LocalRun, Objective, Weights, find_record, personal
+from fedwsa.objectives.feddyn import FedDyn
+from fedwsa.objectives.fednova import FedNova
+from fedwsa.objectives.moon import Moon
 from fedwsa.objectives.proximal import Proximal
 from fedwsa.objectives.scaffold import Scaffold
 from fedwsa.objectives.scope import ScopeAlignment
 from fedwsa.simulation.cohort import CohortApp
 
-OBJECTIVES: tuple[type[Objective], ...] = (ScopeAlignment, Proximal, Scaffold)
+OBJECTIVES: tuple[type[Objective], ...] = (
+    ScopeAlignment,
+    Proximal,
+    Scaffold,
+    FedDyn,
+    FedNova,
+    Moon,
+)
 """Local objectives; each does nothing unless the server's message asks for it."""
 
 
@@ -48,7 +60,7 @@ def build(config: Config | None = None) -> CohortApp:
             record[messages.SIZE] = run.client_sizes(images.shape, images.classes)[client]
         return Message(RecordDict({messages.CONFIG: record}), reply_to=message)
 
-    @app.train()
+    @app.train(mods=[clip_if_asked])
     def train_client(message: Message, context: Context) -> Message:
         run = config or from_run_config(context.run_config)
         return _train(run, message, context)
@@ -63,17 +75,42 @@ def build(config: Config | None = None) -> CohortApp:
     @app.evaluate()
     def evaluate_client(message: Message, context: Context) -> Message:
         run = config or from_run_config(context.run_config)
-        return _evaluate(run, message, _client(context))
+        return _evaluate(run, message, context)
 
     return app
+
+
+@dataclass(frozen=True, eq=False)
+class Received:
+    """What a message brought, and what the client has.
+
+    Attributes
+    ----------
+    data : FederatedData
+        Of all clients of this process.
+    network : Network
+        With the weights to begin with.
+    device : str
+        Where it lies.
+    content : mapping
+        The message as objectives see it.
+    state : dict
+        What the client keeps between rounds.
+    """
+
+    data: FederatedData
+    network: Network
+    device: str
+    content: Content
+    state: dict[str, dict[str, Tensor]]
 
 
 def _client(context: Context) -> int:
     return int(context.node_config[messages.PARTITION_ID])
 
 
-def _receive(config: Config, message: Message) -> tuple[FederatedData, Network, str]:
-    """The data, and the network with the received weights in memory of its own."""
+def _receive(config: Config, message: Message, context: Context) -> Received:
+    """The network with the received weights, and the client's own, in memory of its own."""
     data = open_federated(*config.data_key)
     device = resolve_device(config.device)
     named = find_record(message.content, messages.SIZE)
@@ -81,12 +118,13 @@ def _receive(config: Config, message: Message) -> tuple[FederatedData, Network, 
     arrays = messages.model_arrays(message.content)
     if arrays is None:
         raise ValueError("the message must hold one ArrayRecord, or one named arrays")
-    tensors = messages.to_tensors(arrays)
+    content, state = _content(message), _state(context)
+    tensors = messages.to_tensors(arrays) | personal.own_part(content, state)
     network = network_for(component, data.images.shape, data.images.classes, device, tensors)
     layout = torch.channels_last if config.local.channels_last else torch.contiguous_format
     # Copies become the parameters, so that a reply may hold them while the next client trains.
     network.load({k: _copy(t, device, layout) for k, t in tensors.items()})
-    return data, network, device
+    return Received(data, network, device, content, state)
 
 
 def _copy(tensor: Tensor, device: str, layout: torch.memory_format) -> Tensor:
@@ -107,10 +145,15 @@ def _rate(message: Message) -> float:
     return 1.0 if named is None else float(named[messages.SIZE_RATE])
 
 
-def _samples(config: Config, data: FederatedData, device: str, key: tuple[int, int]) -> Samples:
+def _samples(config: Config, received: Received, key: tuple[int, int]) -> Samples:
     """A client's training samples in a round, drawn by (seed, round, client)."""
-    chosen, _ = data.split(key[1])
+    data, device = received.data, received.device
     random = seeding.generator(config.seed, "train", *key)
+    pooled = find_record(received.content, messages.POOLED)
+    if pooled is None:
+        chosen, _ = data.split(key[1])
+    else:
+        chosen = _pool(data, float(pooled[messages.POOLED]), random)
 
     def prepare(pixels: Tensor) -> Tensor:
         if config.dataset.augment == "crop_flip":
@@ -122,6 +165,15 @@ def _samples(config: Config, data: FederatedData, device: str, key: tuple[int, i
     return Samples(pixels, labels, prepare, random)
 
 
+def _pool(data: FederatedData, share: float, random: torch.Generator) -> Tensor:
+    """A share of the training samples of all clients, for the centralised reference."""
+    everything = torch.cat([data.split(k)[0] for k in range(len(data.partition.shares))])
+    if share == 1.0:
+        return everything
+    order = torch.randperm(len(everything), generator=random)
+    return everything[order[: max(1, round(share * len(everything)))]]
+
+
 def _content(message: Message) -> Content:
     """The message as objectives see it: arrays as tensors."""
     return {
@@ -130,10 +182,15 @@ def _content(message: Message) -> Content:
     }
 
 
-def _local_run(config: Config, context: Context) -> LocalRun:
-    conditions = draw_conditions(config.local, config.seed, _client(context))
-    state = {name: messages.to_tensors(r) for name, r in context.state.array_records.items()}
-    return LocalRun(conditions.lr, config.local.momentum, state)
+def _state(context: Context) -> dict[str, dict[str, Tensor]]:
+    return {name: messages.to_tensors(r) for name, r in context.state.array_records.items()}
+
+
+def _conditions(config: Config, content: Content, client: int) -> Conditions:
+    """A client's own, but the usual ones for the pooled samples of all."""
+    if find_record(content, messages.POOLED) is not None:
+        return Conditions.usual(config.local)
+    return draw_conditions(config.local, config.seed, client)
 
 
 def _objectives(weights: Weights, content: Content, local: LocalRun) -> list[Objective]:
@@ -145,89 +202,92 @@ def _reply(
     message: Message,
     context: Context,
     weights: dict[str, Tensor],
-    examples: int,
+    content: Content,
     loss: float,
     objectives: Sequence[Objective],
     local: LocalRun,
 ) -> Message:
     """The trained model with its metrics; the client's state goes into its context."""
-    metrics = MetricRecord({messages.NUM_EXAMPLES: examples, messages.TRAIN_LOSS: loss})
-    content = RecordDict({messages.ARRAYS: messages.to_arrays(weights), messages.METRICS: metrics})
+    metrics = MetricRecord({messages.NUM_EXAMPLES: local.examples, messages.TRAIN_LOSS: loss})
     before = dict(local.state)
+    shared = personal.keep(weights, content, local.state)
+    reply = RecordDict({messages.ARRAYS: messages.to_arrays(shared), messages.METRICS: metrics})
     for objective in objectives:
         metrics.update(objective.end())
         for name, tensors in objective.records().items():
-            content[name] = messages.to_arrays(tensors)
+            reply[name] = messages.to_arrays(tensors)
     for name, tensors in local.state.items():
         if tensors is not before.get(name):
             context.state[name] = messages.to_arrays(tensors)
-    return Message(content, reply_to=message)
+    return Message(reply, reply_to=message)
 
 
 def _train(config: Config, message: Message, context: Context) -> Message:
-    data, network, device = _receive(config, message)
-    client, model = _client(context), network.model
+    received = _receive(config, message, context)
+    client, model, content = _client(context), received.network.model, received.content
     key = (_round(message), client)
-    samples = _samples(config, data, device, key)
-    local = _local_run(config, context)
-    objectives = _objectives(network.weights(), _content(message), local)
-    conditions = draw_conditions(config.local, config.seed, client)
+    samples = _samples(config, received, key)
+    conditions = _conditions(config, content, client)
+    local = LocalRun(conditions.lr, config.local.momentum, received.state, len(samples))
+    objectives = _objectives(received.network.weights(), content, local)
     # Dropout draws from the global generator: seeded for this client and round, put back after.
     with seeding.seeded(config.seed, "dropout", *key), scaled(model, _rate(message)):
         loss = train(model, samples, config.local, conditions, objectives)
-    return _reply(message, context, network.state(), len(samples), loss, objectives, local)
+    return _reply(message, context, received.network.state(), content, loss, objectives, local)
 
 
 def _train_together(
     config: Config, received: Sequence[Message], contexts: Sequence[Context]
 ) -> list[Message] | None:
     """Train several clients at once, if they can be; their messages have the same content."""
-    data, network, device = _receive(config, received[0])
-    model = network.model
-    if cohort.why_not(model, config.local) is not None:
+    first = _receive(config, received[0], contexts[0])
+    model, content = first.network.model, first.content
+    if cohort.why_not(model, config.local) is not None or messages.PERSONAL in content:
         return None
-    number, content = _round(received[0]), _content(received[0])
-    drawn = [_samples(config, data, device, (number, _client(c))) for c in contexts]
+    if asks_to_clip(received[0]):
+        return None
+    number = _round(received[0])
+    drawn = [_samples(config, first, (number, _client(c))) for c in contexts]
     if not cohort.fits(drawn):
         return None
-    conditions = [draw_conditions(config.local, config.seed, _client(c)) for c in contexts]
+    conditions = [_conditions(config, content, _client(c)) for c in contexts]
     alike: dict[tuple[int, int], list[int]] = {}  # those who may stand in one stack
     for k, own in enumerate(conditions):
         alike.setdefault((own.batch_size, own.epochs), []).append(k)
-    replies: dict[int, Message] = {}
+    start, replies = first.network.state(), {}
     for together in alike.values():
         order = sorted(together, key=lambda k: -len(drawn[k]))
         stack = cohort.Stack(model, len(order))
         views = [stack.client(i) for i in range(len(order))]
-        local = [_local_run(config, contexts[k]) for k in order]
+        local = [
+            LocalRun(conditions[k].lr, config.local.momentum, _state(contexts[k]), len(drawn[k]))
+            for k in order
+        ]
         objectives = [_objectives(v, content, own) for v, own in zip(views, local, strict=True)]
         if any(not o.stackable for own in objectives for o in own):
             return None
         model.train()
-        samples = [drawn[k] for k in order]
         with scaled(model, _rate(received[0])):
             losses = cohort.train_stack(
-                stack, samples, config.local, [conditions[k] for k in order], objectives
+                stack,
+                [drawn[k] for k in order],
+                config.local,
+                [conditions[k] for k in order],
+                objectives,
             )
-        received_state = network.state()
         for i, k in enumerate(order):
-            weights = {name: views[i].get(name, t) for name, t in received_state.items()}
+            weights = {name: views[i].get(name, t) for name, t in start.items()}
             replies[k] = _reply(
-                received[k],
-                contexts[k],
-                weights,
-                len(samples[i]),
-                losses[i],
-                objectives[i],
-                local[i],
+                received[k], contexts[k], weights, content, losses[i], objectives[i], local[i]
             )
     return [replies[k] for k in range(len(received))]
 
 
-def _evaluate(config: Config, message: Message, client: int) -> Message:
+def _evaluate(config: Config, message: Message, context: Context) -> Message:
     """Score the received model on the client's own hold-out; no samples, no weight."""
-    data, network, device = _receive(config, message)
-    _, held = data.split(client)
+    received = _receive(config, message, context)
+    data, network, device = received.data, received.network, received.device
+    _, held = data.split(_client(context))
     score = evaluate(
         network.model,
         data.images.train.pixels[held],

@@ -63,7 +63,10 @@ def _job(composed: DictConfig) -> float:
         return math.nan
     finally:
         _remove_if_empty(folder)
-    return float(result["accuracy"])
+    # Where each client has a model of its own, there is no global accuracy.
+    return float(
+        result["client_accuracy_mean"] if result["accuracy"] is None else result["accuracy"]
+    )
 
 
 def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) -> dict[str, Any]:
@@ -145,6 +148,8 @@ def _show(result: dict[str, Any], folder: Path) -> None:
     }
     for key, name in names.items():
         value = result[key]
+        if value is None:
+            continue
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
         if key == "accuracy":
             for size, accuracy in result.get("sizes", {}).items():

@@ -86,8 +86,14 @@ def check_arguments(
         One line: the key, what is wrong, what is allowed.
     """
     parameters = list(inspect.signature(function).parameters.values())[given:]
+    hints = _hints(function)
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    free = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    rest = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
+    free = rest is not None
+    if rest is not None and typing.get_origin(hints.get(rest)) is typing.Unpack:
+        [named] = typing.get_args(hints[rest])  # **rest: Unpack[a TypedDict] names its keys
+        hints = {**hints, **typing.get_type_hints(named, include_extras=True)}
+        names, free = [*names, *named.__annotations__], False
     label = getattr(function, "__name__", str(function))
     for key in arguments:
         if key not in names and not free:
@@ -96,12 +102,15 @@ def check_arguments(
     for p in parameters:
         if p.name in names and p.default is p.empty and p.name not in arguments:
             raise ConfigError(f"{where}.{p.name}: {label} needs it")
+    return {k: _checked(hints.get(k, Any), v, f"{where}.{k}") for k, v in arguments.items()}
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     source = function.__init__ if inspect.isclass(function) else function
     try:
-        hints = typing.get_type_hints(source, include_extras=True)
+        return typing.get_type_hints(source, include_extras=True)
     except (NameError, TypeError):  # a stranger's annotations that do not resolve say nothing
-        hints = {}
-    return {k: _checked(hints.get(k, Any), v, f"{where}.{k}") for k, v in arguments.items()}
+        return {}
 
 
 def _checked(hint: Any, value: Any, key: str) -> Any:

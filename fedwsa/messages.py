@@ -16,6 +16,8 @@ train (up)       ``arrays``, ``metrics``  the trained model; ``num-examples``, `
                                          several sizes ``wsa-present``, 1 or 0 per layer
 train (down)     ``scaffold-control``    SCAFFOLD: the server's control variate
 train (up)       ``scaffold-change``     SCAFFOLD: how the client's changed
+train, evaluate  ``personal``            FedPer, FedBN, local training: what stays with the client,
+(down)                                   as one begins that has none yet
 evaluate (up)    ``metrics``             ``num-examples``, ``accuracy``, ``loss``
 query (up)       ``config``              ``partition-id`` of the node, and its ``size``
 ===============  ======================  ======================================================
@@ -39,6 +41,12 @@ TRAIN_LOSS = "train_loss"  # as Flower's QFedAvg looks for it
 SERVER_ROUND, PARTITION_ID = "server-round", "partition-id"
 PROXIMAL_MU = "proximal-mu"
 SIZE, SIZE_RATE = "size", "size-rate"
+POOLED = "pooled"
+PERSONAL = "personal"
+MOON_WEIGHT, MOON_TEMPERATURE = "moon-mu", "moon-temperature"
+NOVA = "fednova"
+NOVA_WEIGHT, NOVA_LENGTH, NOVA_SQUARE = "fednova-weight", "fednova-length", "fednova-square"
+DYN_ALPHA, DYN_COUNT = "feddyn-alpha", "feddyn-count"
 
 UNUSABLE_REPLY = 1001
 """Flower error code (free above 1000) for a reply that cannot be averaged."""

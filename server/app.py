@@ -26,6 +26,7 @@ from fedwsa.models.files import save_network
 from fedwsa.scope import WeightScope, fan_in, scoped_layers, stability
 from fedwsa.sizes import WHOLE
 from fedwsa.strategies.fedwsa import FedWSA
+from fedwsa.strategies.personal import has_global_model
 from fedwsa.strategies.sizes import sized
 from fedwsa.strategies.wave import FedWave
 from server.callbacks import Callback
@@ -199,8 +200,13 @@ class Federation:
                 callback.on_end()
 
     def _score(self, arrays: ArrayRecord, number: int) -> dict[str, Score]:
-        """The model of each size on the global test set, after a round, the largest first."""
+        """The model of each size on the global test set, after a round, the largest first.
+
+        None of a strategy that leaves each client a model of its own.
+        """
         images, scores = self.data.images, {}
+        if not has_global_model(self.strategy):
+            return {}
         for size in sorted(self.sizes.models, key=lambda size: size != self.largest):
             model = self.sizes.models[size]
             messages.load_arrays(model, self._state(arrays, size, number))
@@ -237,13 +243,14 @@ class Federation:
     def _finish(self, loop: RoundLoop, records: Sequence[RoundRecord], seconds: float) -> None:
         """Write the model and ``result.json``: last round, never the best one."""
         last = records[-1]
-        assert last.score is not None  # the last round is always evaluated
-        self._save_models(loop.arrays, last.round)
+        score = last.score  # the last round is always evaluated
+        if score is not None:
+            self._save_models(loop.arrays, last.round)
         result: dict[str, Any] = {
             "algorithm": self.config.label,
             "seed": self.config.seed,
-            "accuracy": last.score.accuracy,
-            "loss": last.score.loss,
+            "accuracy": score.accuracy if score else None,
+            "loss": score.loss if score else None,
             "rounds": len(records),
             "seconds": round(seconds, 3),
             "client_accuracy_mean": last.clients.mean if last.clients else None,

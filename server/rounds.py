@@ -60,7 +60,7 @@ class RoundRecord:
         The clients' mean task loss.
     score : Score or None
         The global model on the global test set, in rounds that evaluate it; with several sizes
-        that of the largest.
+        that of the largest. None where each client has a model of its own.
     sizes : dict of str to Score
         The model of each size on it, then.
     clients : ClientScores or None
@@ -133,7 +133,7 @@ class RoundLoop:
         start = time.perf_counter()
         if last or number % self.config.evaluation.every == 0:
             record.sizes = self.score(self.arrays, number)
-            record.score = next(iter(record.sizes.values()))
+            record.score = next(iter(record.sizes.values()), None)
         if last or number % self.config.evaluation.clients_every == 0:
             self._evaluate_clients(record)
         record.seconds["evaluate"] = time.perf_counter() - start

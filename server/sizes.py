@@ -15,6 +15,13 @@ from fedwsa.models import ImageShape, build_model
 from fedwsa.models.architecture import Architecture, Axes, Axis, architecture_of
 from fedwsa.sizes import WHOLE, model_cost
 
+NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
+
 
 @dataclass(frozen=True, eq=False)
 class SizedModels:
@@ -64,6 +71,27 @@ class SizedModels:
             size: {k: tuple(t.shape) for k, t in messages.travelling_state(model).items()}
             for size, model in self.models.items()
         }
+
+    @property
+    def norms(self) -> list[str]:
+        """Names of the arrays that travel of normalisation layers, of all sizes."""
+        found: dict[str, None] = {}
+        for model in self.models.values():
+            travelling = messages.travelling_state(model)
+            for prefix, module in model.named_modules():
+                if isinstance(module, NORMS):
+                    own = (f"{prefix}.{key}" for key in module.state_dict())
+                    found |= dict.fromkeys(name for name in own if name in travelling)
+        return list(found)
+
+    @property
+    def buffers(self) -> list[str]:
+        """Names of the arrays that travel and are not trained."""
+        found: dict[str, None] = {}
+        for model in self.models.values():
+            trained = dict(model.named_parameters())
+            found |= dict.fromkeys(k for k in messages.travelling_state(model) if k not in trained)
+        return list(found)
 
     @property
     def axes(self) -> Axes:

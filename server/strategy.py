@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 from safetensors import SafetensorError
@@ -13,6 +15,9 @@ from fedwsa.components import Component, ConfigError, build, locate
 from fedwsa.config import Config, Wsa
 from fedwsa.scope import WeightScope
 from fedwsa.strategies.fedwsa import FedWSA
+from fedwsa.strategies.personal import Personal
+from fedwsa.strategies.scaffold import Scaffold
+from fedwsa.strategies.sizes import SizedFedAvg
 from server.sizes import SizedModels
 
 logger = logging.getLogger("fedwsa")
@@ -35,31 +40,67 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
         of one size alone where there are several.
     """
     component = config.strategy.component
-    strategy = build(_with_sizes(component, config, sizes), "strategy.args")
-    if not isinstance(strategy, Strategy):
-        raise ConfigError(f"strategy._target_: {component.target} is no Flower Strategy")
-    _set_sampling(strategy, config)
-    return _aligned(strategy, config.wsa, sizes) if config.wsa.enabled else strategy
-
-
-def _with_sizes(component: Component, config: Config, sizes: SizedModels) -> Component:
-    """The strategy with what it asks for, by the names of its parameters, of the models."""
     asked = inspect.signature(locate(component.target, "strategy")).parameters
-    if "shapes" not in asked:
-        if config.clients.sizes is not None:
-            raise ConfigError(
-                f"clients.sizes: {component.name} averages models of one size; those for several "
-                f"are strategy={', '.join(SIZED)}"
-            )
-        return component
+    if config.clients.sizes is not None and "shapes" not in asked:
+        raise ConfigError(
+            f"clients.sizes: {component.name} averages models of one size; those for several "
+            f"are strategy={', '.join(SIZED)}"
+        )
     facts = {
         "shapes": sizes.shapes,
         "axes": sizes.axes,
         "head": sizes.known.head,
         "architecture": sizes.known,
+        "norms": sizes.norms,
+        "buffers": sizes.buffers,
+        "num_sampled_clients": max(1, int(config.clients.count * config.clients.fraction)),
     }
+    strategy = _make(component, "strategy.args", facts)
+    if not isinstance(strategy, Strategy):
+        raise ConfigError(f"strategy._target_: {component.target} is no Flower Strategy")
+    _set_sampling(strategy, config)
+    _check_optimisers(strategy, config)
+    return _aligned(strategy, config.wsa, sizes) if config.wsa.enabled else strategy
+
+
+def _make(component: Component, where: str, facts: Mapping[str, Any]) -> Any:
+    """Build a strategy, and first what it wraps.
+
+    It gets what it asks for, by the names of its parameters, of the models; arguments that are
+    mappings with a ``_target_`` are built likewise.
+    """
+    asked = inspect.signature(locate(component.target, "strategy")).parameters
     given = {name: fact for name, fact in facts.items() if name in asked}
-    return Component(**{"_target_": component.target, **given, **component.arguments})
+    for name, value in component.arguments.items():
+        if isinstance(value, dict) and "_target_" in value:
+            inner = _make(Component(**value), f"{where}.{name}", facts)
+            _check_wrapping(component, inner)
+            given[name] = inner
+        elif value is not None or name not in facts:
+            given[name] = value
+    return build(Component(**{"_target_": component.target, **given}), where)
+
+
+def _check_wrapping(outer: Component, inner: object) -> None:
+    """Refuse to wrap what does not exchange whole models.
+
+    Raises
+    ------
+    ConfigError
+        Flower's privacy wrappers compare each reply with the model that all were sent.
+    """
+    whole = not isinstance(inner, SizedFedAvg | Personal | Scaffold)
+    if isinstance(inner, Strategy) and not whole:
+        raise ConfigError(
+            f"strategy.args: {outer.name} needs clients that send one whole model, which "
+            f"{type(inner).__name__} does not"
+        )
+
+
+def _check_optimisers(strategy: Strategy, config: Config) -> None:
+    if getattr(strategy, "needs_sgd", False) and config.optimisers != {"sgd"}:
+        name = config.strategy.component.name
+        raise ConfigError(f"local.optimiser: {name} counts steps of SGD; set it to sgd for all")
 
 
 def _set_sampling(strategy: Strategy, config: Config) -> None:

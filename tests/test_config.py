@@ -7,6 +7,7 @@ import shlex
 
 import pytest
 import torch
+from flwr.serverapp.strategy import FedAvg
 from hydra.errors import HydraException
 
 from experiments.errors import explain
@@ -41,11 +42,16 @@ def test_every_option_composes_and_fits_its_signature(group: str) -> None:
             given = {"partition": 3, "model": 2}.get(group, 0)
             made = locate(part.target, group)
             asked = inspect.signature(made).parameters
-            known = {"shapes": {}, "architecture": Architecture()}  # what the server knows
-            facts = {
-                name: fact for name, fact in known.items() if option in SIZED and name in asked
+            known = {  # what the server knows
+                "shapes": {},
+                "architecture": Architecture(),
+                "head": "head.",
+                "norms": [],
+                "num_sampled_clients": 1,
             }
-            check_arguments(made, {**part.arguments, **facts}, group, given)
+            facts = {k: v for k, v in known.items() if group == "strategy" and k in asked}
+            inner = {"strategy": FedAvg()} if "strategy" in part.arguments else {}
+            check_arguments(made, {**part.arguments, **facts, **inner}, group, given)
 
 
 PATHS = ("parquet", "image_folder")

@@ -6,25 +6,16 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from torch import nn
 
 from fedwsa import messages
 from fedwsa.objectives import LocalRun
 from fedwsa.objectives.scaffold import Scaffold as Correction
 from fedwsa.objectives.scaffold import plain_steps
 from fedwsa.strategies.scaffold import Scaffold
+from tests.quadratics import BEGIN, JOINT, A, B, Point, begin, gradient
 from tests.test_fedwsa import Nodes
 
 pytestmark = pytest.mark.usefixtures("task_identity")
-
-# Client i minimises a_i/2·‖w − b_i‖², with gradient a_i(w − b_i): unequal quadratics.
-A, B = (1.0, 3.0, 0.5), ((1.0, 0.0), (0.0, 2.0), (-1.0, 4.0))
-
-
-class Point(nn.Module):
-    def __init__(self, values: tuple[float, ...] = (0.0, 0.0)) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor(values, dtype=torch.float64))
 
 
 def local_training(
@@ -39,9 +30,8 @@ def local_training(
     local = LocalRun(lr, momentum, state)
     correction = Correction(model, content, local)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
-    target = torch.tensor(B[client], dtype=torch.float64)
     for _ in range(steps):
-        model.w.grad = A[client] * (model.w.detach() - target)
+        model.w.grad = gradient(model, client)
         correction.add_gradient()
         optimizer.step()
     metrics = MetricRecord({"num-examples": 10, **correction.end()})
@@ -63,24 +53,20 @@ def one_round(strategy: Scaffold, arrays: ArrayRecord, states: list[dict], **tra
     return averaged
 
 
-def start() -> ArrayRecord:
-    return messages.to_arrays(messages.travelling_state(Point((2.0, -1.0))))
-
-
 def test_the_first_round_is_fedavg_and_leaves_the_mean_gradient() -> None:
     # One step, all controls zero: w_i = w − η·g_i(w), so c_i = g_i(w) and c their mean.
     strategy, states = Scaffold(), [{}, {}, {}]
-    averaged = one_round(strategy, start(), states, steps=1, lr=0.1)
-    w = np.array([2.0, -1.0])
+    averaged = one_round(strategy, begin(), states, steps=1, lr=0.1)
+    w = np.array(BEGIN)
     gradients = np.array([a * (w - np.array(b)) for a, b in zip(A, B, strict=True)])
     np.testing.assert_allclose(averaged["w"].numpy(), w - 0.1 * gradients.mean(0))
-    for state, gradient in zip(states, gradients, strict=True):
-        np.testing.assert_allclose(state["scaffold"]["w"], gradient)
+    for state, found in zip(states, gradients, strict=True):
+        np.testing.assert_allclose(state["scaffold"]["w"], found)
     np.testing.assert_allclose(strategy.control["w"], gradients.mean(0))
 
 
 def test_with_all_clients_the_server_s_control_is_the_mean_of_theirs_in_every_round() -> None:
-    strategy, states, arrays = Scaffold(), [{}, {}, {}], start()
+    strategy, states, arrays = Scaffold(), [{}, {}, {}], begin()
     for _ in range(5):
         arrays = one_round(strategy, arrays, states, steps=4, lr=0.1)
         mean = torch.stack([s["scaffold"]["w"] for s in states]).mean(0)
@@ -90,19 +76,17 @@ def test_with_all_clients_the_server_s_control_is_the_mean_of_theirs_in_every_ro
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_it_reaches_the_joint_minimiser_which_fedavg_misses(momentum: float) -> None:
-    # Minimiser of Σ a_i/2‖w − b_i‖²: Σ a_i b_i / Σ a_i.
-    joint = np.average(np.array(B), axis=0, weights=A)
-    strategy, states, arrays = Scaffold(), [{}, {}, {}], start()
+    strategy, states, arrays = Scaffold(), [{}, {}, {}], begin()
     for _ in range(400):
         arrays = one_round(strategy, arrays, states, steps=5, lr=0.02, momentum=momentum)
-    np.testing.assert_allclose(arrays["w"].numpy(), joint, atol=1e-6)
+    np.testing.assert_allclose(arrays["w"].numpy(), JOINT, atol=1e-6)
     # FedAvg: the same without corrections stops where the mean of K steps' drift is zero.
     without = Scaffold()
-    arrays = start()
+    arrays = begin()
     for _ in range(400):
         without.control = None
         arrays = one_round(without, arrays, [{}, {}, {}], steps=5, lr=0.02, momentum=momentum)
-    assert np.abs(arrays["w"].numpy() - joint).max() > 1e-3
+    assert np.abs(arrays["w"].numpy() - JOINT).max() > 1e-3
 
 
 def test_momentum_goes_as_far_as_more_plain_steps() -> None:
@@ -118,19 +102,19 @@ def test_momentum_goes_as_far_as_more_plain_steps() -> None:
 def test_only_those_who_answered_move_the_control_by_their_share_of_all() -> None:
     # c += (|S|/N)·mean over S: with one of three clients, a third of its change.
     strategy, states = Scaffold(), [{}, {}, {}]
-    sent = strategy.configure_train(1, start(), ConfigRecord({"server-round": 1}), Nodes(3))
+    sent = strategy.configure_train(1, begin(), ConfigRecord({"server-round": 1}), Nodes(3))
     by_node = sorted(sent, key=lambda m: m.metadata.dst_node_id)
     replies = [local_training(by_node[0], 0, states[0], steps=1, lr=0.1)]
     replies += [Message(Error(2, "gone"), reply_to=m) for m in by_node[1:]]
     strategy.aggregate_train(1, replies)
-    gradient = A[0] * (np.array([2.0, -1.0]) - np.array(B[0]))
+    gradient = A[0] * (np.array(BEGIN) - np.array(B[0]))
     np.testing.assert_allclose(strategy.control["w"], gradient / 3)
 
 
 def test_clients_of_another_algorithm_are_refused() -> None:
     strategy = Scaffold()
-    [message, *_] = strategy.configure_train(1, start(), ConfigRecord(), Nodes(3))
-    content = RecordDict({"arrays": start(), "metrics": MetricRecord({"num-examples": 1})})
+    [message, *_] = strategy.configure_train(1, begin(), ConfigRecord(), Nodes(3))
+    content = RecordDict({"arrays": begin(), "metrics": MetricRecord({"num-examples": 1})})
     with pytest.raises(ValueError, match="does not report the change of its control variate"):
         strategy.aggregate_train(1, [Message(content, reply_to=message)])
 

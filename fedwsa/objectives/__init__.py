@@ -32,11 +32,14 @@ class LocalRun:
     state : dict
         What the client keeps between rounds: name → tensors. An objective reads the entry of
         its name, and replaces it in :meth:`Objective.end`.
+    examples : int
+        How many samples the client trains on.
     """
 
     lr: float
     momentum: float = 0.0
     state: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    examples: int = 0
 
 
 class Objective:

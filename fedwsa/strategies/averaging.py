@@ -6,7 +6,9 @@ partial averages, so that a round moves a model per worker instead of one per cl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypedDict
 
 from flwr.app import Message
 from flwr.serverapp.strategy import (
@@ -18,6 +20,17 @@ from flwr.serverapp.strategy import (
     FedYogi,
     Strategy,
 )
+
+
+class Sampling(TypedDict, total=False):
+    """How Flower's FedAvg samples, by its own names; what is left out is as there."""
+
+    fraction_train: float
+    fraction_evaluate: float
+    min_train_nodes: int
+    min_evaluate_nodes: int
+    min_available_nodes: int
+
 
 _AVERAGING = (FedAvg, FedAvgM, FedProx, FedAdam, FedYogi, FedAdagrad)
 
@@ -37,6 +50,16 @@ def averages_by(strategy: Strategy) -> str | None:
         declared: str | None = strategy.averages_by  # type: ignore[attr-defined]
         return declared
     return None
+
+
+@contextmanager
+def weighing(strategy: FedAvg, key: str) -> Iterator[None]:
+    """Let a strategy weight by another metric for once: evaluation keeps its own."""
+    usual, strategy.weighted_by_key = strategy.weighted_by_key, key
+    try:
+        yield
+    finally:
+        strategy.weighted_by_key = usual
 
 
 class Averaged(list[Message]):

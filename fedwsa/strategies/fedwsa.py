@@ -128,6 +128,8 @@ class FedWSA(Strategy):
                 "align='after' does not go with FedAvgM, which continues from its own copy of "
                 "the model: each rescaling would enter its momentum"
             )
+        if reason := getattr(strategy, "no_scopes", None):
+            raise ValueError(f"{type(strategy).__name__} does not go with it: {reason}")
         sizes = sized(strategy)
         self._partial = sizes is not None and (len(sizes.shapes) > 1 or sizes.has_own)
         if align == "after" and self._partial:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Unpack
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -11,6 +12,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from fedwsa import messages
+from fedwsa.strategies.averaging import Sampling
 
 
 class Scaffold(FedAvg):
@@ -24,25 +26,14 @@ class Scaffold(FedAvg):
 
     Parameters
     ----------
-    fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes, min_available_nodes
+    sampling
         As for Flower's FedAvg.
     """
 
-    def __init__(
-        self,
-        fraction_train: float = 1.0,
-        fraction_evaluate: float = 1.0,
-        min_train_nodes: int = 2,
-        min_evaluate_nodes: int = 2,
-        min_available_nodes: int = 2,
-    ) -> None:
-        super().__init__(
-            fraction_train,
-            fraction_evaluate,
-            min_train_nodes,
-            min_evaluate_nodes,
-            min_available_nodes,
-        )
+    needs_sgd = True
+
+    def __init__(self, **sampling: Unpack[Sampling]) -> None:
+        super().__init__(**sampling)
         self.control: dict[str, Tensor] | None = None
         self._nodes = 0
 

@@ -49,6 +49,8 @@ class ProgressDisplay:
         """Show accuracy, loss and seconds."""
         if record.score is not None:
             self._facts = f"accuracy {record.score.accuracy:.4f}  loss {record.score.loss:.4f}"
+        elif record.clients is not None:  # there may be no global model
+            self._facts = f"clients' accuracy {record.clients.mean:.4f}"
         facts = f"{self._facts}  {sum(record.seconds.values()):.1f} s/round"
         if record.failed:
             facts += f"  {len(record.failed)} of {len(record.cohort)} clients failed"

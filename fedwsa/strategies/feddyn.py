@@ -1,0 +1,77 @@
+"""FedDyn, the server half of :class:`fedwsa.objectives.feddyn.FedDyn`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Unpack
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from pydantic import PositiveFloat
+from torch import Tensor
+
+from fedwsa import messages
+from fedwsa.strategies.averaging import Sampling, weighing
+
+
+class FedDyn(FedAvg):
+    """Federated averaging with dynamic regularisation, so that local minima agree in the end.
+
+    h ← h − α·(1/N)·Σ_{k∈S}(w_k − w_g), then w_g ← mean_{k∈S}(w_k) − h/α. Clients count once
+    each, whatever their examples, as in the paper.
+
+    Source: arXiv 2111.04263, algorithm 1.
+
+    Parameters
+    ----------
+    alpha
+        α > 0; at zero the method divides by zero.
+    buffers
+        Names of arrays that are not trained (statistics of BatchNorm); they are only averaged.
+    sampling
+        As for Flower's FedAvg.
+    """
+
+    averages_by = messages.DYN_COUNT
+
+    def __init__(
+        self, alpha: PositiveFloat, *, buffers: Sequence[str] = (), **sampling: Unpack[Sampling]
+    ) -> None:
+        if not alpha > 0:
+            raise ValueError(f"alpha must be above 0, FedDyn divides by it; got {alpha}")
+        super().__init__(**sampling)
+        self.alpha, self.buffers = float(alpha), frozenset(buffers)
+        self.h: dict[str, Tensor] = {}
+        self._received: dict[str, Tensor] = {}
+        self._nodes = 0
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Announce α."""
+        self._received = messages.to_tensors(arrays)
+        self._nodes = len(list(grid.get_node_ids()))
+        config[messages.DYN_ALPHA] = self.alpha
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average the models, and go on by what is left of the drift."""
+        given = list(replies)
+        with weighing(self, messages.DYN_COUNT):
+            averaged, metrics = super().aggregate_train(server_round, given)
+        if averaged is None:
+            return None, metrics
+        count = sum(messages.number(m, messages.DYN_COUNT) for m in messages.reply_metrics(given))
+        share = count / self._nodes  # |S|/N: partial averages add their counts up
+        new = messages.to_tensors(averaged)
+        for name, mean in new.items():
+            if name in self.buffers:
+                continue
+            h = self.h.get(name, torch.zeros_like(mean))
+            self.h[name] = h - self.alpha * share * (mean - self._received[name])
+            new[name] = mean - self.h[name] / self.alpha
+        return messages.to_arrays(new), metrics

@@ -1,0 +1,50 @@
+"""MOON, the server half of :class:`fedwsa.objectives.moon.Moon`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Unpack
+
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from pydantic import NonNegativeFloat, PositiveFloat
+
+from fedwsa import messages
+from fedwsa.strategies.averaging import Sampling
+
+
+class Moon(FedAvg):
+    """Federated averaging of clients that train with the model-contrastive loss.
+
+    Source: arXiv 2103.16257.
+
+    Parameters
+    ----------
+    mu
+        Weight of the contrastive loss; zero is FedAvg.
+    temperature
+        τ.
+    sampling
+        As for Flower's FedAvg.
+    """
+
+    averages_by = messages.NUM_EXAMPLES
+
+    def __init__(
+        self, mu: NonNegativeFloat, temperature: PositiveFloat, **sampling: Unpack[Sampling]
+    ) -> None:
+        if mu < 0 or temperature <= 0:
+            raise ValueError(
+                f"mu must be zero or above, temperature above; got {mu}, {temperature}"
+            )
+        super().__init__(**sampling)
+        self.mu, self.temperature = mu, temperature
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Announce weight and temperature."""
+        config[messages.MOON_WEIGHT] = float(self.mu)
+        config[messages.MOON_TEMPERATURE] = float(self.temperature)
+        return super().configure_train(server_round, arrays, config, grid)
