@@ -31,6 +31,8 @@ def why_not(model: nn.Module, local: Local) -> str | None:
         return "local.channels_last is set"
     if local.mask_absent:
         return "local.mask_absent is set"
+    if local.clip_norm is not None:
+        return "local.clip_norm is set"
     if local.optimisers or local.optimiser != "sgd":
         return "the optimiser is not sgd"
     for module in model.modules():

@@ -172,6 +172,8 @@ def train(
                 torch.autograd.backward([loss, *extra])
                 for objective in objectives:
                     objective.add_gradient()
+                if local.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), local.clip_norm)
                 optimizer.step()
                 total += loss.detach() * (end - start)
                 start = end

@@ -108,6 +108,7 @@ class Local(_Section):
     batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)] | None
     epoch_factors: Annotated[list[PositiveFloat], Field(min_length=1)]
     optimisers: Annotated[list[Optimiser], Field(min_length=1)] | None
+    clip_norm: PositiveFloat | None
     mask_absent: bool
     precision: Literal["fp32", "bf16"]
     channels_last: bool

@@ -153,6 +153,19 @@ def test_a_list_that_is_added_changes_no_other_draw_and_there_is_always_an_epoch
         assert b.lr == pytest.approx(factor * (0.03 if b.optimiser == "sgd" else 0.001))
 
 
+def test_a_clipped_step_is_no_longer_than_the_learning_rate_times_the_norm() -> None:
+    changes = {"epochs": 1, "batch_size": 100, "momentum": 0.0, "weight_decay": 0.0, "lr": 0.1}
+    steps = []
+    for norm in (None, 1e6, 0.05):
+        model, before = net(), net()
+        run(model, local(**changes, clip_norm=norm))
+        pairs = zip(model.parameters(), before.parameters(), strict=True)
+        steps.append(torch.cat([(p - q).detach().flatten() for p, q in pairs]))
+    assert torch.equal(steps[0], steps[1])
+    assert steps[2].norm().item() == pytest.approx(0.1 * 0.05, rel=1e-4)
+    torch.testing.assert_close(steps[2] / steps[2].norm(), steps[0] / steps[0].norm())
+
+
 @pytest.mark.parametrize(("kind", "reference"), [("adam", torch.optim.Adam), ("adamw", None)])
 def test_the_optimiser_is_torch_s(kind: str, reference: type | None) -> None:
     settings = local(epochs=3, batch_size=100, optimiser=kind, adam_lr=0.01, weight_decay=0.1)

@@ -1,0 +1,103 @@
+"""What local objectives cost: a local SGD step of VGG11 at batch 64, with and without each.
+
+Usage: ``python -m experiments.bench.objective_cost [--steps N] [--threads N]``
+
+All sides run in one process, in turn, on the same images; the ratio is that of the median times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from fedwsa import messages
+from fedwsa.config import compose
+from fedwsa.models import build_model
+from fedwsa.objectives import Content, LocalRun, Objective
+from fedwsa.objectives.feddyn import FedDyn
+from fedwsa.objectives.proximal import Proximal
+from fedwsa.objectives.scaffold import Scaffold
+from fedwsa.objectives.scope import ScopeAlignment
+from fedwsa.scope import WeightScope
+
+BATCH = 64
+TARGET = 1.10
+"""A step may cost so much of FedAvg's."""
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=30, help="timed steps of each side")
+    parser.add_argument("--threads", type=int, default=1, help="as a simulated client has")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model = build_model(compose(["model=vgg11"]).model, (3, 32, 32), 10, seed=0)
+    times = {name: 1e3 * statistics.median(t) for name, t in measure(model, arguments.steps).items()}
+    table = Table("vgg11, batch 64", "ms a step", f"ratio (≤ {TARGET:.2f})")
+    for name, milliseconds in times.items():
+        table.add_row(name, f"{milliseconds:.1f}", f"{milliseconds / times['FedAvg']:.3f}")
+    Console().print(table)
+
+
+def instructions(model: nn.Module) -> dict[str, tuple[type[Objective], Content]]:
+    """Each objective with what its server would send."""
+    scope = WeightScope.measure(model.state_dict())
+    aligned = {
+        messages.SCOPE_LAYERS: list(scope.names),
+        messages.SCOPE_FUSION: "moments",
+        messages.SCOPE_STRENGTH: 1e-6,
+        messages.SCOPE_REDUCTION: "layer",
+        messages.SCOPE_FLOOR: 1e-4,
+    }
+    target = {
+        messages.TARGET_MEAN: scope.mean.tolist(),
+        messages.TARGET_VARIANCE: scope.variance.tolist(),
+    }
+    control = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    return {
+        "WSA": (ScopeAlignment, {"config": aligned, messages.SCOPE_TARGET: target}),
+        "FedProx": (Proximal, {"config": {messages.PROXIMAL_MU: 1e-6}}),
+        "SCAFFOLD": (Scaffold, {messages.SCAFFOLD_CONTROL: control}),
+        "FedDyn": (FedDyn, {"config": {messages.DYN_ALPHA: 1e-6}}),
+    }
+
+
+def measure(model: nn.Module, steps: int) -> dict[str, list[float]]:
+    """Seconds of each step without and with each objective, taken in turn after a warm-up."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(BATCH, 3, 32, 32), torch.randint(0, 10, (BATCH,))
+    sides: dict[str, tuple[nn.Module, torch.optim.Optimizer, list[Objective]]] = {}
+    for name, kind in {"FedAvg": None, **instructions(model)}.items():
+        own = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(own.parameters(), lr=1e-4, momentum=0.9, fused=True)
+        objectives = [] if kind is None else [kind[0](own, kind[1], LocalRun(1e-4, 0.9))]
+        sides[name] = own, optimizer, objectives
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    order = list(sides)
+    for i in track(range(-3, steps), "Timing"):
+        for name in order:
+            own, optimizer, objectives = sides[name]
+            start = time.perf_counter()
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(cross_entropy(own(images), labels))
+            for objective in objectives:
+                objective.add_gradient()
+            optimizer.step()
+            if i >= 0:
+                times[name].append(time.perf_counter() - start)
+        order = [*order[1:], order[0]]  # none always runs behind the same other
+    return times
+
+
+if __name__ == "__main__":
+    main()
