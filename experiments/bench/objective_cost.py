@@ -42,7 +42,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model = build_model(compose(["model=vgg11"]).model, (3, 32, 32), 10, seed=0)
-    times = {name: 1e3 * statistics.median(t) for name, t in measure(model, arguments.steps).items()}
+    times = {
+        name: 1e3 * statistics.median(t) for name, t in measure(model, arguments.steps).items()
+    }
     table = Table("vgg11, batch 64", "ms a step", f"ratio (≤ {TARGET:.2f})")
     for name, milliseconds in times.items():
         table.add_row(name, f"{milliseconds:.1f}", f"{milliseconds / times['FedAvg']:.3f}")
@@ -86,13 +88,13 @@ def measure(model: nn.Module, steps: int) -> dict[str, list[float]]:
     order = list(sides)
     for i in track(range(-3, steps), "Timing"):
         for name in order:
-            own, optimizer, objectives = sides[name]
+            own, stepper, objectives = sides[name]
             start = time.perf_counter()
-            optimizer.zero_grad(set_to_none=True)
+            stepper.zero_grad(set_to_none=True)
             torch.autograd.backward(cross_entropy(own(images), labels))
             for objective in objectives:
                 objective.add_gradient()
-            optimizer.step()
+            stepper.step()
             if i >= 0:
                 times[name].append(time.perf_counter() - start)
         order = [*order[1:], order[0]]  # none always runs behind the same other

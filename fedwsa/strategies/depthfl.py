@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Unpack
 
 from fedwsa.models.architecture import Axes
+from fedwsa.strategies.averaging import Sampling
 from fedwsa.strategies.sizes import Shapes, SizedFedAvg, Weighted
 
 
@@ -40,11 +42,7 @@ class DepthFL(SizedFedAvg):
         size_of: Callable[[int], str] | None = None,
         head: str = r"head\.",
         weighted: Weighted = "examples",
-        fraction_train: float = 1.0,
-        fraction_evaluate: float = 1.0,
-        min_train_nodes: int = 2,
-        min_evaluate_nodes: int = 2,
-        min_available_nodes: int = 2,
+        **sampling: Unpack[Sampling],
     ) -> None:
         super().__init__(
             shapes,
@@ -52,11 +50,7 @@ class DepthFL(SizedFedAvg):
             size_of=size_of,
             own=head,
             weighted=weighted,
-            fraction_train=fraction_train,
-            fraction_evaluate=fraction_evaluate,
-            min_train_nodes=min_train_nodes,
-            min_evaluate_nodes=min_evaluate_nodes,
-            min_available_nodes=min_available_nodes,
+            **sampling,
         )
 
     def _misfit(self, size: str, largest: str) -> str | None:

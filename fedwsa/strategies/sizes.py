@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO, WARNING
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -20,6 +20,7 @@ from fedwsa.models.architecture import Axes, Pick, first_units, selection, take
 from fedwsa.objectives import find_record
 from fedwsa.overlap import overlap, window
 from fedwsa.scope import choose
+from fedwsa.strategies.averaging import Sampling
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Size → name of an array → its shape."""
@@ -62,7 +63,7 @@ class SizedFedAvg(FedAvg):
         Ask the clients to divide the activations of hidden layers by the size's rate in training,
         which the message names as ``size-rate``, so that a part of the network is as loud as the
         whole. Off by default, since a norm behind a layer undoes it.
-    fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes, min_available_nodes
+    sampling
         As for Flower's FedAvg.
 
     Raises
@@ -82,19 +83,9 @@ class SizedFedAvg(FedAvg):
         own: str | None = None,
         weighted: Weighted = "examples",
         scaler: bool = False,
-        fraction_train: float = 1.0,
-        fraction_evaluate: float = 1.0,
-        min_train_nodes: int = 2,
-        min_evaluate_nodes: int = 2,
-        min_available_nodes: int = 2,
+        **sampling: Unpack[Sampling],
     ) -> None:
-        super().__init__(
-            fraction_train,
-            fraction_evaluate,
-            min_train_nodes,
-            min_evaluate_nodes,
-            min_available_nodes,
-        )
+        super().__init__(**sampling)
         self.weighted, self.scaler = choose(Weighted, weighted, "weighted"), scaler
         self.size_of = size_of
         try:

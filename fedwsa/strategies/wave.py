@@ -11,6 +11,7 @@ from torch import Tensor
 from fedwsa import messages
 from fedwsa.learngene import wave
 from fedwsa.models.architecture import Architecture, Axes, Outline
+from fedwsa.strategies.averaging import Sampling
 from fedwsa.strategies.sizes import Shapes, SizedFedAvg
 
 
@@ -37,8 +38,8 @@ class FedWave(SizedFedAvg):
         Of the largest size.
     count
         N, templates of a group; fewer where there are fewer blocks.
-    size_of, fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes
-        As for ``SizedFedAvg``, as is ``min_available_nodes``.
+    size_of, sampling
+        As for ``SizedFedAvg``.
 
     Raises
     ------
@@ -57,11 +58,7 @@ class FedWave(SizedFedAvg):
         axes: Axes | None = None,
         count: int = 16,
         size_of: Callable[[int], str] | None = None,
-        fraction_train: float = 1.0,
-        fraction_evaluate: float = 1.0,
-        min_train_nodes: int = 2,
-        min_evaluate_nodes: int = 2,
-        min_available_nodes: int = 2,
+        **sampling: Unpack[Sampling],
     ) -> None:
         if count < 1:
             raise ValueError(f"count must be at least 1; got {count}")
@@ -85,11 +82,7 @@ class FedWave(SizedFedAvg):
             {size: self._sent(of) for size, of in shapes.items()},
             size_of=size_of,
             own=rf"(?!{wave.TEMPLATES})",
-            fraction_train=fraction_train,
-            fraction_evaluate=fraction_evaluate,
-            min_train_nodes=min_train_nodes,
-            min_evaluate_nodes=min_evaluate_nodes,
-            min_available_nodes=min_available_nodes,
+            **sampling,
         )
 
     def begin_with(self, templates: Mapping[str, Tensor]) -> None:
