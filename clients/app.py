@@ -17,7 +17,6 @@ from clients.training import Conditions, Samples, draw_conditions, train
 from fedwsa import messages, seeding
 from fedwsa.config import Config, from_run_config
 from fedwsa.data.federated import FederatedData, open_federated
-from fedwsa.data.images import crop_flip, normalise
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
 from fedwsa.objectives import Content, LocalRun, Objective, Weights, find_record, personal
@@ -56,8 +55,8 @@ def build(config: Config | None = None) -> CohortApp:
         run, client = config or from_run_config(context.run_config), _client(context)
         record = ConfigRecord({messages.PARTITION_ID: client})
         if run.clients.sizes is not None:
-            images = open_federated(*run.data_key).images
-            record[messages.SIZE] = run.client_sizes(images.shape, images.classes)[client]
+            whole = open_federated(*run.data_key).whole
+            record[messages.SIZE] = run.client_sizes(whole.shape, whole.classes)[client]
         return Message(RecordDict({messages.CONFIG: record}), reply_to=message)
 
     @app.train(mods=[clip_if_asked])
@@ -120,7 +119,7 @@ def _receive(config: Config, message: Message, context: Context) -> Received:
         raise ValueError("the message must hold one ArrayRecord, or one named arrays")
     content, state = _content(message), _state(context)
     tensors = messages.to_tensors(arrays) | personal.own_part(content, state)
-    network = network_for(component, data.images.shape, data.images.classes, device, tensors)
+    network = network_for(component, data.whole.shape, data.whole.classes, device, tensors)
     layout = torch.channels_last if config.local.channels_last else torch.contiguous_format
     # Copies become the parameters, so that a reply may hold them while the next client trains.
     network.load({k: _copy(t, device, layout) for k, t in tensors.items()})
@@ -154,15 +153,13 @@ def _samples(config: Config, received: Received, key: tuple[int, int]) -> Sample
         chosen, _ = data.split(key[1])
     else:
         chosen = _pool(data, float(pooled[messages.POOLED]), random)
+    augment = data.whole.augmentation(config.dataset.augment)
 
-    def prepare(pixels: Tensor) -> Tensor:
-        if config.dataset.augment == "crop_flip":
-            pixels = crop_flip(pixels, random)
-        return normalise(pixels, data.images.mean, data.images.std)
+    def prepare(inputs: Tensor) -> Tensor:
+        return data.whole.prepare(inputs if augment is None else augment(inputs, random))
 
-    pool = data.images.train
-    pixels, labels = pool.pixels[chosen].to(device), pool.labels[chosen].to(device)
-    return Samples(pixels, labels, prepare, random)
+    own = data.whole.train[chosen]
+    return Samples(own.inputs.to(device), own.labels.to(device), prepare, random)
 
 
 def _pool(data: FederatedData, share: float, random: torch.Generator) -> Tensor:
@@ -290,9 +287,8 @@ def _evaluate(config: Config, message: Message, context: Context) -> Message:
     _, held = data.split(_client(context))
     score = evaluate(
         network.model,
-        data.images.train.pixels[held],
-        data.images.train.labels[held],
-        data.images,
+        data.whole.train[held],
+        data.whole,
         device,
         config.evaluation.batch_size,
     )

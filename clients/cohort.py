@@ -64,7 +64,9 @@ class Stack:
         self._momenta = {k: torch.zeros_like(w) for k, w in self.weights.items()}
 
         def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor, share: Tensor) -> Tensor:
-            return cross_entropy(functional_call(model, weights, (x,)), y, reduction="none") @ share
+            each = cross_entropy(functional_call(model, weights, (x,)), y, reduction="none")
+            # A sequence has a loss at each position.
+            return (each if each.dim() == 1 else each.mean(1)) @ share
 
         self._gradient = vmap(grad_and_value(loss))
 
@@ -101,7 +103,7 @@ class Stack:
 
 @dataclass
 class _Epoch:
-    """An epoch of several clients: inputs ``(K, T, B, …)``, labels and shares ``(K, T, B)``."""
+    """An epoch of several clients: inputs and labels ``(K, T, B, …)``, shares ``(K, T, B)``."""
 
     inputs: Tensor
     labels: Tensor
@@ -113,8 +115,8 @@ class _Epoch:
         parts = [_whole(samples, own) for samples, own in zip(clients, sizes, strict=True)]
         x, y = parts[0]
         inputs = x.new_zeros(len(parts), steps * widest, *x.shape[1:])
-        labels = y.new_zeros(len(parts), steps * widest)
-        shares = x.new_zeros(len(parts), steps * widest)
+        labels = y.new_zeros(len(parts), steps * widest, *y.shape[1:])
+        shares = torch.zeros(len(parts), steps * widest, device=y.device)
         for k, ((x, y), own) in enumerate(zip(parts, sizes, strict=True)):
             counts = torch.tensor(own)
             rank = torch.arange(len(counts)).repeat_interleave(counts)
@@ -122,9 +124,13 @@ class _Epoch:
             place = rank * widest + torch.arange(len(y)) - first
             place = place.to(y.device)
             inputs[k, place], labels[k, place] = x, y
-            shares[k, place] = (1.0 / counts).repeat_interleave(counts).to(x)
+            shares[k, place] = (1.0 / counts).repeat_interleave(counts).to(shares)
         shape = (len(parts), steps, widest)
-        return cls(inputs.view(*shape, *x.shape[1:]), labels.view(shape), shares.view(shape))
+        return cls(
+            inputs.view(*shape, *x.shape[1:]),
+            labels.view(*shape, *y.shape[1:]),
+            shares.view(shape),
+        )
 
 
 def _whole(samples: Samples, sizes: list[int]) -> tuple[Tensor, Tensor]:
@@ -189,4 +195,4 @@ def train_stack(
 def fits(clients: Sequence[Samples]) -> bool:
     """Whether an epoch of all of them may be held in memory at once."""
     longest = max(len(samples) for samples in clients)
-    return longest * len(clients) * clients[0].pixels[0].numel() * 4 <= MOST_BYTES
+    return longest * len(clients) * clients[0].inputs[0].numel() * 4 <= MOST_BYTES

@@ -9,13 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clients.cohort import Stack, fits, train_stack, why_not
 from clients.training import Conditions, Samples, train
 from fedwsa.config import Config, Local
 from fedwsa.data.federated import FederatedData
-from fedwsa.data.images import normalise
 from fedwsa.devices import resolve_device
 from fedwsa.models import build_model
 
@@ -54,9 +53,8 @@ def choose_cohort(
         plural = "" if share == 1 else "s"
         return 1, f"one by one, as a worker has only {share} client{plural} a round{of_size}"
     device = resolve_device(config.device)
-    images = data.images
     component = config.model_of(size)
-    model = build_model(component, images.shape, images.classes, config.seed).to(device)
+    model = build_model(component, data.whole.shape, data.whole.classes, config.seed).to(device)
     if reason := why_not(model, config.local):
         return 1, f"one by one, since {reason}"
     threads = torch.get_num_threads()
@@ -86,16 +84,10 @@ def choose_cohort(
 
 def _samples(config: Config, data: FederatedData, device: str) -> Samples:
     """A few batches of the training set."""
-    n = min(_STEPS * config.local.batch_size, len(data.images.train))
-    images = data.images
-
-    def prepare(pixels: Tensor) -> Tensor:
-        return normalise(pixels, images.mean, images.std)
-
-    pool = images.train
-    return Samples(
-        pool.pixels[:n].to(device), pool.labels[:n].to(device), prepare, torch.Generator()
-    )
+    pool = data.whole.train
+    n = min(_STEPS * config.local.batch_size, len(pool))
+    inputs, labels = pool.inputs[:n].to(device), pool.labels[:n].to(device)
+    return Samples(inputs, labels, data.whole.prepare, torch.Generator())
 
 
 def _conditions(local: Local) -> Conditions:

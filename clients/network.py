@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedwsa import messages
 from fedwsa.components import Component
 from fedwsa.learngene import wave
-from fedwsa.models import ImageShape, build_model
+from fedwsa.models import InputShape, build_model
 from fedwsa.models.architecture import architecture_of
 from fedwsa.objectives import Weights
 
@@ -73,26 +73,26 @@ class Network:
 
 def network_for(
     component: Component,
-    image: ImageShape,
+    shape: InputShape,
     classes: int,
     device: str,
     tensors: Mapping[str, Tensor],
 ) -> Network:
     """The network for weights that were received; with templates if there are any among them."""
     shapes = tuple((k, tuple(t.shape)) for k, t in tensors.items() if k.startswith(wave.TEMPLATES))
-    return _network(component.model_dump_json(by_alias=True), image, classes, device, shapes)
+    return _network(component.model_dump_json(by_alias=True), shape, classes, device, shapes)
 
 
 @lru_cache(maxsize=8)  # a few sizes
 def _network(
     described: str,
-    image: ImageShape,
+    shape: InputShape,
     classes: int,
     device: str,
     templates: tuple[tuple[str, tuple[int, ...]], ...],
 ) -> Network:
     component = Component.model_validate_json(described)
-    model = build_model(component, image, classes, seed=0)
+    model = build_model(component, shape, classes, seed=0)
     keys = {name: [name] for name in messages.travelling_state(model)}
     if templates:
         known = architecture_of(component)

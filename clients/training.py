@@ -15,7 +15,7 @@ from fedwsa.config import Local, Optimiser
 from fedwsa.objectives import Objective
 
 Prepare = Callable[[Tensor], Tensor]
-"""Pixels as stored → the input of the model (normalised, perhaps augmented)."""
+"""Inputs as stored → the input of the model (normalised, perhaps augmented)."""
 
 _AHEAD = 2048  # samples that are prepared at once: no work per step, little memory
 
@@ -43,15 +43,15 @@ class Samples:
 
     Attributes
     ----------
-    pixels, labels : Tensor
-        Shapes ``(n, C, H, W)`` and ``(n,)``.
+    inputs, labels : Tensor
+        See :class:`fedwsa.data.examples.Examples`.
     prepare : callable
-        Makes the input of the model from pixels.
+        Makes the input of the model from inputs as stored.
     random : torch.Generator
         Draws the order of the samples.
     """
 
-    pixels: Tensor
+    inputs: Tensor
     labels: Tensor
     prepare: Prepare
     random: torch.Generator
@@ -67,7 +67,7 @@ class Samples:
         order = torch.randperm(len(self), generator=self.random).to(self.labels.device)
         for batches in _pieces(sizes):
             chosen, order = order[: sum(batches)], order[sum(batches) :]
-            yield self.prepare(self.pixels[chosen]), self.labels[chosen]
+            yield self.prepare(self.inputs[chosen]), self.labels[chosen]
 
 
 def draw_conditions(local: Local, seed: int, client: int) -> Conditions:
@@ -107,10 +107,10 @@ def _pieces(sizes: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _absent(seen: Tensor, logits: Tensor) -> Tensor:
-    """Which classes are not among those that were seen, shape ``(classes,)``."""
+    """Which classes are not among those that were seen, along the second dimension of logits."""
     absent = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
     absent[seen] = False
-    return absent
+    return absent.view(-1, *[1] * (logits.dim() - 2))
 
 
 def make_optimizer(

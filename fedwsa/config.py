@@ -28,7 +28,7 @@ from pydantic import ValidationError as PydanticError
 from fedwsa import sizes as size_rules
 from fedwsa.components import Component, ConfigError, one_line
 from fedwsa.devices import Device
-from fedwsa.models import ImageShape
+from fedwsa.models import InputShape
 from fedwsa.scope import DEFAULT_STRENGTH, Fusion, Reduction
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class _Section(BaseModel):
 
 
 class Dataset(Component):
-    """The images; keys that are not named here go to the source."""
+    """The examples; keys that are not named here go to the source."""
 
     augment: Literal["none", "crop_flip"]
 
@@ -262,12 +262,12 @@ class Config(_Section):
             raise ConfigError(f"there is no size {size}; there are {known}")
         return size_rules.component_of(self.model, self.sizes[size])
 
-    def client_sizes(self, image: ImageShape, classes: int) -> list[str]:
-        """The size of each client; ``image`` and ``classes`` are needed for what models cost."""
+    def client_sizes(self, shape: InputShape, classes: int) -> list[str]:
+        """The size of each client; ``shape`` and ``classes`` are needed for what models cost."""
         wish, clients = self.clients.sizes, self.clients
         if wish == size_rules.SPEED:
             costs = {
-                name: size_rules.model_cost(self.model_of(name), image, classes)
+                name: size_rules.model_cost(self.model_of(name), shape, classes)
                 for name in self.size_names
             }
             return size_rules.by_speed(costs, clients.speeds, clients.count, self.seed)
@@ -294,6 +294,14 @@ class Config(_Section):
     def optimisers(self) -> set[str]:
         """The optimisers that clients may have."""
         return set(self.local.optimisers or [self.local.optimiser])
+
+
+def options(group: str) -> dict[str, Component]:
+    """The options of a group of ``conf/`` that are components, by name."""
+    from omegaconf import OmegaConf
+
+    files = sorted((CONFIG_DIR / group).glob("*.yaml"))
+    return {f.stem: Component.model_validate(OmegaConf.load(f)) for f in files}
 
 
 def parse(composed: DictConfig) -> Config:

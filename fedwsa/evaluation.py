@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
-from fedwsa.data.images import ImageData, normalise
+from fedwsa.data.examples import Examples, LabelledData
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model does on ``examples`` samples."""
+    """How well a model does on ``examples`` samples: means over their labels."""
 
     accuracy: float
     loss: float
@@ -22,20 +22,23 @@ class Score:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, pixels: Tensor, labels: Tensor, data: ImageData, device: str, batch_size: int
+    model: nn.Module, examples: Examples, data: LabelledData, device: str, batch_size: int
 ) -> Score:
-    """Score a model on uint8 pixels ``(N, C, H, W)`` and labels ``(N,)``.
+    """Score a model on examples of a data set.
 
-    ``data`` gives the statistics for normalising. Without samples, accuracy and loss are zero.
+    A sequence has a label at each position: its accuracy and loss are per position. Without
+    samples, both are zero.
     """
     model.eval()
     hits, loss = 0, 0.0
-    for images, truth in zip(
-        torch.split(pixels, batch_size), torch.split(labels, batch_size), strict=True
+    for inputs, truth in zip(
+        torch.split(examples.inputs, batch_size),
+        torch.split(examples.labels, batch_size),
+        strict=True,
     ):
-        logits = model(normalise(images.to(device), data.mean, data.std))
+        logits = model(data.prepare(inputs.to(device)))
         target = truth.to(device)
         hits += int((logits.argmax(1) == target).sum())
         loss += float(cross_entropy(logits, target, reduction="sum"))
-    n = len(labels)
-    return Score(hits / n, loss / n, n) if n else Score(0.0, 0.0, 0)
+    n = examples.labels.numel()
+    return Score(hits / n, loss / n, len(examples)) if n else Score(0.0, 0.0, 0)

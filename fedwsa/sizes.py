@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedwsa import seeding
 from fedwsa.components import Component
-from fedwsa.models import ImageShape, build_model
+from fedwsa.models import InputShape, blank_inputs, build_model
 
 WHOLE = "model"
 """Name of the size that the configuration's ``model`` has as it stands."""
@@ -154,27 +154,27 @@ def by_speed(
     return sizes
 
 
-def forward_flops(model: nn.Module, image: ImageShape) -> float:
-    """Floating-point operations of a forward pass, per image."""
-    batch = 2  # a norm over the batch has none over a single image
+def forward_flops(model: nn.Module, shape: InputShape) -> float:
+    """Floating-point operations of a forward pass, per example."""
+    batch = 2  # a norm over the batch has none over a single one
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     training = model.training
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model.eval()(torch.zeros(batch, *image, device=device))
+        model.eval()(blank_inputs(shape, batch, device))
     model.train(training)
     return counter.get_total_flops() / batch
 
 
-def model_cost(component: Component, image: ImageShape, classes: int) -> float:
-    """Floating-point operations of a model's forward pass, per image."""
-    return _cost(component.model_dump_json(by_alias=True), image, classes)
+def model_cost(component: Component, shape: InputShape, classes: int) -> float:
+    """Floating-point operations of a model's forward pass, per example."""
+    return _cost(component.model_dump_json(by_alias=True), shape, classes)
 
 
 @lru_cache(maxsize=64)
-def _cost(component: str, image: ImageShape, classes: int) -> float:
-    model = build_model(Component.model_validate_json(component), image, classes, seed=0)
-    return forward_flops(model, image)
+def _cost(component: str, shape: InputShape, classes: int) -> float:
+    model = build_model(Component.model_validate_json(component), shape, classes, seed=0)
+    return forward_flops(model, shape)
 
 
 def by_wish(wish: object, clients: int, seed: int) -> list[str]:

@@ -86,7 +86,7 @@ class Federation:
         self.console = console or Console()
         self.device = resolve_device(config.device)
         self.data: FederatedData = open_federated(*config.data_key)
-        self.sizes = SizedModels.of(config, self.data.images.shape, self.data.images.classes)
+        self.sizes = SizedModels.of(config, self.data.whole.shape, self.data.whole.classes)
         self.strategy = build_strategy(config, self.sizes)
         used = initialise(
             self.sizes,
@@ -204,7 +204,7 @@ class Federation:
 
         None of a strategy that leaves each client a model of its own.
         """
-        images, scores = self.data.images, {}
+        whole, scores = self.data.whole, {}
         if not has_global_model(self.strategy):
             return {}
         for size in sorted(self.sizes.models, key=lambda size: size != self.largest):
@@ -212,9 +212,8 @@ class Federation:
             messages.load_arrays(model, self._state(arrays, size, number))
             scores[size] = evaluate(
                 model,
-                images.test.pixels,
-                images.test.labels,
-                images,
+                whole.test,
+                whole,
                 self.device,
                 self.config.evaluation.batch_size,
             )
@@ -236,8 +235,7 @@ class Federation:
                 self.folder / file,
                 messages.to_tensors(self._state(arrays, size, number)),
                 self.config.model_of(size),
-                self.data.images.shape,
-                self.data.images.classes,
+                self.data.whole,
             )
 
     def _finish(self, loop: RoundLoop, records: Sequence[RoundRecord], seconds: float) -> None:

@@ -11,7 +11,6 @@ from rich.console import Console
 from fedwsa.components import Component, ConfigError
 from fedwsa.config import Config
 from fedwsa.data.federated import FederatedData, open_source
-from fedwsa.data.images import Images
 from fedwsa.learngene import Standard
 from fedwsa.learngene.fit import Lesson
 from fedwsa.learngene.gene import Learngene
@@ -33,7 +32,7 @@ def initialise(
 ) -> dict[str, Learngene]:
     """Give the networks of a run their initial weights, in place.
 
-    Without ``init.file`` the learngene is learned here, from the public images.
+    Without ``init.file`` the learngene is learned here, from the public examples.
 
     Parameters
     ----------
@@ -52,22 +51,21 @@ def initialise(
     Raises
     ------
     ConfigError
-        If there are no images to learn from, or no network can be made.
+        If there are no examples to learn from, or no network can be made.
     """
     method = build_method(config.init.method)
     if isinstance(method, Standard):
         if config.init.file is not None:
             raise ConfigError("init.file: init=standard takes no file")
         return {}
-    train = data.images.train
-    public = Images(train.pixels[data.public], train.labels[data.public])
-    lesson = Lesson(public, data.images, device, config.seed)
+    public = data.whole.train[data.public]
+    lesson = Lesson(public, data.whole, device, config.seed)
     names = list(dict.fromkeys(wanted))
     used: dict[str, Learngene] = {}
     found = None if config.init.file is None else Learngene.load(Path(config.init.file))
     if found is None and not len(public):
         raise ConfigError(
-            "init.public=0: there are no images to learn from; give it a share, or init.file"
+            "init.public=0: there are no examples to learn from; give it a share, or init.file"
         )
     with watching(console) as watch:
         for name in names:
@@ -79,25 +77,25 @@ def initialise(
                 _family(config, names if auxiliary == largest else [name]),
                 lesson,
                 open_source(config.dataset.source).key,
-                config.dataset.augment == "crop_flip",
+                config.dataset.augment,
                 watch,
             )
             if auxiliary not in used:
                 used[auxiliary] = school.learn() if found is None else found
             if found is not None:
-                _warn_of_other_images(found, school)
+                _warn_of_other_data(found, school)
             state = school.make(used[auxiliary], config.model_of(name))
             sizes.models[name].load_state_dict(state)
     return used
 
 
-def _warn_of_other_images(gene: Learngene, school: School) -> None:
-    """Say that a learngene may have seen images that clients have here."""
+def _warn_of_other_data(gene: Learngene, school: School) -> None:
+    """Say that a learngene may have seen examples that clients have here."""
     seen = gene.facts.get("data", {}).get("hash")
-    if seen != school.image_hash():
+    if seen != school.data_hash():
         logger.warning(
-            "init.file was learned from other images than this run's public ones, perhaps from "
-            "clients' images; the same data set, seed and init.public keep them apart"
+            "init.file was learned from other data than this run's public ones, perhaps from "
+            "clients' own; the same data set, seed and init.public keep them apart"
         )
 
 

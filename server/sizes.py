@@ -11,7 +11,7 @@ from torch import nn
 from fedwsa import messages
 from fedwsa.components import Component, ConfigError
 from fedwsa.config import Config
-from fedwsa.models import ImageShape, build_model
+from fedwsa.models import InputShape, build_model
 from fedwsa.models.architecture import Architecture, Axes, Axis, architecture_of
 from fedwsa.sizes import WHOLE, model_cost
 
@@ -45,7 +45,7 @@ class SizedModels:
     known: Architecture
 
     @classmethod
-    def of(cls, config: Config, image: ImageShape, classes: int) -> SizedModels:
+    def of(cls, config: Config, shape: InputShape, classes: int) -> SizedModels:
         """Build them.
 
         Raises
@@ -59,10 +59,10 @@ class SizedModels:
         models, costs = {}, {}
         for name in names:
             component, where = config.model_of(name), WHOLE if name == WHOLE else f"sizes.{name}"
-            models[name] = build_model(component, image, classes, config.seed, where)
+            models[name] = build_model(component, shape, classes, config.seed, where)
             several = len(names) > 1
-            costs[name] = model_cost(component, image, classes) if several else 1.0
-        return cls(models, config.client_sizes(image, classes), costs, known)
+            costs[name] = model_cost(component, shape, classes) if several else 1.0
+        return cls(models, config.client_sizes(shape, classes), costs, known)
 
     @cached_property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:

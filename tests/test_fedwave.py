@@ -218,7 +218,7 @@ def test_a_learngene_of_other_images_is_warned_of(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["init=wave"], "init.public=0: there are no images to learn from"),
+        (["init=wave"], "init.public=0: there are no examples to learn from"),
         (["init=wave", "init.public=0.1", "init.file=none"], "there is no learngene file none"),
         (["init=sws", "init.public=0.1", "model=cnn"], "one sequence of equal blocks"),
         (["init=standard", "init.file=none"], "init.file: init=standard takes no file"),

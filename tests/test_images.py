@@ -15,7 +15,8 @@ from PIL import Image
 from fedwsa.components import ConfigError
 from fedwsa.data import sources
 from fedwsa.data.cache import fetch, store
-from fedwsa.data.images import channel_statistics, crop_flip, load_images, normalise
+from fedwsa.data.images import channel_statistics, crop_flip, normalise
+from fedwsa.data.loading import Source, load
 
 
 def png(size: tuple[int, int] = (6, 5), mode: str = "RGB", seed: int = 0) -> bytes:
@@ -43,22 +44,23 @@ def huggingface(folder: Path, images: list[bytes], labels: list[int]) -> Path:
 
 
 def test_digits_are_the_whole_set_split_once() -> None:
-    train, test = sources.digits().decode()
+    data = sources.digits().decode()
+    train, test = data.train, data.test
     assert (len(train), len(test)) == (1437, 360)
-    assert train.pixels.shape == (1437, 1, 8, 8)
-    assert train.pixels.dtype == torch.uint8
-    assert int(train.pixels.max()) == 255
+    assert train.inputs.shape == (1437, 1, 8, 8)
+    assert train.inputs.dtype == torch.uint8
+    assert int(train.inputs.max()) == 255
     assert torch.bincount(test.labels).min() >= 34  # stratified: about 36 of each class
 
 
 def test_parquet_returns_the_images_to_the_bit(tmp_path: Path) -> None:
     blobs = [png(seed=i) for i in range(4)]
     folder = huggingface(tmp_path / "d", blobs, [2, 0, 1, 2])
-    data = load_images(sources.parquet(path=str(folder)), tmp_path / "cache")
+    data = load(sources.parquet(path=str(folder)), tmp_path / "cache")
     assert data.shape == (3, 5, 6)
     assert data.classes == 3
     assert data.train.labels.tolist() == [2, 0, 1, 2]
-    for pixels, blob in zip(data.train.pixels, blobs, strict=True):
+    for pixels, blob in zip(data.train.inputs, blobs, strict=True):
         expected = np.asarray(Image.open(io.BytesIO(blob)))
         assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)
 
@@ -74,13 +76,13 @@ def test_parquet_of_grey_binary_images_with_named_columns(tmp_path: Path) -> Non
             coarse=[0, 0],
         )
     source = sources.parquet(path=str(tmp_path / "d"), image_column="a", label_column="fine")
-    data = load_images(source, tmp_path / "cache")
+    data = load(source, tmp_path / "cache")
     assert data.shape == (1, 5, 6)
     assert data.classes == 2
 
 
 def load_parquet(folder: Path, cache: Path, **columns: str):
-    return load_images(sources.parquet(path=str(folder), **columns), cache)
+    return load(sources.parquet(path=str(folder), **columns), cache)
 
 
 def test_a_missing_or_damaged_parquet_file_is_named(tmp_path: Path) -> None:
@@ -122,11 +124,11 @@ def test_one_image_in_colour_makes_all_colour_and_16_bits_are_refused(tmp_path: 
     data = load_parquet(folder, tmp_path / "cache")
     assert data.shape == (3, 5, 6)
     assert np.array_equal(
-        data.train.pixels[1].permute(1, 2, 0).numpy(),
+        data.train.inputs[1].permute(1, 2, 0).numpy(),
         np.asarray(Image.open(io.BytesIO(png(seed=1)))),
     )
     grey = torch.from_numpy(np.array(Image.open(io.BytesIO(png(mode="L")))))
-    assert torch.equal(data.train.pixels[0], grey.expand(3, 5, 6))
+    assert torch.equal(data.train.inputs[0], grey.expand(3, 5, 6))
     buffer = io.BytesIO()
     Image.fromarray(np.full((5, 6), 40000, dtype=np.uint16)).save(buffer, "PNG")
     deep = huggingface(tmp_path / "deep", [png(mode="L"), buffer.getvalue()], [0, 1])
@@ -157,7 +159,7 @@ def test_image_folder_takes_classes_from_folder_names(tmp_path: Path) -> None:
             file = tmp_path / "d" / part / name / f"{i}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(png(seed=i))
-    data = load_images(sources.image_folder(path=str(tmp_path / "d")), tmp_path / "cache")
+    data = load(sources.image_folder(path=str(tmp_path / "d")), tmp_path / "cache")
     assert data.train.labels.tolist() == [0, 1, 1]
     assert data.test.labels.tolist() == [1]
     (tmp_path / "d/test/fox").mkdir()
@@ -198,11 +200,12 @@ def test_torchvision_files_that_are_there_are_read(tmp_path: Path) -> None:
         images = np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 28, 28)
         header = np.array([2051, 3, 28, 28], ">i4").tobytes()
         (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
-        labels = np.array([2049, 3], ">i4").tobytes() + bytes([7, 0, 9])
+        labels = np.array([2049, 3], ">i4").tobytes() + bytes([2, 0, 1])
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
-    train, test = sources.from_torchvision(name="mnist", root=str(tmp_path)).decode()
-    assert train.pixels.shape == (3, 1, 28, 28)
-    assert test.labels.tolist() == [7, 0, 9]
+    data = sources.from_torchvision(name="mnist", root=str(tmp_path)).decode()
+    train, test = data.train, data.test
+    assert train.inputs.shape == (3, 1, 28, 28)
+    assert test.labels.tolist() == [2, 0, 1]
 
 
 # --- cache and pixels ----------------------------------------------------------------------
@@ -211,18 +214,18 @@ def test_torchvision_files_that_are_there_are_read(tmp_path: Path) -> None:
 def test_the_cache_is_read_instead_of_decoding_and_a_damaged_one_is_made_anew(tmp_path) -> None:
     folder = huggingface(tmp_path / "d", [png(), png(seed=1)], [0, 1])
     source = sources.parquet(path=str(folder))
-    first = load_images(source, tmp_path / "cache")
+    first = load(source, tmp_path / "cache")
 
     def never() -> None:
         raise AssertionError("decoded again")
 
-    again = load_images(sources.Source(source.key, never), tmp_path / "cache")
-    assert torch.equal(first.train.pixels, again.train.pixels)
+    again = load(Source(source.key, never), tmp_path / "cache")
+    assert torch.equal(first.train.inputs, again.train.inputs)
     (file,) = (tmp_path / "cache").rglob("*.safetensors")
     damaged = file.read_bytes()[:100]
     file.unlink()  # the mapped tensors above keep the old file
     file.write_bytes(damaged)
-    assert torch.equal(load_images(source, tmp_path / "cache").train.pixels, again.train.pixels)
+    assert torch.equal(load(source, tmp_path / "cache").train.inputs, again.train.inputs)
     assert not list((tmp_path / "cache").rglob("*.part"))
 
 
@@ -243,7 +246,7 @@ def test_cached_pixels_are_mapped_not_copied(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConfigError, match="cache_dir: cannot write"):
-        load_images(sources.digits(), tmp_path / "file")
+        load(sources.digits(), tmp_path / "file")
 
 
 def test_normalised_pixels_have_mean_zero_and_variance_one() -> None:

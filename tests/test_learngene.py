@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from fedwsa.components import Component, ConfigError
-from fedwsa.data.images import ImageData, Images
+from fedwsa.data.examples import Examples
+from fedwsa.data.images import ImageData
 from fedwsa.learngene import METHODS, LinearExpansion, Selection, Stages, Standard, Wave, wave
 from fedwsa.learngene.base import Target, Task
 from fedwsa.learngene.expansion import ExpandedNetwork
@@ -46,12 +47,12 @@ def lesson(count: int = 64, classes: int = CLASSES) -> Lesson:
     labels = torch.randint(0, classes, (count,), generator=draw)
     noise = torch.randint(0, 30, (count, *IMAGE), generator=draw)
     pixels = (30 * labels.view(-1, 1, 1, 1) + noise).to(torch.uint8)
-    images = Images(pixels, labels)
+    images = Examples(pixels, labels)
     return Lesson(images, ImageData(images, images, classes, (0.4,) * 3, (0.25,) * 3))
 
 
 def task(model: Component, steps: int = 0, **changes: Any) -> Task:
-    recipe = Recipe(steps, batch_size=16, augment=False)
+    recipe = Recipe(steps, batch_size=16, augment="none")
     return replace(Task(model, [model], IMAGE, CLASSES, lesson(), recipe), **changes)
 
 
@@ -211,7 +212,7 @@ def test_wave_of_the_auxiliary_size_is_the_auxiliary_network() -> None:
 def test_wave_makes_other_widths_and_depths_and_trains_scalers_only() -> None:
     size = component("vit.vit", width=0.5, depth=2)
     gene = Wave(count=4).learn(task(VIT, family=[size, VIT]))
-    target = Target(size, CLASSES, lesson(), Recipe(8, batch_size=16, lr=0.01, augment=False))
+    target = Target(size, CLASSES, lesson(), Recipe(8, batch_size=16, lr=0.01, augment="none"))
     before = Wave().network(gene, replace(target, recipe=None))
     after = Wave().network(gene, target)
     known = architecture_of(size)
@@ -221,7 +222,7 @@ def test_wave_makes_other_widths_and_depths_and_trains_scalers_only() -> None:
     loss = [
         cross_entropy(m.eval()(x), y).item()
         for m in (before, after)
-        for x, y in [next(lesson().batches(64, False, "test"))]
+        for x, y in [next(lesson().batches(64, "none", "test"))]
     ]
     assert loss[1] < loss[0]
     assert built(size, Wave().initialise(gene, target))
@@ -237,7 +238,7 @@ def test_wave_with_random_scalers_has_the_standard_variance() -> None:
 
 def test_other_classes_get_a_new_head_that_is_trained() -> None:
     gene = Wave(count=4).learn(task(VIT))
-    target = Target(VIT, 3, lesson(classes=3), Recipe(2, batch_size=16, augment=False))
+    target = Target(VIT, 3, lesson(classes=3), Recipe(2, batch_size=16, augment="none"))
     made = Wave().initialise(gene, target)
     fresh = build_model(VIT, IMAGE, 3, seed=0).state_dict()
     assert made["head.weight"].shape == (3, 48)
@@ -404,10 +405,10 @@ def rewrite(file: Path, about: dict[str, Any]) -> None:
     gene = Learngene.load(file)
     facts = {
         "kind": "fedwsa-learngene",
-        "version": 1,
+        "version": 2,
         "method": "wave",
         "model": gene.model.model_dump(by_alias=True),
-        "image": IMAGE,
+        "shape": IMAGE,
         "classes": CLASSES,
         "facts": gene.facts,
         **about,
@@ -418,9 +419,9 @@ def rewrite(file: Path, about: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        ({"version": 0}, "is of version 0, and this program reads 1; distil it anew"),
+        ({"version": 0}, "is of version 0, and this program reads 2; distil it anew"),
         ({"kind": "model"}, "holds no learngene"),
-        ({"image": None}, "has damaged metadata"),
+        ({"shape": None}, "has damaged metadata"),
         ({"classes": "ten"}, "has damaged metadata: classes is no number"),
         ({"facts": {}}, "does not say the shapes of its templates"),
         ({"facts": {"templates": {}}}, "has no templates for attn.qkv"),

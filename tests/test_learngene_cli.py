@@ -57,14 +57,14 @@ def test_distil_then_init_leaves_a_network_that_can_teach(
 ) -> None:
     assert command(monkeypatch, "distil", "init.file=w.safetensors", cache, *SMALL) == 0
     gene = Learngene.load(inside / "w.safetensors")
-    assert gene.facts["data"]["images"] == round(0.3 * 1437)
+    assert gene.facts["data"]["examples"] == round(0.3 * 1437)
     assert gene.facts["flops"]["teacher"] > 0
     size = ["size={width: 0.25, depth: 3}", "out=m.safetensors"]
     assert command(monkeypatch, "init", "init.file=w.safetensors", cache, *SMALL, *size) == 0
     saved = load_network(inside / "m.safetensors")
-    assert (saved.model.arguments, saved.image) == ({"width": 0.25, "depth": 3}, (1, 8, 8))
+    assert (saved.model.arguments, saved.shape) == ({"width": 0.25, "depth": 3}, (1, 8, 8))
     assert saved.classes == 10
-    assert "on the test images" in capsys.readouterr().out
+    assert "on the test set" in capsys.readouterr().out
     # A teacher of another size than the model: what is selected from is the teacher.
     taught = ["init=selection", "pretraining.teacher=m.safetensors"]
     small = [w for w in SMALL if not w.startswith("init.count")]
@@ -122,7 +122,7 @@ def test_distil_goes_on_where_it_was_interrupted_and_knows_its_teacher(
         (["distill"], "distill: no such command; there are distil, init, bench"),
         (["distil"], "init.file: must be given, the file of the learngene"),
         (["distil", "init.file=old.safetensors"], "old.safetensors is there already"),
-        (["distil", "init.file=a", "init.public=0"], "there are no images to learn from"),
+        (["distil", "init.file=a", "init.public=0"], "there are no examples to learn from"),
         (["distil", "init.file=a", "classes=[0,30]"], "classes: there are only 10"),
         (["distil", "init.file=a", "model=vit", "model.width=0.3"], "no heads of 24; take a"),
         (["distil", "init.file=a", "sizes.S.width=0"], "sizes.S.width: input should be greater"),

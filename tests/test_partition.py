@@ -156,5 +156,5 @@ def test_public_images_are_no_client_s(tmp_path: Path) -> None:
     assert len(some.public) == round(0.25 * 1437)
     assert sorted([*held, *some.public.tolist()]) == list(range(1437))
     assert sorted(np.concatenate(none.partition.shares)) == list(range(1437))
-    labels = some.images.train.labels.numpy()
+    labels = some.whole.train.labels.numpy()
     assert some.partition.label_counts.sum(0).tolist() == np.bincount(labels[held]).tolist()

@@ -196,7 +196,7 @@ def test_auto_says_why_it_trains_one_by_one(overrides, reason: str, cache: str) 
 
 def chosen(config: Config) -> tuple[int, str]:
     data = open_federated(*config.data_key)
-    sizes = config.client_sizes(data.images.shape, data.images.classes)
+    sizes = config.client_sizes(data.whole.shape, data.whole.classes)
     return choose_cohort(config, data, 2, sizes)
 
 

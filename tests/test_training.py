@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from clients.training import Conditions, Samples, batch_sizes, draw_conditions, train
 from fedwsa import seeding
 from fedwsa.config import Local, compose
-from fedwsa.data.images import ImageData, Images
+from fedwsa.data.examples import Examples
+from fedwsa.data.images import ImageData
 from fedwsa.evaluation import evaluate
 from fedwsa.objectives.scope import ScopeAlignment
 from tests.test_fedwsa import content
@@ -210,14 +211,14 @@ def test_a_score_counts_hits_over_batches() -> None:
     # The model answers the first pixel's class: 0, 1, 1, 2 against truth 0, 1, 2, 2.
     pixels = torch.tensor([0, 1, 1, 2], dtype=torch.uint8).view(4, 1, 1, 1)
     truth = torch.tensor([0, 1, 2, 2])
-    images = Images(pixels, truth)
+    images = Examples(pixels, truth)
     facts = ImageData(images, images, 3, (0.0,), (1 / 255,))
 
     class Answer(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.eye(3)[x.flatten().round().long()] * 100.0
 
-    score = evaluate(Answer(), pixels, truth, facts, "cpu", batch_size=3)
+    score = evaluate(Answer(), images, facts, "cpu", batch_size=3)
     assert (score.accuracy, score.examples) == (0.75, 4)
     assert score.loss == pytest.approx(100 / 4)
-    assert evaluate(Answer(), pixels[:0], truth[:0], facts, "cpu", 3).examples == 0
+    assert evaluate(Answer(), images[torch.arange(0)], facts, "cpu", 3).examples == 0

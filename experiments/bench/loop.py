@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from fedwsa.config import Config
 from fedwsa.data.federated import open_federated
+from fedwsa.data.images import ImageData
 from fedwsa.models import build_model
 
 _PATIENCE = 120.0  # seconds for the other processes
@@ -28,7 +29,7 @@ def loop_seconds(config: Config, rounds: int) -> list[float]:
     """
     processes = config.runtime.workers or 1
     data = open_federated(*config.data_key)
-    model = build_model(config.model, data.images.shape, data.images.classes, config.seed)
+    model = build_model(config.model, data.whole.shape, data.whole.classes, config.seed)
     shared = _shared(model.state_dict())
     zeros = {**model.state_dict(), _COUNT: torch.zeros(())}
     sums = [_shared(zeros) for _ in range(processes)]
@@ -72,11 +73,12 @@ def _work(
     torch.set_num_threads(1)
     local = config.local
     data = open_federated(*config.data_key)
-    images = data.images
-    model = build_model(config.model, images.shape, images.classes, config.seed)
+    whole = data.whole
+    assert isinstance(whole, ImageData)
+    model = build_model(config.model, whole.shape, whole.classes, config.seed)
     layout = torch.channels_last if local.channels_last else torch.contiguous_format
     model.to(memory_format=layout)  # type: ignore[call-overload]
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (images.mean, images.std))
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (whole.mean, whole.std))
     cohort = round(config.clients.count * config.clients.fraction)
     autocast = torch.autocast("cpu", torch.bfloat16) if local.precision == "bf16" else nullcontext()
     for number in range(rounds):
@@ -95,11 +97,11 @@ def _work(
             )
             for _ in range(local.epochs):
                 for batch in torch.split(mine[torch.randperm(len(mine))], local.batch_size):
-                    x = (images.train.pixels[batch].float() / 255 - mean) / std
+                    x = (whole.train.inputs[batch].float() / 255 - mean) / std
                     x = x.contiguous(memory_format=layout)
                     optimizer.zero_grad()
                     with autocast:
-                        loss = cross_entropy(model(x), images.train.labels[batch])
+                        loss = cross_entropy(model(x), whole.train.labels[batch])
                     torch.autograd.backward(loss)
                     optimizer.step()
             sums[_COUNT] += len(mine)

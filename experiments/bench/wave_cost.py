@@ -26,7 +26,8 @@ from torch.nn.functional import cross_entropy
 from fedwsa import seeding
 from fedwsa.components import Component
 from fedwsa.config import compose
-from fedwsa.data.images import ImageData, Images
+from fedwsa.data.examples import Examples
+from fedwsa.data.images import ImageData
 from fedwsa.learngene import Wave, wave
 from fedwsa.learngene.base import Task
 from fedwsa.learngene.fit import Lesson, Recipe
@@ -105,7 +106,7 @@ def step_seconds(steps: int) -> tuple[float, float]:
 
 def family_bytes(family: Sequence[Component]) -> tuple[int, int]:
     """Bytes of the learngene file for a family, and of the files of its networks."""
-    images = Images(torch.zeros(1, *IMAGE, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+    images = Examples(torch.zeros(1, *IMAGE, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
     data = ImageData(images, images, CLASSES, (0.5,) * 3, (0.25,) * 3)
     task = Task(family[-1], family, IMAGE, CLASSES, Lesson(images, data), Recipe(0))
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +116,7 @@ def family_bytes(family: Sequence[Component]) -> tuple[int, int]:
         for size in family:
             file = Path(folder) / "network.safetensors"
             state = build_model(size, IMAGE, CLASSES, seed=0).state_dict()
-            save_network(file, state, size, IMAGE, CLASSES)
+            save_network(file, state, size, data)
             total += file.stat().st_size
         return gene.stat().st_size, total
 

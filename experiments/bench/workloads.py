@@ -12,19 +12,22 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from fedwsa.data.images import Images, Source
+from fedwsa.data.examples import Examples
+from fedwsa.data.images import ImageData
+from fedwsa.data.loading import Source
 from fedwsa.strategies.averaging import averaged
 
 
 def random_images(*, samples: int, channels: int, side: int) -> Source:
     """Noise with labels of ten classes: only its size matters."""
 
-    def decode() -> tuple[Images, Images]:
+    def decode() -> ImageData:
         random = torch.Generator().manual_seed(0)
         shape = (samples, channels, side, side)
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
         labels = torch.arange(samples) % 10
-        return Images(pixels, labels), Images(pixels[:100].clone(), labels[:100].clone())
+        train = Examples(pixels, labels)
+        return ImageData.of(train, Examples(pixels[:100].clone(), labels[:100].clone()))
 
     return Source(f"random-{samples}-{channels}-{side}", decode)
 

@@ -23,8 +23,9 @@ from experiments.learngene.schema import LearngeneConfig
 from experiments.learngene.summary import summarise
 from fedwsa import seeding
 from fedwsa.components import Component, ConfigError, build
+from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.federated import public_share
-from fedwsa.data.images import ImageData, Images
+from fedwsa.data.images import ImageData
 from fedwsa.data.sources import digits
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
@@ -34,7 +35,7 @@ from fedwsa.learngene.fit import Lesson, Recipe, fit
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.pretrain import School
 from fedwsa.learngene.progress import watching
-from fedwsa.models import build_model
+from fedwsa.models import InputShape, build_model
 from fedwsa.models.architecture import outline
 from fedwsa.models.files import load_network, save_network
 from fedwsa.models.flops import forward_flops, step_flops
@@ -95,8 +96,8 @@ class Downstream:
     """What the networks are trained for: images, data set, classes."""
 
     lesson: Lesson
-    data: ImageData
-    augment: bool
+    data: LabelledData
+    augment: str
 
     @property
     def classes(self) -> int:
@@ -107,7 +108,9 @@ class Downstream:
 class SeedRun:
     """All methods and sizes for one seed."""
 
-    def __init__(self, config: LearngeneConfig, data: ImageData, source: str, folder: Path) -> None:
+    def __init__(
+        self, config: LearngeneConfig, data: LabelledData, source: str, folder: Path
+    ) -> None:
         self.config, self.bench, self.folder = config, config.bench, folder
         self.seed, self.device = config.seed, resolve_device(config.device)
         self.sizes = [
@@ -115,7 +118,7 @@ class SeedRun:
             for w, d in product(config.bench.widths, config.bench.depths)
         ]
         largest = {"width": max(config.bench.widths), "depth": max(config.bench.depths)}
-        lesson = Lesson(cli.public_images(config, data), data, self.device, self.seed)
+        lesson = Lesson(cli.public_examples(config, data), data, self.device, self.seed)
         self.school = School(
             config.init,
             config.pretraining,
@@ -123,12 +126,12 @@ class SeedRun:
             self.sizes,
             lesson,
             source,
-            config.dataset.augment == "crop_flip",
+            config.dataset.augment,
         )
         self.down = downstream(config, data, self.device)
-        if not len(lesson.images):
+        if not len(lesson.examples):
             raise ConfigError(
-                f"init.public={config.init.public:g}: there are no images to learn from"
+                f"init.public={config.init.public:g}: there are no examples to learn from"
             )
         for size in self.sizes:
             outline(size, data.shape, data.classes, "bench.widths, bench.depths")
@@ -157,7 +160,7 @@ class SeedRun:
             key = _key(method, size)
             if key not in genes:
                 genes[key] = self._gene(method, key, size)
-        teacher = step_flops(self._network(self.school.model), self._image, self._batch)
+        teacher = step_flops(self._network(self.school.model), self._shape, self._batch)
         costs = {
             "numbers": sum(g.numbers for g in genes.values()),
             "learn_flops": sum(g.facts["learn_flops"] for g in genes.values()),
@@ -177,30 +180,30 @@ class SeedRun:
         return method
 
     @property
-    def _image(self) -> tuple[int, int, int]:
-        return self.school.image
+    def _shape(self) -> InputShape:
+        return self.school.shape
 
     @property
     def _batch(self) -> int:
         return self.config.pretraining.learn.batch_size
 
     def _network(self, model: Component) -> nn.Module:
-        return build_model(model, self._image, self.school.classes, self.seed).to(self.device)
+        return build_model(model, self._shape, self.school.classes, self.seed).to(self.device)
 
     def _fit_flops(self, size: Component) -> int:
         training = self.config.pretraining.fit
-        return training.steps * step_flops(self._network(size), self._image, training.batch_size)
+        return training.steps * step_flops(self._network(size), self._shape, training.batch_size)
 
     def _budget(self) -> int:
         """Operations that a method may take: those of WAVE."""
         learn = self.config.pretraining.learn
-        step = step_flops(self._network(self.school.model), self._image, self._batch)
+        step = step_flops(self._network(self.school.model), self._shape, self._batch)
         return learn.steps * (step + self._forward()) + sum(map(self._fit_flops, self.sizes))
 
     def _forward(self) -> int:
         """Operations of the teacher's answer to a batch."""
         model = self._network(self.school.model)
-        return forward_flops(model, self._image, self._batch)
+        return forward_flops(model, self._shape, self._batch)
 
     def _gene(self, method: Method, key: str, size: Component) -> Learngene:
         """The learngene that serves a size, from its file if it is there."""
@@ -219,7 +222,7 @@ class SeedRun:
         task = Task(
             auxiliary,
             sizes,
-            self._image,
+            self._shape,
             self.school.classes,
             self.school.lesson,
             replace(self.school.recipe("learn"), steps=steps),
@@ -235,7 +238,7 @@ class SeedRun:
 
     def _steps(self, method: Method, auxiliary: Component) -> tuple[int, int]:
         """How long a learngene may be learned, and the operations of a step."""
-        per_step = step_flops(self._network(auxiliary), self._image, self._batch)
+        per_step = step_flops(self._network(auxiliary), self._shape, self._batch)
         if method.teaches:
             per_step += self._forward()
         if method.name == "wave":
@@ -257,10 +260,10 @@ class SeedRun:
         # the task is another one they cannot tell anything, and scalers stay as they start.
         public = self.school.lesson if self.bench.transfer is None else None
         target = Target(size, classes, public, self.school.recipe("fit"), self.seed)
-        model = build_model(size, self._image, classes, self.seed)
+        model = build_model(size, self._shape, classes, self.seed)
         model.load_state_dict(method.initialise(gene, target))
         model.to(self.device)
-        per_epoch = max(1, len(lesson.images) // self.bench.batch_size)
+        per_epoch = max(1, len(lesson.examples) // self.bench.batch_size)
         test, rows = self.down.data.test, []
         facts = {"seed": self.seed, "method": method.name, "width": size.arguments["width"]}
         facts["depth"] = size.arguments["depth"]
@@ -273,7 +276,7 @@ class SeedRun:
             epoch, rest = divmod(step, per_epoch)
             if rest or epoch not in self.bench.epochs:
                 return
-            found = evaluate(model, test.pixels, test.labels, self.down.data, self.device, 512)
+            found = evaluate(model, test, self.down.data, self.device, 512)
             model.train()
             rows.append({**facts, "epoch": epoch, "accuracy": found.accuracy, "loss": found.loss})
 
@@ -296,7 +299,7 @@ def teacher_of(school: School, file: Path) -> nn.Module:
     if file.exists():
         return load_network(file).module.to(school.lesson.device)
     model, _ = school.teacher()
-    save_network(file, model.state_dict(), school.model, school.image, school.classes)
+    save_network(file, model.state_dict(), school.model, school.lesson.data)
     return model
 
 
@@ -306,7 +309,7 @@ def _key(method: Method, size: Component) -> str:
     return "-".join(f"{part}{size.arguments[part]:g}" for part in parts)
 
 
-def downstream(config: LearngeneConfig, data: ImageData, device: str) -> Downstream:
+def downstream(config: LearngeneConfig, data: LabelledData, device: str) -> Downstream:
     """What the networks are trained for.
 
     Raises
@@ -315,11 +318,13 @@ def downstream(config: LearngeneConfig, data: ImageData, device: str) -> Downstr
         If there are not enough images that are not public.
     """
     bench = config.bench
+    if bench.transfer is not None and not isinstance(data, ImageData):
+        raise ConfigError(f"bench.transfer={bench.transfer}: needs images, not {data.kind}")
     if bench.transfer == "digits":
         other = _digits(data.shape)
         count = min(bench.images or len(other.train), len(other.train))
         # A digit that is mirrored is none.
-        return Downstream(*_on(other, count, device, config.seed), augment=False)
+        return Downstream(*_on(other, count, device, config.seed), augment="none")
     if bench.transfer == "classes":
         if config.classes is None:
             raise ConfigError("bench.transfer=classes: needs classes, those to learn from")
@@ -330,43 +335,43 @@ def downstream(config: LearngeneConfig, data: ImageData, device: str) -> Downstr
     rest = left.nonzero().flatten()
     if len(rest) < (bench.images or 1):
         raise ConfigError(f"bench.images: only {len(rest)} training images are not public")
-    kept = Images(data.train.pixels[rest], data.train.labels[rest])
-    lesson, data = _on(replace(data, train=kept), bench.images or len(rest), device, config.seed)
-    return Downstream(lesson, data, config.dataset.augment == "crop_flip")
+    data = replace(data, train=data.train[rest])
+    lesson, data = _on(data, bench.images or len(rest), device, config.seed)
+    return Downstream(lesson, data, config.dataset.augment)
 
 
-def _on(data: ImageData, count: int, device: str, seed: int) -> tuple[Lesson, ImageData]:
+def _on(data: LabelledData, count: int, device: str, seed: int) -> tuple[Lesson, LabelledData]:
     """So many training images of a data set, drawn by the seed."""
     random = seeding.generator(seed, "downstream images")
     chosen = torch.randperm(len(data.train), generator=random)[:count]
-    images = Images(data.train.pixels[chosen], data.train.labels[chosen])
-    return Lesson(images, data, device, seed), data
+    return Lesson(data.train[chosen], data, device, seed), data
 
 
-def _digits(image: tuple[int, int, int]) -> ImageData:
+def _digits(shape: InputShape) -> ImageData:
     """Digits in the shape of other images: enlarged, the channel repeated."""
-    train, test = digits().decode()
+    channels, *sides = shape
+    found = digits().decode()
 
-    def enlarged(images: Images) -> Images:
-        pixels = nn.functional.interpolate(images.pixels.float(), image[1:], mode="bilinear")
-        pixels = pixels.round().to(torch.uint8).expand(-1, image[0], -1, -1).contiguous()
-        return Images(pixels, images.labels)
+    def enlarged(images: Examples) -> Examples:
+        pixels = nn.functional.interpolate(images.inputs.float(), sides, mode="bilinear")
+        pixels = pixels.round().to(torch.uint8).expand(-1, channels, -1, -1).contiguous()
+        return Examples(pixels, images.labels)
 
-    train = enlarged(train)
-    values = train.pixels.float() / 255
+    train = enlarged(found.train)
+    values = train.inputs.float() / 255
     mean, std = float(values.mean()), float(values.std())
-    return ImageData(train, enlarged(test), 10, (mean,) * image[0], (std,) * image[0])
+    return ImageData(train, enlarged(found.test), 10, (mean,) * channels, (std,) * channels)
 
 
-def _without(data: ImageData, classes: set[int]) -> ImageData:
+def _without(data: LabelledData, classes: set[int]) -> LabelledData:
     """The images of all other classes, which are counted from 0 again."""
     others = [c for c in range(data.classes) if c not in classes]
     place = torch.full((data.classes,), -1)
     place[others] = torch.arange(len(others))
 
-    def kept(images: Images) -> Images:
+    def kept(images: Examples) -> Examples:
         labels = place[images.labels]
-        return Images(images.pixels[labels >= 0], labels[labels >= 0])
+        return Examples(images.inputs[labels >= 0], labels[labels >= 0])
 
     return replace(data, train=kept(data.train), test=kept(data.test), classes=len(others))
 

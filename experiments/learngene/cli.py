@@ -20,8 +20,9 @@ from experiments.help import learngene_help
 from experiments.learngene.schema import LearngeneConfig, compose
 from fedwsa.components import ConfigError
 from fedwsa.data.cache import require_writable
+from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.federated import open_source, public_share
-from fedwsa.data.images import ImageData, Images, load_images
+from fedwsa.data.loading import load
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
 from fedwsa.learngene.fit import Lesson
@@ -35,15 +36,15 @@ from fedwsa.models.files import save_network
 console = Console()
 
 
-def open_data(config: LearngeneConfig) -> tuple[ImageData, str]:
+def open_data(config: LearngeneConfig) -> tuple[LabelledData, str]:
     """The data set, and its name."""
     source = open_source(config.dataset.source)
     with console.status("reading the data ..."):
-        return load_images(source, config.cache_dir), source.key
+        return load(source, config.cache_dir), source.key
 
 
-def public_images(config: LearngeneConfig, data: ImageData) -> Images:
-    """The images to learn from: the public share, of the classes that were asked for; maybe none.
+def public_examples(config: LearngeneConfig, data: LabelledData) -> Examples:
+    """The examples to learn from: the public share, of the classes that were asked for; maybe none.
 
     Raises
     ------
@@ -52,11 +53,11 @@ def public_images(config: LearngeneConfig, data: ImageData) -> Images:
     """
     chosen = public_share(len(data.train), config.init.public, config.seed)
     if config.classes is not None:
-        if max(config.classes) >= data.classes:
-            raise ConfigError(f"classes: there are only {data.classes}, counted from 0")
-        kept = data.train.labels[chosen].unsqueeze(1) == chosen.new_tensor(config.classes)
+        if max(config.classes) >= data.strata:
+            raise ConfigError(f"classes: there are only {data.strata}, counted from 0")
+        kept = data.train.strata[chosen].unsqueeze(1) == chosen.new_tensor(config.classes)
         chosen = chosen[kept.any(1)]
-    return Images(data.train.pixels[chosen], data.train.labels[chosen])
+    return data.train[chosen]
 
 
 def distil(config: LearngeneConfig) -> None:
@@ -69,16 +70,16 @@ def distil(config: LearngeneConfig) -> None:
     require_family(config, data)
     with watching(console) as watch:
         school = _school(config, data, source, watch)
-        if not len(school.lesson.images):
+        if not len(school.lesson.examples):
             raise ConfigError(
-                f"init.public={config.init.public:g}: there are no images to learn from"
+                f"init.public={config.init.public:g}: there are no examples to learn from"
             )
         gene = school.learn(file)
     facts = gene.facts
     console.print(f"{gene.method} learngene of {gene.numbers:,} numbers in {file}", soft_wrap=True)
     if "teacher" in facts:
         accuracy = facts["teacher"]["test_accuracy"]
-        console.print(f"teacher: {accuracy:.4f} on the test images of all classes")
+        console.print(f"teacher: {accuracy:.4f} on the test set of all classes")
 
 
 def init(config: LearngeneConfig) -> None:
@@ -91,26 +92,26 @@ def init(config: LearngeneConfig) -> None:
     data, source = open_data(config)
     with watching(console) as watch:
         school = _school(config, data, source, watch)
-        if gene.method == "wave" and not len(school.lesson.images):
-            console.print("init.public=0: scalers stay as they start, there are no images")
+        if gene.method == "wave" and not len(school.lesson.examples):
+            console.print("init.public=0: scalers stay as they start, there are no examples")
         state = school.make(gene, wanted)
     model = build_model(wanted, data.shape, data.classes, config.seed)
     model.load_state_dict(state)
-    score = evaluate(model, data.test.pixels, data.test.labels, data, "cpu", 512)
-    save_network(out, state, wanted, data.shape, data.classes)
+    score = evaluate(model, data.test, data, "cpu", 512)
+    save_network(out, state, wanted, data)
     numbers = sum(t.numel() for t in state.values())
-    result = f"{score.accuracy:.4f} on the test images"
+    result = f"{score.accuracy:.4f} on the test set"
     console.print(f"{wanted.name} of {numbers:,} numbers in {out}: {result}", soft_wrap=True)
 
 
-def require_family(config: LearngeneConfig, data: ImageData) -> None:
+def require_family(config: LearngeneConfig, data: LabelledData) -> None:
     """Refuse sizes that are no networks, naming the one."""
     for name, size in zip(config.sizes, config.family, strict=True):
         outline(size, data.shape, data.classes, f"sizes.{name}")
 
 
-def _school(config: LearngeneConfig, data: ImageData, source: str, watch: Watcher) -> School:
-    lesson = Lesson(public_images(config, data), data, resolve_device(config.device), config.seed)
+def _school(config: LearngeneConfig, data: LabelledData, source: str, watch: Watcher) -> School:
+    lesson = Lesson(public_examples(config, data), data, resolve_device(config.device), config.seed)
     return School(
         config.init,
         config.pretraining,
@@ -118,7 +119,7 @@ def _school(config: LearngeneConfig, data: ImageData, source: str, watch: Watche
         config.family,
         lesson,
         source,
-        config.dataset.augment == "crop_flip",
+        config.dataset.augment,
         watch,
     )
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from fedwsa import seeding
 from fedwsa.components import Component, build, locate
 from fedwsa.data.cache import fetch, place, store
-from fedwsa.data.images import ImageData, Source, load_images
+from fedwsa.data.examples import LabelledData
+from fedwsa.data.loading import Source, load
 from fedwsa.data.partition import Partition, describe, make_shares
 
 HOLD_OUT = 0.2
@@ -33,7 +34,7 @@ class FederatedData:
 
     Attributes
     ----------
-    images : ImageData
+    whole : LabelledData
         The pool and the global test set.
     partition : Partition
         Who has what of the pool.
@@ -43,7 +44,7 @@ class FederatedData:
         Keys the clients' hold-outs.
     """
 
-    images: ImageData
+    whole: LabelledData
     partition: Partition
     public: Tensor
     seed: int
@@ -60,7 +61,7 @@ class FederatedData:
 
 
 def public_share(count: int, share: float, seed: int) -> Tensor:
-    """Sorted indices of the training images that are public, a share of ``count``."""
+    """Sorted indices of the training examples that are public, a share of ``count``."""
     order = torch.randperm(count, generator=seeding.generator(seed, "public"))
     return order[: round(count * share)].sort().values
 
@@ -76,19 +77,19 @@ def _open(
     dataset: str, partition: str, clients: int, seed: int, cache_dir: str, public: float
 ) -> FederatedData:
     source = open_source(Component.model_validate(json.loads(dataset)))
-    images = load_images(source, cache_dir)
+    whole = load(source, cache_dir)
     component = Component.model_validate(json.loads(partition))
     versions = [version(p) for p in ("flwr-datasets", "numpy")]
     code = Path(inspect.getfile(locate(component.target, "partition"))).read_bytes()
     facts = repr((source.key, partition, clients, seed, public, versions, code))
     key = hashlib.sha256(facts.encode()).hexdigest()[:24]
     file = place(cache_dir) / "partitions" / f"{key}.safetensors"
-    labels = images.train.labels.numpy()
-    kept_back = public_share(len(labels), public, seed)
+    strata = whole.train.strata.numpy()
+    kept_back = public_share(len(strata), public, seed)
     cached = fetch(file)
     if cached is None:
-        private = np.setdiff1d(np.arange(len(labels)), kept_back.numpy())
-        shares = make_shares(component, labels[private], images.classes, clients, seed)
+        private = np.setdiff1d(np.arange(len(strata)), kept_back.numpy())
+        shares = make_shares(component, strata[private], whole.strata, clients, seed)
         shares = [private[share] for share in shares]
         indices = torch.cat([torch.from_numpy(s) for s in shares])
         sizes = torch.tensor([len(s) for s in shares])
@@ -96,8 +97,8 @@ def _open(
     else:
         indices, sizes = cached[0]["indices"], cached[0]["sizes"]
         shares = [part.numpy() for part in torch.split(indices, sizes.tolist())]
-    described = describe(component, shares, labels, images.classes, seed)
-    return FederatedData(images, described, kept_back, seed)
+    described = describe(component, shares, strata, whole.strata, seed)
+    return FederatedData(whole, described, kept_back, seed)
 
 
 def open_federated(
@@ -118,7 +119,7 @@ def open_federated(
     Raises
     ------
     ConfigError
-        See :func:`fedwsa.data.images.load_images` and
+        See :func:`fedwsa.data.loading.load` and
         :func:`fedwsa.data.partition.make_shares`.
     """
     return _open(

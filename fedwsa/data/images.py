@@ -1,126 +1,16 @@
-"""Labelled images in memory: decoded once, kept on disk, mapped by every process.
-
-The decoded images lie in one safetensors file in the cache. Loading maps the file, so that
-all processes of a machine share one copy in the page cache.
-"""
+"""Images: what their channels look like on average, and their augmentation."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fedwsa.components import ConfigError
-from fedwsa.data.cache import fetch, place, store
-
-
-@dataclass(frozen=True, eq=False)
-class Images:
-    """A labelled set of images.
-
-    Attributes
-    ----------
-    pixels : Tensor
-        uint8, shape ``(N, C, H, W)``.
-    labels : Tensor
-        int64, shape ``(N,)``.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True, eq=False)
-class ImageData:
-    """A data set for classification.
-
-    Attributes
-    ----------
-    train, test : Images
-        The pool that is partitioned among the clients, and the global test set.
-    classes : int
-        Labels are 0 … classes − 1.
-    mean, std : tuple of float
-        Of the training pixels scaled to [0, 1], a number per channel.
-    """
-
-    train: Images
-    test: Images
-    classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-        channels, height, width = self.train.pixels.shape[1:]
-        return channels, height, width
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where images come from.
-
-    Attributes
-    ----------
-    key : str
-        Names the content: the same key, the same images.
-    decode : callable
-        Returns the training and the test images; called when the cache has none.
-    """
-
-    key: str
-    decode: Callable[[], tuple[Images, Images]]
-
-
-def load_images(source: Source, cache_dir: str | Path) -> ImageData:
-    """The images of a source, from the cache if they are there; else decode and cache them.
-
-    Raises
-    ------
-    ConfigError
-        If the cache cannot be written.
-    """
-    file = place(cache_dir) / "images" / f"{source.key}.safetensors"
-    cached = fetch(file)
-    if cached is None:
-        train, test = source.decode()
-        classes = int(max(train.labels.max(), test.labels.max())) + 1
-        if classes > len(train):
-            raise ConfigError(
-                f"dataset: labels run up to {classes - 1}, with only {len(train)} training "
-                "images; labels must be 0, 1, ... up to the number of classes"
-            )
-        mean, std = channel_statistics(train.pixels)
-        store(
-            file,
-            {
-                "train.pixels": train.pixels,
-                "train.labels": train.labels,
-                "test.pixels": test.pixels,
-                "test.labels": test.labels,
-            },
-            {"facts": json.dumps({"classes": classes, "mean": mean, "std": std})},
-        )
-        cached = fetch(file)  # read back, so that the first process shares the mapped copy too
-        if cached is None:
-            raise ConfigError(f"cache_dir: {file} cannot be read back")
-    tensors, metadata = cached
-    facts = json.loads(metadata["facts"])
-    return ImageData(
-        Images(tensors["train.pixels"], tensors["train.labels"]),
-        Images(tensors["test.pixels"], tensors["test.labels"]),
-        facts["classes"],
-        tuple(facts["mean"]),
-        tuple(facts["std"]),
-    )
+from fedwsa.data.examples import Augment, Examples, LabelledData
 
 
 def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -141,7 +31,7 @@ def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 pixels ``(N, C, H, W)`` as floats with zero mean and unit variance, on their device."""
     shift = torch.tensor(mean, device=pixels.device).view(-1, 1, 1)
     scale = torch.tensor(std, device=pixels.device).view(-1, 1, 1)
@@ -163,3 +53,45 @@ def crop_flip(pixels: Tensor, random: torch.Generator, padding: int = 4) -> Tens
     return padded[
         torch.arange(n, device=pixels.device)[:, None, None], :, rows[:, :, None], columns[:, None]
     ].permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData(LabelledData):
+    """Images of one size, each with a label.
+
+    Attributes
+    ----------
+    mean, std : sequence of float
+        Of the training pixels scaled to [0, 1], a number per channel.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    kind: ClassVar[str] = "images"
+    augmentations: ClassVar[Mapping[str, Augment]] = {"crop_flip": crop_flip}
+
+    @classmethod
+    def of(cls, train: Examples, test: Examples) -> ImageData:
+        """A data set of these images, with its classes counted and its channels measured.
+
+        Raises
+        ------
+        ConfigError
+            If labels are no numbers from 0 to the number of classes.
+        """
+        classes = int(max(train.labels.max(), test.labels.max())) + 1
+        if classes > len(train):
+            raise ConfigError(
+                f"dataset: labels run up to {classes - 1}, with only {len(train)} training "
+                "images; labels must be 0, 1, ... up to the number of classes"
+            )
+        return cls(train, test, classes, *channel_statistics(train.inputs))
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """Normalise pixels."""
+        return normalise(inputs, self.mean, self.std)
+
+    def facts(self) -> dict[str, Any]:
+        """Mean and standard deviation of the channels."""
+        return {"mean": list(self.mean), "std": list(self.std)}

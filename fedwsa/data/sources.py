@@ -1,4 +1,4 @@
-"""Where images come from. Each function returns a :class:`fedwsa.data.images.Source`."""
+"""Where images come from. Each function returns a :class:`fedwsa.data.loading.Source`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from rich.progress import track
 
 from fedwsa.components import ConfigError
 from fedwsa.data.cache import place
-from fedwsa.data.images import Images, Source
+from fedwsa.data.examples import Examples
+from fedwsa.data.images import ImageData
+from fedwsa.data.loading import Source
 
 
 def digits() -> Source:
     """1797 handwritten digits of 8x8 pixels from scikit-learn, a fifth of them for the test."""
 
-    def decode() -> tuple[Images, Images]:
+    def decode() -> ImageData:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
@@ -33,9 +35,9 @@ def digits() -> Source:
         train, test = train_test_split(
             np.arange(len(labels)), test_size=0.2, random_state=0, stratify=bunch.target
         )
-        return (
-            Images(pixels[train].contiguous(), labels[train]),
-            Images(pixels[test].contiguous(), labels[test]),
+        return ImageData.of(
+            Examples(pixels[train].contiguous(), labels[train]),
+            Examples(pixels[test].contiguous(), labels[test]),
         )
 
     return Source("digits", decode)
@@ -55,14 +57,15 @@ def from_torchvision(
 ) -> Source:
     """A data set that torchvision downloads to ``root``, or finds there."""
 
-    def decode() -> tuple[Images, Images]:
+    def decode() -> ImageData:
         folder = place(root)
-        return _torchvision_part(name, folder, True), _torchvision_part(name, folder, False)
+        train, test = (_torchvision_part(name, folder, which) for which in (True, False))
+        return ImageData.of(train, test)
 
     return Source(name, decode)
 
 
-def _torchvision_part(name: str, root: Path, train: bool) -> Images:
+def _torchvision_part(name: str, root: Path, train: bool) -> Examples:
     from fedwsa.torchvision_loader import torchvision
 
     kind = getattr(torchvision.datasets, _TORCHVISION[name])
@@ -82,7 +85,7 @@ def _torchvision_part(name: str, root: Path, train: bool) -> Images:
     elif pixels.shape[-1] == 3:
         pixels = pixels.permute(0, 3, 1, 2)
     labels = found.labels if name == "svhn" else found.targets
-    return Images(pixels.contiguous(), torch.as_tensor(labels, dtype=torch.int64))
+    return Examples(pixels.contiguous(), torch.as_tensor(labels, dtype=torch.int64))
 
 
 def _looked_for(kind: Any, name: str, root: Path) -> str:
@@ -110,15 +113,15 @@ def parquet(
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
 
-    def decode() -> tuple[Images, Images]:
+    def decode() -> ImageData:
         train, test = (_parquet_part(f, image_column, label_column) for f in files)
         _require_one_shape(train, test, files)
-        return train, test
+        return ImageData.of(train, test)
 
     return Source(f"parquet-{digest.hexdigest()[:24]}", decode)
 
 
-def _parquet_part(file: Path, image_column: str | None, label_column: str | None) -> Images:
+def _parquet_part(file: Path, image_column: str | None, label_column: str | None) -> Examples:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -151,7 +154,7 @@ def _parquet_part(file: Path, image_column: str | None, label_column: str | None
     names = [f"{file}, row {i}" for i in range(table.num_rows)]
     blobs: Sequence[bytes | None] = encoded.to_pylist()
     pixels = decode_images(blobs, names, f"Decoding {file.name}")
-    return Images(pixels, torch.from_numpy(labels.astype(np.int64)))
+    return Examples(pixels, torch.from_numpy(labels.astype(np.int64)))
 
 
 def _is_integer(kind: Any) -> bool:
@@ -204,9 +207,9 @@ def image_folder(*, path: str) -> Source:
             stat = file.stat()
             digest.update(repr((str(file), stat.st_size, stat.st_mtime_ns)).encode())
 
-    def decode() -> tuple[Images, Images]:
+    def decode() -> ImageData:
         train, test = (
-            Images(
+            Examples(
                 decode_images(
                     [f.read_bytes() for f, _ in files], [str(f) for f, _ in files], "Decoding"
                 ),
@@ -215,7 +218,7 @@ def image_folder(*, path: str) -> Source:
             for files in listed
         )
         _require_one_shape(train, test, parts)
-        return train, test
+        return ImageData.of(train, test)
 
     return Source(f"folder-{digest.hexdigest()[:24]}", decode)
 
@@ -265,8 +268,8 @@ def decode_images(
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def _require_one_shape(train: Images, test: Images, names: Sequence[Path]) -> None:
-    shapes = [tuple(part.pixels.shape[1:]) for part in (train, test)]
+def _require_one_shape(train: Examples, test: Examples, names: Sequence[Path]) -> None:
+    shapes = [tuple(part.inputs.shape[1:]) for part in (train, test)]
     if shapes[0] != shapes[1]:
         raise ConfigError(
             f"dataset.path: images of mixed sizes (channels, height, width): {names[0]} has "

@@ -1,6 +1,6 @@
 """What all ways to initialise networks of many sizes have in common.
 
-A method *learns* a learngene from a teacher and images, once for a family of sizes, a width or a
+A method *learns* a learngene from a teacher and examples, once for a family of sizes, a width or a
 size, and *initialises* networks from it.
 """
 
@@ -18,7 +18,7 @@ from fedwsa.learngene.fit import Lesson, Loss, Recipe, Report, distillation, fit
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.resize import block_numbers
 from fedwsa.learngene.resume import Resume
-from fedwsa.models import ImageShape, build_model
+from fedwsa.models import InputShape, build_model
 from fedwsa.models.architecture import Architecture, Outline, architecture_of, outline
 
 Serves = Literal["family", "width", "size"]
@@ -34,10 +34,10 @@ class Task:
         The auxiliary network: the largest of the family, unless the method says otherwise.
     family : sequence of Component
         The sizes that are to be initialised.
-    image, classes
+    shape, classes
         What the networks look at and tell apart.
     lesson : Lesson
-        The images.
+        The examples.
     recipe : Recipe
         How long and how to train.
     teacher : Module or None
@@ -52,7 +52,7 @@ class Task:
 
     model: Component
     family: Sequence[Component]
-    image: ImageShape
+    shape: InputShape
     classes: int
     lesson: Lesson
     recipe: Recipe
@@ -72,7 +72,7 @@ class Task:
 
     def network(self, model: Component | None = None) -> nn.Module:
         """The auxiliary network, or another one, with standard weights."""
-        built = build_model(model or self.model, self.image, self.classes, self.lesson.seed)
+        built = build_model(model or self.model, self.shape, self.classes, self.lesson.seed)
         return built.to(self.lesson.device)
 
     def train(self, model: nn.Module, **options: Any) -> None:
@@ -93,7 +93,7 @@ class Task:
     ) -> Learngene:
         """A learngene of this task."""
         kept = {k: t.detach().cpu().clone() for k, t in tensors.items()}
-        return Learngene(method, model, self.image, self.classes, kept, facts)
+        return Learngene(method, model, self.shape, self.classes, kept, facts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ class Target:
     classes : int
         Those that it tells apart; another number than the learngene's gives a new head.
     lesson : Lesson or None
-        A few images, for methods that fit something to them.
+        A few examples, for methods that fit something to them.
     recipe : Recipe or None
         How to fit it.
     seed : int
@@ -149,7 +149,7 @@ class Method(ABC):
         ConfigError
         """
         for model in (task.model, *task.family):
-            outline(model, task.image, task.classes)
+            outline(model, task.shape, task.classes)
 
     @abstractmethod
     def learn(self, task: Task) -> Learngene:
@@ -172,9 +172,9 @@ class Method(ABC):
         """
 
 
-def standard_state(target: Target, image: ImageShape) -> dict[str, Tensor]:
+def standard_state(target: Target, shape: InputShape) -> dict[str, Tensor]:
     """The state of the network that a target names, with standard weights."""
-    return build_model(target.model, image, target.classes, target.seed).state_dict()
+    return build_model(target.model, shape, target.classes, target.seed).state_dict()
 
 
 def require_kind(gene: Learngene, target: Target) -> None:
@@ -212,7 +212,7 @@ def _arguments(model: Component) -> str:
 def blocks_of(task: Task) -> tuple[str, list[int]]:
     """The sequence of blocks of a task's auxiliary network, see :func:`sequence_of`."""
     known = architecture_of(task.model)
-    return sequence_of(outline(task.model, task.image, task.classes), known)
+    return sequence_of(outline(task.model, task.shape, task.classes), known)
 
 
 def sequence_of(source: Outline, architecture: Architecture) -> tuple[str, list[int]]:

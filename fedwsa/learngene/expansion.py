@@ -105,10 +105,10 @@ class LinearExpansion(Method):
         sequence, numbers = sequence_of(gene.source, gene.architecture)
         block = f"{sequence}{numbers[0]}."
         gene.require(_expected(gene.source.shapes, block))
-        wanted = outline(target.model, gene.image, target.classes)
+        wanted = outline(target.model, gene.shape, target.classes)
         _, all_numbers = sequence_of(wanted, gene.architecture)
         shell = {k: t for k, t in gene.tensors.items() if not k.startswith((_BASE, _SLOPE))}
-        made = {**standard_state(target, gene.image)}
+        made = {**standard_state(target, gene.shape)}
         made |= resized(shell, gene.source, wanted, gene.architecture, rescale=False)
         for i, number in enumerate(all_numbers):
             for key, base in gene.tensors.items():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from fedwsa import seeding
-from fedwsa.data.images import ImageData, Images, crop_flip, normalise
+from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.learngene.resume import Resume, asked_to_stop
 
 Report = Callable[[int, float], None]
@@ -39,8 +39,8 @@ class Recipe:
         Fall to zero as a cosine; else the rate stays.
     warmup : float
         Share of the steps in which the rate rises.
-    augment : bool
-        Shift and mirror the images.
+    augment : str
+        How inputs are changed at random, an option of ``dataset.augment``.
     """
 
     steps: int
@@ -49,7 +49,7 @@ class Recipe:
     weight_decay: float = 0.05
     cosine: bool = True
     warmup: float = 0.1
-    augment: bool = True
+    augment: str = "none"
 
     def rate(self, step: int) -> float:
         """Share of the learning rate in a step, counted from 0."""
@@ -63,40 +63,40 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """Images to learn from, on the statistics of their data set.
+    """Examples to learn from, of a data set.
 
     Attributes
     ----------
-    images : Images
+    examples : Examples
         What is learned from.
-    data : ImageData
-        Gives mean and standard deviation of the channels.
+    data : LabelledData
+        Says how they become the input of a network.
     device : str
     seed : int
-        Keys the order of the images and their augmentation.
+        Keys the order of the examples and their augmentation.
     """
 
-    images: Images
-    data: ImageData
+    examples: Examples
+    data: LabelledData
     device: str = "cpu"
     seed: int = 0
 
-    def batches(self, size: int, augment: bool, purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches without end; each pass over the images is drawn by (seed, purpose, pass).
+    def batches(self, size: int, augment: str, purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches without end; each pass over the examples is drawn by (seed, purpose, pass).
 
-        The last images of a pass that do not fill a batch are left out, unless they are all.
+        The last examples of a pass that do not fill a batch are left out, unless they are all.
         """
-        count, number = len(self.images), 0
+        count, number = len(self.examples), 0
+        change = self.data.augmentation(augment)
         size = min(size, count)
         while True:
             random = seeding.generator(self.seed, purpose, number)
             order = torch.randperm(count, generator=random)
             for chosen in torch.split(order[: count - count % size], size):
-                pixels = self.images.pixels[chosen]
-                if augment:
-                    pixels = crop_flip(pixels, random)
-                inputs = normalise(pixels.to(self.device), self.data.mean, self.data.std)
-                yield inputs, self.images.labels[chosen].to(self.device)
+                inputs, labels = self.examples.inputs[chosen], self.examples.labels[chosen]
+                if change is not None:
+                    inputs = change(inputs, random)
+                yield self.data.prepare(inputs.to(self.device)), labels.to(self.device)
             number += 1
 
 
@@ -116,7 +116,8 @@ def distillation(teacher: nn.Module, temperature: float, hard: float) -> Loss:
         with torch.no_grad():
             wanted = softmax(teacher(inputs) / temperature, 1)
         given = log_softmax(logits / temperature, 1)
-        soft = temperature**2 * kl_div(given, wanted, reduction="batchmean")
+        # The mean over labels, of which a sequence has one at each position.
+        soft = temperature**2 * kl_div(given, wanted, reduction="sum") / labels.numel()
         return soft + hard * cross_entropy(logits, labels) if hard else soft
 
     return loss

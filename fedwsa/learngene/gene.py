@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fedwsa.components import Component, ConfigError
 from fedwsa.data.cache import write_tensors
-from fedwsa.models import ImageShape
+from fedwsa.models import InputShape
 from fedwsa.models.architecture import Architecture, Outline, architecture_of, outline
 
-KIND, VERSION = "fedwsa-learngene", 1
+KIND, VERSION = "fedwsa-learngene", 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +31,8 @@ class Learngene:
         What made it, and makes networks of it.
     model : Component
         The network from which it comes: teacher or auxiliary model.
-    image : tuple of int
-        Channels, height and width.
+    shape : tuple of int
+        Of an example: channels, height and width of an image, the length of a sequence.
     classes : int
     tensors : mapping of str to Tensor
         Their names and shapes follow from the method.
@@ -43,7 +43,7 @@ class Learngene:
 
     method: str
     model: Component
-    image: ImageShape
+    shape: InputShape
     classes: int
     tensors: Mapping[str, Tensor]
     facts: dict[str, Any]
@@ -56,7 +56,7 @@ class Learngene:
     @cached_property
     def source(self) -> Outline:
         """Of the network."""
-        return outline(self.model, self.image, self.classes)
+        return outline(self.model, self.shape, self.classes)
 
     @property
     def numbers(self) -> int:
@@ -76,7 +76,7 @@ class Learngene:
             "version": VERSION,
             "method": self.method,
             "model": self.model.model_dump(by_alias=True),
-            "image": list(self.image),
+            "shape": list(self.shape),
             "classes": self.classes,
             "facts": self.facts,
         }
@@ -114,11 +114,10 @@ class Learngene:
                 f"{VERSION}; distil it anew"
             )
         try:
-            channels, height, width = about["image"]
             gene = cls(
                 about["method"],
                 Component.model_validate(about["model"]),
-                (channels, height, width),
+                tuple(int(size) for size in about["shape"]),
                 about["classes"],
                 tensors,
                 dict(about["facts"]),

@@ -24,7 +24,7 @@ class Standard(Method):
 
     def initialise(self, gene: Learngene, target: Target) -> dict[str, Tensor]:
         """Weights as the network draws them."""
-        return standard_state(target, gene.image)
+        return standard_state(target, gene.shape)
 
 
 class Direct(Method):
@@ -43,8 +43,8 @@ class Direct(Method):
         gene.require(gene.source.shapes)
         if gene.model != target.model:
             raise ConfigError("direct: the learngene is of another size; each has its own")
-        made = standard_state(target, gene.image)
-        wanted = outline(target.model, gene.image, target.classes)
+        made = standard_state(target, gene.shape)
+        wanted = outline(target.model, gene.shape, target.classes)
         kept = resized(gene.tensors, gene.source, wanted, gene.architecture, rescale=False)
         return {**made, **kept}
 
@@ -71,7 +71,7 @@ class Selection(Method):
         """The selected weights."""
         require_kind(gene, target)
         gene.require(gene.source.shapes)
-        wanted = outline(target.model, gene.image, target.classes)
+        wanted = outline(target.model, gene.shape, target.classes)
         try:
             for name, shape in wanted.shapes.items():
                 there = gene.source.shapes.get(name)
@@ -89,4 +89,4 @@ class Selection(Method):
             )
         except ValueError as error:
             raise ConfigError(f"selection makes only parts of the teacher: {error}") from None
-        return {**standard_state(target, gene.image), **kept}
+        return {**standard_state(target, gene.shape), **kept}

@@ -19,7 +19,7 @@ from fedwsa.learngene.base import Method, Target, Task
 from fedwsa.learngene.fit import Lesson, Recipe, Report, fit, plain_loss
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.resume import Resume
-from fedwsa.models import ImageShape, build_model
+from fedwsa.models import InputShape, build_model
 from fedwsa.models.files import load_network
 from fedwsa.models.flops import forward_flops, step_flops
 
@@ -59,11 +59,11 @@ class School:
     family : sequence of Component
         The sizes to be made.
     lesson : Lesson
-        The public images.
+        The public examples.
     source : str
         Names the data set, for the facts.
-    augment : bool
-        Shift and mirror the images.
+    augment : str
+        How inputs are changed at random, an option of ``dataset.augment``.
     watch : callable
         Shows progress.
     """
@@ -74,12 +74,12 @@ class School:
     family: Sequence[Component]
     lesson: Lesson
     source: str
-    augment: bool = False
+    augment: str = "none"
     watch: Watch = no_watch
 
     @property
-    def image(self) -> ImageShape:
-        """Channels, height and width."""
+    def shape(self) -> InputShape:
+        """Of an example."""
         return self.lesson.data.shape
 
     @property
@@ -97,17 +97,17 @@ class School:
         facts = [purpose, self.source, self.lesson.seed, self.model.model_dump(by_alias=True)]
         facts += [m.model_dump(by_alias=True) for m in self.family]
         facts += [self.init.method.model_dump(by_alias=True), self.pretraining.model_dump()]
-        facts += [self.image_hash(), self.augment]
+        facts += [self.data_hash(), self.augment]
         return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
 
-    def image_hash(self) -> str:
-        """SHA-256 of the public images and their labels."""
-        digest = hashlib.sha256(self.lesson.images.pixels.numpy().tobytes())
-        digest.update(self.lesson.images.labels.numpy().tobytes())
+    def data_hash(self) -> str:
+        """SHA-256 of the public examples and their labels."""
+        digest = hashlib.sha256(self.lesson.examples.inputs.numpy().tobytes())
+        digest.update(self.lesson.examples.labels.numpy().tobytes())
         return digest.hexdigest()
 
     def teacher(self, resume: Resume | None = None) -> tuple[nn.Module, Component]:
-        """The teacher and what builds it: read from a file, or trained on the public images.
+        """The teacher and what builds it: read from a file, or trained on the public examples.
 
         Raises
         ------
@@ -116,14 +116,14 @@ class School:
         """
         if self.pretraining.teacher is not None:
             saved = load_network(Path(self.pretraining.teacher))
-            if (saved.image, saved.classes) != (self.image, self.classes):
+            if (saved.shape, saved.classes) != (self.shape, self.classes):
                 raise ConfigError(
-                    f"pretraining.teacher: {saved.model.name} looks at images of {saved.image} and "
-                    f"tells {saved.classes} classes apart, not {self.image} and {self.classes}"
+                    f"pretraining.teacher: {saved.model.name} looks at {saved.shape} and "
+                    f"tells {saved.classes} classes apart, not {self.shape} and {self.classes}"
                 )
             return saved.module.to(self.lesson.device), saved.model
         recipe = self.recipe("teach")
-        model = build_model(self.model, self.image, self.classes, self.lesson.seed)
+        model = build_model(self.model, self.shape, self.classes, self.lesson.seed)
         model.to(self.lesson.device)
         fit(
             model,
@@ -159,7 +159,7 @@ class School:
         task = Task(
             self.model,
             self.family,
-            self.image,
+            self.shape,
             self.classes,
             self.lesson,
             recipe,
@@ -187,21 +187,19 @@ class School:
             "seed": self.lesson.seed,
             "data": {
                 "source": self.source,
-                "images": len(self.lesson.images),
-                "hash": self.image_hash(),
+                "examples": len(self.lesson.examples),
+                "hash": self.data_hash(),
             },
             "pretraining": self.pretraining.model_dump(),
             "versions": {name: version(name) for name in ("fedwsa", "torch", "safetensors")},
         }
-        size, shape = task.recipe.batch_size, self.image
+        size, shape = task.recipe.batch_size, self.shape
         step = step_flops(task.network(), shape, size)
         facts["flops"] = {"learn": step * task.recipe.steps * trains}
         if teacher is not None and task.teacher_model is not None:
             forward = forward_flops(teacher, shape, size)
             facts["flops"]["learn"] += forward * task.recipe.steps * trains
-            score = evaluate(
-                teacher, test.pixels, test.labels, self.lesson.data, self.lesson.device, 512
-            )
+            score = evaluate(teacher, test, self.lesson.data, self.lesson.device, 512)
             facts["teacher"] = {
                 "model": task.teacher_model.model_dump(by_alias=True),
                 "file": self.pretraining.teacher,
@@ -225,13 +223,13 @@ class School:
             raise ConfigError(
                 f"init.file: the learngene is {gene.method}'s, and init is {method.name}"
             )
-        if gene.image != self.image:
+        if gene.shape != self.shape:
             raise ConfigError(
-                f"init.file: the learngene is for images of {gene.image}, not {self.image}"
+                f"init.file: the learngene is for inputs of {gene.shape}, not {self.shape}"
             )
         recipe = self.recipe("fit")
         report = self.watch(f"{method.name}, {_described(model)}", recipe.steps)
-        lesson = self.lesson if len(self.lesson.images) else None
+        lesson = self.lesson if len(self.lesson.examples) else None
         target = Target(model, self.classes, lesson, recipe, self.lesson.seed, report)
         return method.initialise(gene, target)
 

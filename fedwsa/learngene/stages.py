@@ -65,7 +65,7 @@ class Stages(Method):
         if self.stages is not None:
             stage = stages_as(self.stages)
         else:
-            sizes = [outline(m, task.image, task.classes) for m in task.family]
+            sizes = [outline(m, task.shape, task.classes) for m in task.family]
             fewest = min([depth, *(len(sequence_of(o, known)[1]) for o in sizes)])
             stage = stage_of_each(depth, min(_STAGES, fewest))
         if len(stage) != depth:
@@ -101,11 +101,11 @@ class Stages(Method):
             # A depth equal to the auxiliary network's takes its own map.
             return stages_as(lengths) if depth == sum(lengths) else stage_of_each(depth, there)
 
-        wanted = outline(target.model, gene.image, target.classes)
+        wanted = outline(target.model, gene.shape, target.classes)
         try:
             made = resized(
                 gene.tensors, gene.source, wanted, gene.architecture, depth=rule, rescale=False
             )
         except ValueError as error:
             raise ConfigError(f"sws: {error}") from None
-        return {**standard_state(target, gene.image), **made}
+        return {**standard_state(target, gene.shape), **made}

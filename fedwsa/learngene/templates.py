@@ -48,7 +48,7 @@ class Wave(Method):
         self._shapes(task)
 
     def _shapes(self, task: Task) -> dict[str, tuple[int, ...]]:
-        family = [outline(m, task.image, task.classes) for m in (task.model, *task.family)]
+        family = [outline(m, task.shape, task.classes) for m in (task.model, *task.family)]
         try:
             return wave.template_shapes(family, architecture_of(task.model))
         except ValueError as error:
@@ -75,9 +75,9 @@ class Wave(Method):
         )
 
     def initialise(self, gene: Learngene, target: Target) -> dict[str, Tensor]:
-        """Make a network: shell and scalers resized, scalers fitted to a few images.
+        """Make a network: shell and scalers resized, scalers fitted to a few examples.
 
-        Without images the scalers stay as they start.
+        Without examples the scalers stay as they start.
         """
         model = self.network(gene, target)
         wave.materialise(model)
@@ -89,9 +89,9 @@ class Wave(Method):
         gene.require(expected(gene))
         _require_alike(gene, target)
         known = gene.architecture
-        model = build_model(target.model, gene.image, target.classes, target.seed)
+        model = build_model(target.model, gene.shape, target.classes, target.seed)
         variances = _variances(model, known.group)
-        wanted = outline(target.model, gene.image, target.classes)
+        wanted = outline(target.model, gene.shape, target.classes)
         templates = {k: t.clone() for k, t in wave.templates_in(gene.tensors).items()}
         try:
             wave.attach(model, known, templates)
@@ -150,7 +150,7 @@ def _require_alike(gene: Learngene, target: Target) -> None:
                 f"the learngene is of {key}={there.get(key)}, and {key}={wanted.get(key)} is "
                 "wanted: only width and depth may differ"
             )
-    made = outline(target.model, gene.image, target.classes)
+    made = outline(target.model, gene.shape, target.classes)
     units = [{a.inner for of in o.axes.values() for a in of.values()} for o in (gene.source, made)]
     if made.axes.keys() & gene.source.axes.keys() and units[0] != units[1]:
         heads = " and ".join(", ".join(map(str, sorted(u))) for u in units)
@@ -223,7 +223,7 @@ def nearest(gene: Learngene, model: Component) -> str:
 
 def _makes(templates: Mapping[str, Sequence[int]], model: Component, gene: Learngene) -> bool:
     try:
-        made: Outline = outline(model, gene.image, gene.classes)
+        made: Outline = outline(model, gene.shape, gene.classes)
         for name, shape in made.shapes.items():
             if (group := gene.architecture.group(name)) is not None:
                 wave.grid(shape, templates[group][1:])

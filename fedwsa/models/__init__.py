@@ -1,19 +1,35 @@
-"""Networks for images, each of any width and depth.
+"""Networks for images and for text, each of any width and depth.
 
-A builder takes the shape of an image ``(C, H, W)`` and the number of classes, then its own
-arguments by name; the defaults stand in ``conf/model/``. ``width`` multiplies the channels or
-units of all hidden layers.
+A builder takes the shape of an example, an :data:`ImageShape` or a :data:`TextShape`, and the
+number of classes, then its own arguments by name; the defaults stand in ``conf/model/``.
+``width`` multiplies the channels or units of all hidden layers. How its first parameter is
+annotated says what it is for.
 """
 
 from __future__ import annotations
 
-from torch import nn
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from fedwsa import seeding
-from fedwsa.components import Component, build
+from fedwsa.components import Component, ConfigError, build, locate
 
 ImageShape = tuple[int, int, int]
-"""Channels, height, width."""
+"""Channels, height, width of an image; the network answers ``(N, C, H, W)`` by ``(N, classes)``."""
+
+TextShape = tuple[int]
+"""Length of a sequence; the network answers tokens ``(N, T)`` by ``(N, classes, T)``, each
+position by what comes next, from the tokens up to it."""
+
+InputShape = tuple[int, ...]
+"""One of them."""
+
+_KINDS = {1: "text", 3: "images"}
+"""Length of the shape of an example → what it is."""
 
 
 def scaled(units: int, width: float) -> int:
@@ -36,8 +52,42 @@ def require_side(image: ImageShape, side: int, model: str) -> None:
         )
 
 
+def blank_inputs(shape: InputShape, count: int, device: str | torch.device = "cpu") -> Tensor:
+    """So many empty examples, as a network takes them: tokens for text, else floats."""
+    kind = torch.int64 if len(shape) == 1 else torch.float32
+    return torch.zeros(count, *shape, dtype=kind, device=device)
+
+
+def takes(builder: Callable[..., Any]) -> int | None:
+    """Length of the shapes that a builder is for; None: any, or it does not say."""
+    try:
+        hints = typing.get_type_hints(builder)
+    except (NameError, TypeError):  # a stranger's annotations that do not resolve say nothing
+        return None
+    sizes = typing.get_args(next(iter(hints.values()), None))
+    return len(sizes) if sizes and all(size is int for size in sizes) else None
+
+
+def _require_kind(component: Component, shape: InputShape, where: str) -> None:
+    """Refuse a network for examples of another kind, naming those that fit."""
+    wanted = takes(locate(component.target, where.partition(".")[0]))
+    if wanted in (None, len(shape)):
+        return
+    from fedwsa.config import options  # which imports this module
+
+    fitting = [
+        name
+        for name, option in options("model").items()
+        if takes(locate(option.target, "model")) == len(shape)
+    ]
+    raise ConfigError(
+        f"{where}: {component.name} is for {_KINDS.get(wanted, 'other data')}, and the data are "
+        f"{_KINDS.get(len(shape), 'of another kind')}; take model={', '.join(fitting)}"
+    )
+
+
 def build_model(
-    component: Component, image: ImageShape, classes: int, seed: int, where: str = "model"
+    component: Component, shape: InputShape, classes: int, seed: int, where: str = "model"
 ) -> nn.Module:
     """The network that the configuration names, with initial weights keyed by ``seed``.
 
@@ -46,8 +96,9 @@ def build_model(
     Raises
     ------
     ConfigError
-        If an argument is wrong or the images are too small for it.
+        If an argument is wrong, or the examples are too small for it or of another kind.
     """
+    _require_kind(component, shape, where)
     with seeding.seeded(seed, "model"):
-        model: nn.Module = build(component, where, image, classes)
+        model: nn.Module = build(component, where, shape, classes)
     return model

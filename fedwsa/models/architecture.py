@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedwsa.components import Component, ConfigError, locate
-from fedwsa.models import ImageShape, build_model
+from fedwsa.models import InputShape, build_model
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Outline:
         return cls({k: t.shape for k, t in model.state_dict().items()}, architecture.axes(model))
 
 
-def outline(component: Component, image: ImageShape, classes: int, where: str = "model") -> Outline:
+def outline(component: Component, shape: InputShape, classes: int, where: str = "model") -> Outline:
     """The outline of the network that a component builds, without its weights.
 
     ``where`` names the key of the configuration that an error is to blame.
@@ -134,7 +134,7 @@ def outline(component: Component, image: ImageShape, classes: int, where: str = 
     """
     known = architecture_of(component)
     with torch.device("meta"):
-        return Outline.of(build_model(component, image, classes, 0, where), known)
+        return Outline.of(build_model(component, shape, classes, 0, where), known)
 
 
 _Builder = TypeVar("_Builder", bound=Callable[..., nn.Module])

@@ -6,37 +6,48 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fedwsa.components import Component, ConfigError
 from fedwsa.data.cache import write_tensors
-from fedwsa.models import ImageShape, build_model
+from fedwsa.data.examples import LabelledData
+from fedwsa.models import InputShape, build_model
 
 
 def save_network(
-    file: Path, tensors: Mapping[str, Tensor], model: Component, image: ImageShape, classes: int
+    file: Path, tensors: Mapping[str, Tensor], model: Component, data: LabelledData
 ) -> None:
-    """Write a network's state, whole or not at all.
+    """Write a network's state, whole or not at all, with what its user must know of the data.
 
     Raises
     ------
     ConfigError
         If it cannot be written.
     """
-    facts = {"model": model.model_dump(by_alias=True), "image": list(image), "classes": classes}
+    facts = {
+        "model": model.model_dump(by_alias=True),
+        "shape": list(data.shape),
+        "classes": data.classes,
+        "data": {"kind": data.kind, **data.facts()},
+    }
     write_tensors(file, tensors, {"fedwsa": json.dumps(facts)}, "out")
 
 
 @dataclass(frozen=True, eq=False)
 class SavedNetwork:
-    """A network from a file, what builds it, what it looks at and tells apart."""
+    """A network from a file, what builds it, what it looks at and tells apart.
+
+    ``data`` is what it was trained on: the kind of examples, and how they are prepared.
+    """
 
     module: nn.Module
     model: Component
-    image: ImageShape
+    shape: InputShape
     classes: int
+    data: dict[str, Any]
 
 
 def load_network(file: Path) -> SavedNetwork:
@@ -54,10 +65,9 @@ def load_network(file: Path) -> SavedNetwork:
             facts = json.loads((opened.metadata() or {})["fedwsa"])
             tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
         component = Component.model_validate(facts["model"])
-        channels, height, width = facts["image"]
-        image = (channels, height, width)
-        classes = int(facts["classes"])
-        module = build_model(component, image, classes, seed=0)
+        shape = tuple(int(size) for size in facts["shape"])
+        classes, data = int(facts["classes"]), dict(facts["data"])
+        module = build_model(component, shape, classes, seed=0)
         missing, unexpected = module.load_state_dict(tensors, strict=False)
     except FileNotFoundError:
         raise ConfigError(f"there is no file {file}") from None
@@ -67,4 +77,4 @@ def load_network(file: Path) -> SavedNetwork:
     needed = [name for name in missing if module.state_dict()[name].is_floating_point()]
     if wrong := [*needed, *unexpected]:
         raise ConfigError(f"{file} does not fit its network: {wrong[0]}")
-    return SavedNetwork(module, component, image, classes)
+    return SavedNetwork(module, component, shape, classes, data)

@@ -6,26 +6,26 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedwsa.models import ImageShape
+from fedwsa.models import InputShape, blank_inputs
 
 
-def forward_flops(model: nn.Module, image: ImageShape, batch: int) -> int:
-    """Of an answer to a batch of images."""
+def forward_flops(model: nn.Module, shape: InputShape, batch: int) -> int:
+    """Of an answer to a batch of examples."""
     training = model.training
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(_images(model, image, batch))
+        model.eval()(_blank(model, shape, batch))
     model.train(training)
     return int(counter.get_total_flops())
 
 
-def step_flops(model: nn.Module, image: ImageShape, batch: int) -> int:
+def step_flops(model: nn.Module, shape: InputShape, batch: int) -> int:
     """Of a training step on a batch: forward, and the gradients of all parameters."""
     with FlopCounterMode(display=False) as counter:
-        torch.autograd.backward(model(_images(model, image, batch)).sum())
+        torch.autograd.backward(model(_blank(model, shape, batch)).sum())
     model.zero_grad(set_to_none=True)
     return int(counter.get_total_flops())
 
 
-def _images(model: nn.Module, image: ImageShape, batch: int) -> torch.Tensor:
+def _blank(model: nn.Module, shape: InputShape, batch: int) -> torch.Tensor:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return torch.zeros(batch, *image, device=device)
+    return blank_inputs(shape, batch, device)

@@ -1,0 +1,119 @@
+"""Labelled examples of any kind in memory, and what a run must know of them.
+
+A kind of examples, such as images or text, is a subclass of :class:`LabelledData`: it says how
+inputs, as they are stored, become the input of a model. Everything else treats all kinds alike.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fedwsa.components import ConfigError
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""(inputs as stored, generator) → inputs as stored, changed at random."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """A labelled set of examples.
+
+    Attributes
+    ----------
+    inputs : Tensor
+        As stored: images, uint8, shape ``(N, C, H, W)``, or token sequences ``(N, T)``.
+    labels : Tensor
+        int64, shape ``(N,)``, or ``(N, T)``: one for each position of a sequence.
+    ids : Tensor or None
+        int64, shape ``(N,)``: the natural client that an example comes from, 0 … K − 1; None
+        where the data have none.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    ids: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, chosen: Tensor) -> Examples:
+        """Some of the examples, by their indices."""
+        ids = None if self.ids is None else self.ids[chosen]
+        return Examples(self.inputs[chosen], self.labels[chosen], ids)
+
+    @property
+    def strata(self) -> Tensor:
+        """One number per example, shape ``(N,)``: what partitions by label go by.
+
+        The label; of a sequence, which has one at each position, the natural client, since who
+        speaks is what makes its labels differ from others'. Where nobody is named, all are alike.
+        """
+        if self.labels.dim() == 1:
+            return self.labels
+        return self.labels.new_zeros(len(self)) if self.ids is None else self.ids
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledData(ABC):
+    """A data set for classification, of one kind of examples.
+
+    Attributes
+    ----------
+    train, test : Examples
+        The pool that is partitioned among the clients, and the global test set.
+    classes : int
+        Labels are 0 … classes − 1.
+    """
+
+    train: Examples
+    test: Examples
+    classes: int
+
+    kind: ClassVar[str]
+    """What its examples are, in a word."""
+
+    augmentations: ClassVar[Mapping[str, Augment]] = {}
+    """Name of an option of ``dataset.augment`` → what it does."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an example, which the builders of models are told."""
+        return tuple(self.train.inputs.shape[1:])
+
+    @property
+    def strata(self) -> int:
+        """How many there are, see :attr:`Examples.strata`."""
+        by_label = self.train.labels.dim() == 1
+        return self.classes if by_label else int(self.train.strata.max()) + 1
+
+    @abstractmethod
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """Inputs as stored → the input of a model, on their device."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What a model's user must know beside its weights, as plain values.
+
+        The arguments, beside ``train``, ``test`` and ``classes``, that make such a data set.
+        """
+
+    def augmentation(self, name: str) -> Augment | None:
+        """What an option of ``dataset.augment`` does; None for ``none``.
+
+        Raises
+        ------
+        ConfigError
+            If it is for examples of another kind.
+        """
+        if name == "none":
+            return None
+        if name not in self.augmentations:
+            allowed = ", ".join(["none", *self.augmentations])
+            raise ConfigError(f"dataset.augment={name}: not for {self.kind}, which takes {allowed}")
+        return self.augmentations[name]

@@ -1,0 +1,169 @@
+"""Networks that read text character by character and predict the next one at each position."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from fedwsa.models import TextShape, scaled
+from fedwsa.models.architecture import Architecture, Axes, Axis, described
+
+UNITS, HEAD = 128, 32
+"""Units at width 1, and of an attention head where ``heads`` is not given."""
+
+
+class _CharLSTM(nn.Module):
+    """Embedding, recurrent layers, classifier; tokens ``(N, T)`` → logits ``(N, classes, T)``."""
+
+    def __init__(self, classes: int, units: int, depth: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(classes, units)
+        # A module each, so that layers are named by number and any of them is a block.
+        self.layers = nn.ModuleList(
+            nn.LSTM(units, units, batch_first=True) for _ in range(depth)
+        )
+        self.head = nn.Linear(units, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x, _ = layer(x)
+        logits: Tensor = self.head(x)
+        return logits.transpose(1, 2)
+
+
+def _gates(model: nn.Module) -> Axes:
+    """The rows of the four gates lie one after another."""
+    depth = len(model.layers)  # type: ignore[arg-type]
+    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    return {f"layers.{i}.{name}": {0: Axis(parts=4)} for i in range(depth) for name in names}
+
+
+@described(Architecture(blocks=r"^layers\.(\d+)\.", axes=_gates))
+def char_lstm(
+    text: TextShape, classes: int, *, width: PositiveFloat, depth: PositiveInt
+) -> nn.Module:
+    """``depth`` recurrent layers of 128·width units with forget gates, over learned embeddings.
+
+    Embeddings have as many entries as a layer has units, so that all layers are alike.
+
+    Source: the network for Shakespeare of arXiv 1602.05629, with other sizes.
+    """
+    return _CharLSTM(classes, scaled(UNITS, width), depth)
+
+
+class _Attention(nn.Module):
+    """Attention of each position to those up to it."""
+
+    def __init__(self, units: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(units, 3 * units)
+        self.proj = nn.Linear(units, units)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, units = x.shape
+        split = self.qkv(x).view(n, length, 3, self.heads, units // self.heads)
+        q, k, v = split.permute(2, 0, 3, 1, 4).unbind()
+        x = scaled_dot_product_attention(q, k, v, is_causal=True)
+        out: Tensor = self.proj(x.transpose(1, 2).reshape(n, length, units))
+        return out
+
+
+class _MLP(nn.Module):
+    def __init__(self, units: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(units, hidden), nn.GELU(), nn.Linear(hidden, units)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        return out
+
+
+class _Block(nn.Module):
+    """Attention and two dense layers, each behind a norm and added to its input."""
+
+    def __init__(self, units: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(units), _Attention(units, heads)
+        self.norm2, self.mlp = nn.LayerNorm(units), _MLP(units, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class _CharTransformer(nn.Module):
+    """Embedding, blocks, classifier; tokens ``(N, T)`` → logits ``(N, classes, T)``."""
+
+    def __init__(
+        self, length: int, classes: int, units: int, depth: int, heads: int, hidden: int
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(classes, units)
+        self.positions = nn.Parameter(torch.empty(length, units))
+        self.blocks = nn.ModuleList(_Block(units, heads, hidden) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(units), nn.Linear(units, classes)
+        for weight in (self.embedding.weight, self.positions):
+            nn.init.normal_(weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens) + self.positions[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        logits: Tensor = self.head(self.norm(x))
+        return logits.transpose(1, 2)
+
+
+def _heads(model: nn.Module) -> Axes:
+    """The rows of q, k and v lie one after another, each by heads; the projection undoes it."""
+    axes: dict[str, dict[int, Axis]] = {}
+    for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
+        head = block.attn.proj.in_features // block.attn.heads
+        attention = f"blocks.{i}.attn"
+        axes[f"{attention}.qkv.weight"] = axes[f"{attention}.qkv.bias"] = {0: Axis(3, head)}
+        axes[f"{attention}.proj.weight"] = {1: Axis(1, head)}
+    return axes
+
+
+@described(
+    Architecture(
+        groups={
+            "attn.qkv": r"^blocks\.\d+\.attn\.qkv\.weight$",
+            "attn.proj": r"^blocks\.\d+\.attn\.proj\.weight$",
+            "mlp.fc1": r"^blocks\.\d+\.mlp\.fc1\.weight$",
+            "mlp.fc2": r"^blocks\.\d+\.mlp\.fc2\.weight$",
+        },
+        blocks=r"^blocks\.(\d+)\.",
+        axes=_heads,
+        head=r"(norm|head)\.",
+    )
+)
+def char_transformer(
+    text: TextShape,
+    classes: int,
+    *,
+    width: PositiveFloat,
+    depth: PositiveInt,
+    heads: PositiveInt | None,
+    mlp_ratio: PositiveFloat,
+) -> nn.Module:
+    """A transformer of 128·width units that looks back only: ``depth`` blocks, learned positions.
+
+    ``heads`` null: one for each 32 units, so that a head is the same in every width.
+
+    Source: arXiv 1706.03762, the decoder alone, with norms before the layers.
+    """
+    units = scaled(UNITS, width)
+    if heads is None and units % HEAD:
+        raise ValueError(
+            f"width {width:g} gives {units} units, which are no heads of {HEAD}; take a multiple "
+            f"of {HEAD / UNITS:g}, or give heads"
+        )
+    count = heads or units // HEAD
+    if units % count:
+        raise ValueError(f"heads={count} does not divide {units} units (width {width:g})")
+    return _CharTransformer(text[0], classes, units, depth, count, round(units * mlp_ratio))
