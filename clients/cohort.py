@@ -40,6 +40,8 @@ def why_not(model: nn.Module, local: Local) -> str | None:
             return "its weights are made from templates"
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
             return "its dropout would draw other masks"
+        if isinstance(module, nn.RNNBase):
+            return f"torch has no stacked {type(module).__name__}"
         if next(module.buffers(recurse=False), None) is not None:
             return f"{type(module).__name__} keeps statistics"
     return None

@@ -15,13 +15,11 @@ from math import floor
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fedwsa import seeding
 from fedwsa.components import Component
-from fedwsa.models import InputShape, blank_inputs, build_model
+from fedwsa.models import InputShape, build_model, flops
 
 WHOLE = "model"
 """Name of the size that the configuration's ``model`` has as it stands."""
@@ -157,13 +155,7 @@ def by_speed(
 def forward_flops(model: nn.Module, shape: InputShape) -> float:
     """Floating-point operations of a forward pass, per example."""
     batch = 2  # a norm over the batch has none over a single one
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    training = model.training
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        model.eval()(blank_inputs(shape, batch, device))
-    model.train(training)
-    return counter.get_total_flops() / batch
+    return flops.forward_flops(model, shape, batch) / batch
 
 
 def model_cost(component: Component, shape: InputShape, classes: int) -> float:

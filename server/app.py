@@ -86,6 +86,7 @@ class Federation:
         self.console = console or Console()
         self.device = resolve_device(config.device)
         self.data: FederatedData = open_federated(*config.data_key)
+        self.data.whole.augmentation(config.dataset.augment)  # refused, if it does not fit
         self.sizes = SizedModels.of(config, self.data.whole.shape, self.data.whole.classes)
         self.strategy = build_strategy(config, self.sizes)
         used = initialise(

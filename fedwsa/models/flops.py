@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,21 +13,23 @@ from fedwsa.models import InputShape, blank_inputs
 
 def forward_flops(model: nn.Module, shape: InputShape, batch: int) -> int:
     """Of an answer to a batch of examples."""
-    training = model.training
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(_blank(model, shape, batch))
-    model.train(training)
+        _without_values(model).eval()(blank_inputs(shape, batch, "meta"))
     return int(counter.get_total_flops())
 
 
 def step_flops(model: nn.Module, shape: InputShape, batch: int) -> int:
     """Of a training step on a batch: forward, and the gradients of all parameters."""
     with FlopCounterMode(display=False) as counter:
-        torch.autograd.backward(model(_blank(model, shape, batch)).sum())
-    model.zero_grad(set_to_none=True)
+        answer = _without_values(model)(blank_inputs(shape, batch, "meta"))
+        torch.autograd.backward(answer.sum())
     return int(counter.get_total_flops())
 
 
-def _blank(model: nn.Module, shape: InputShape, batch: int) -> torch.Tensor:
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return blank_inputs(shape, batch, device)
+def _without_values(model: nn.Module) -> nn.Module:
+    """A copy of which only the shapes are known.
+
+    There recurrent layers are the products that they stand for; a processor runs them in one
+    piece, which torch does not count.
+    """
+    return deepcopy(model).to("meta")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from fedwsa.models import TextShape, scaled
@@ -21,9 +22,7 @@ class _CharLSTM(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(classes, units)
         # A module each, so that layers are named by number and any of them is a block.
-        self.layers = nn.ModuleList(
-            nn.LSTM(units, units, batch_first=True) for _ in range(depth)
-        )
+        self.layers = nn.ModuleList(nn.LSTM(units, units, batch_first=True) for _ in range(depth))
         self.head = nn.Linear(units, classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -67,7 +66,8 @@ class _Attention(nn.Module):
         n, length, units = x.shape
         split = self.qkv(x).view(n, length, 3, self.heads, units // self.heads)
         q, k, v = split.permute(2, 0, 3, 1, 4).unbind()
-        x = scaled_dot_product_attention(q, k, v, is_causal=True)
+        with sdpa_kernel(SDPBackend.MATH):  # as fast on short sequences, and clients can be stacked
+            x = scaled_dot_product_attention(q, k, v, is_causal=True)
         out: Tensor = self.proj(x.transpose(1, 2).reshape(n, length, units))
         return out
 
