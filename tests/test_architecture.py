@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedwsa.components import Component, ConfigError
-from fedwsa.models import build_model
+from fedwsa.models import blank_inputs, build_model
 from fedwsa.models.architecture import (
     Architecture,
     Axis,
@@ -22,7 +22,7 @@ from fedwsa.models.architecture import (
     take,
 )
 
-IMAGE, CLASSES = (3, 32, 32), 7
+IMAGE, TEXT, CLASSES = (3, 32, 32), (12,), 7
 SMALL = {
     "mlp.mlp": {"width": 0.5, "depth": 3},
     "cnn.cnn": {"width": 0.5, "depth": 2},
@@ -30,6 +30,8 @@ SMALL = {
     "resnet.resnet": {"width": 0.5, "depth": 14, "norm": "group"},
     "vgg.vgg": {"width": 0.25, "depth": 11, "norm": "none"},
     "vit.vit": {"width": 0.25, "depth": 3, "heads": None, "patch": 8, "mlp_ratio": 4.0},
+    "text.char_lstm": {"width": 0.25, "depth": 2},
+    "text.char_transformer": {"width": 0.25, "depth": 2, "heads": None, "mlp_ratio": 4.0},
 }
 
 
@@ -37,14 +39,18 @@ def component(name: str, **changes: object) -> Component:
     return Component(**{"_target_": f"fedwsa.models.{name}", **SMALL[name], **changes})
 
 
+def shape(name: str) -> tuple[int, ...]:
+    return TEXT if name.startswith("text.") else IMAGE
+
+
 def network(name: str, **changes: object) -> nn.Module:
-    return build_model(component(name, **changes), IMAGE, CLASSES, seed=0)
+    return build_model(component(name, **changes), shape(name), CLASSES, seed=0)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_every_network_says_how_its_weights_hang_together(name: str) -> None:
     known, model = architecture_of(component(name)), network(name)
-    assert model(torch.randn(2, *IMAGE)).shape == (2, CLASSES)
+    assert model(blank_inputs(shape(name), 2)).shape[:2] == (2, CLASSES)
     state = model.state_dict()
     for group in known.groups:  # no group is empty, and only weights are in groups
         assert any(known.group(n) == group for n in state)
@@ -62,7 +68,9 @@ def test_half_a_width_is_a_selection_of_a_width(name: str) -> None:
 
 
 def test_a_deeper_network_has_the_blocks_of_a_shallower_one() -> None:
-    for name, deeper in (("mlp.mlp", 5), ("resnet.resnet", 20), ("vgg.vgg", 16), ("vit.vit", 6)):
+    deeper_ones = {"mlp.mlp": 5, "resnet.resnet": 20, "vgg.vgg": 16, "vit.vit": 6}
+    deeper_ones |= {"text.char_lstm": 3, "text.char_transformer": 4}
+    for name, deeper in deeper_ones.items():
         few, many = network(name), network(name, depth=deeper)
         shapes = {k: t.shape for k, t in many.state_dict().items()}
         for key, tensor in few.state_dict().items():

@@ -82,7 +82,7 @@ def _require_kind(component: Component, shape: InputShape, where: str) -> None:
     ]
     raise ConfigError(
         f"{where}: {component.name} is for {_KINDS.get(wanted, 'other data')}, and the data are "
-        f"{_KINDS.get(len(shape), 'of another kind')}; take model={', '.join(fitting)}"
+        f"{_KINDS.get(len(shape), 'of another kind')}; take one of {', '.join(fitting)}"
     )
 
 
