@@ -54,7 +54,7 @@ def test_every_option_composes_and_fits_its_signature(group: str) -> None:
             check_arguments(made, {**part.arguments, **facts, **inner}, group, given)
 
 
-PATHS = ("parquet", "image_folder")
+PATHS = ("parquet", "image_folder", "shakespeare")
 
 
 def test_all_strategies_for_several_sizes_are_named_where_one_is_asked_for() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -35,6 +37,14 @@ def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
 def local(**changes: object) -> Local:
     settings = {"epochs": 2, "batch_size": 4, "lr": 0.1, "momentum": 0.5}
     return compose().local.model_copy(update={**settings, **changes})
+
+
+def conditions(settings: Local, lr: float = 0.1, weight_decay: float = 0.0) -> Conditions:
+    return replace(Conditions.usual(settings), lr=lr, weight_decay=weight_decay)
+
+
+def fit(model: nn.Module, data: Samples, settings: Local) -> float:
+    return train(model, data, settings, conditions(settings), [])
 
 
 def samples(n: int = 10) -> Samples:
@@ -145,7 +155,7 @@ def test_accuracy_and_loss_are_per_character() -> None:
 def test_a_step_descends_the_mean_loss_over_characters(name: str) -> None:
     once = local(epochs=1, batch_size=100, momentum=0.0, weight_decay=0.0)
     model, before, data = network(name), network(name), samples()
-    loss = train(model, data, once, Conditions(0.1, 0.0), [])
+    loss = fit(model, data, once)
     logits = before(data.inputs).log_softmax(1)
     expected = -logits.gather(1, data.labels[:, None]).mean()
     assert loss == pytest.approx(expected.item(), rel=1e-5)
@@ -158,7 +168,7 @@ def test_characters_that_a_client_never_writes_can_be_left_out_of_its_loss() -> 
     once = local(epochs=1, batch_size=100, momentum=0.0, weight_decay=0.0, mask_absent=True)
     model, before, data = network("char_lstm"), network("char_lstm"), samples()
     data.labels[data.labels == 4] = 3
-    loss = train(model, data, once, Conditions(0.1, 0.0), [])
+    loss = fit(model, data, once)
     logits = before(data.inputs)
     mask = torch.ones(1, CLASSES, 1)
     mask[0, 4] = 0.0
@@ -171,8 +181,8 @@ def test_characters_that_a_client_never_writes_can_be_left_out_of_its_loss() -> 
 def test_bf16_trains_close_to_fp32_and_not_the_same(name: str) -> None:
     exact, rounded = network(name), network(name)
     losses = [
-        train(exact, samples(), local(), Conditions(0.1, 0.0), []),
-        train(rounded, samples(), local(precision="bf16"), Conditions(0.1, 0.0), []),
+        fit(exact, samples(), local()),
+        fit(rounded, samples(), local(precision="bf16")),
     ]
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=2**-6)
@@ -182,8 +192,8 @@ def test_bf16_trains_close_to_fp32_and_not_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_channels_last_is_for_images_and_changes_no_text(name: str) -> None:
     plain, other = network(name), network(name)
-    train(plain, samples(), local(), Conditions(0.1, 0.0), [])
-    train(other, samples(), local(channels_last=True), Conditions(0.1, 0.0), [])
+    fit(plain, samples(), local())
+    fit(other, samples(), local(channels_last=True))
     assert all(
         torch.equal(p, q) for p, q in zip(plain.parameters(), other.parameters(), strict=True)
     )
@@ -191,13 +201,13 @@ def test_channels_last_is_for_images_and_changes_no_text(name: str) -> None:
 
 def test_a_cohort_of_transformers_trains_each_as_alone() -> None:
     sizes, settings = (11, 9, 4), local()  # three, two (the last of five) and one batches
-    conditions = [Conditions(0.05 * (k + 1), 0.01) for k in range(3)]
+    own = [conditions(settings, 0.05 * (k + 1), 0.01) for k in range(3)]
     assert why_not(network("char_transformer"), settings) is None
     stack = Stack(network("char_transformer"), 3)
-    losses = train_stack(stack, [samples(n) for n in sizes], settings, conditions, [[]] * 3)
+    losses = train_stack(stack, [samples(n) for n in sizes], settings, own, [[]] * 3)
     for k, n in enumerate(sizes):
         alone = network("char_transformer")
-        loss = train(alone, samples(n), settings, conditions[k], [])
+        loss = train(alone, samples(n), settings, own[k], [])
         assert losses[k] == pytest.approx(loss, rel=1e-5)
         for name, parameter in alone.named_parameters():
             torch.testing.assert_close(
