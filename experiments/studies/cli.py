@@ -7,13 +7,16 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rich.console import Console
 
 from experiments.studies.folder import locked, state_of
 from experiments.studies.runner import Runner, write_study
-from experiments.studies.schema import Cell, Study, expand, find, load, selected, shipped
+from experiments.studies.schema import Cell, expand, find, load, selected, shipped
+from experiments.tables.build import build
+from experiments.tables.cli import request_of, show, warn
+from experiments.tables.collect import collect
 from experiments.tables.runs import STUDY, Unusable, read_json
 from fedwsa.components import ConfigError
 
@@ -99,17 +102,11 @@ def study(arguments: Sequence[str], console: Console) -> int:
             runner.run()
         finally:
             if runner.environment:  # checked: what ran so far can be tabulated
-                _write(folder, file.stem, plan, cells, given.overrides, runner)
+                write_study(folder, file.stem, plan, cells, given.overrides, runner.environment)
     _show(folder, console)
     for name, reason in runner.failed.items():
         print(f"fedwsa-study: {name}: {reason}", file=sys.stderr)
     return 1 if runner.failed else 0
-
-
-def _write(
-    folder: Path, name: str, plan: Study, cells: Sequence[Cell], overrides: Any, runner: Runner
-) -> None:
-    write_study(folder, name, plan, cells, overrides, runner.environment)
 
 
 def _refuse_other_study(folder: Path, name: str) -> None:
@@ -131,6 +128,11 @@ def _list(cells: Sequence[Cell], folder: Path, console: Console) -> None:
 
 
 def _show(folder: Path, console: Console) -> None:
+    """The table that fedwsa-table shows of the folder."""
+    collection = collect([str(folder)])
+    warn(collection, "fedwsa-study")
+    if collection.runs:
+        show(build(collection.runs, request_of(collection.study)), console)
     console.print(f"the study is in {folder}", highlight=False, soft_wrap=True)
 
 

@@ -16,6 +16,7 @@ from experiments.tables.runs import (
     CELL,
     FAILED,
     Unusable,
+    cell_values,
     described,
     fingerprint,
     read_config,
@@ -92,15 +93,7 @@ def prepare(folder: Path, cell: Cell, config: Mapping[str, Any]) -> None:
         path.rename(aside)
         shutil.rmtree(aside)
     path.mkdir(parents=True)
-    write_json(
-        path / CELL,
-        {
-            "axes": cell.axes,
-            "overrides": cell.overrides,
-            "main": cell.main,
-            "hash": fingerprint(config),
-        },
-    )
+    write_json(path / CELL, cell_values(cell.axes, cell.overrides, config))
 
 
 def refuse_strange_files(path: Path) -> None:

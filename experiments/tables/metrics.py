@@ -52,14 +52,12 @@ class Measure:
 
 
 def _result(key: str) -> Callable[[Run, float | None], float | None]:
-    """The last value in the history, else that of the result."""
+    """What the result says, else the last value in the history."""
 
     def read(run: Run, target: float | None) -> float | None:
-        values = [v for v in run.column(key) if v is not None]
-        if values:
-            return values[-1]
-        found = run.result.get(key)
-        return float(found) if isinstance(found, (int, float)) else None
+        if isinstance(found := run.result.get(key), (int, float)):
+            return float(found)
+        return next((v for v in reversed(run.column(key)) if v is not None), None)
 
     return read
 

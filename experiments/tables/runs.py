@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,10 +26,12 @@ class Run:
     ----------
     folder : Path
         Where it lies.
-    axes : dict of str to str
-        What sets it apart from the others, the seed not among them.
     seed : int
         Its seed.
+    axes : dict of str to str
+        What sets it apart from the others, the seed not among them.
+    same : str
+        Equal for runs that differ in the seed alone.
     result : dict
         ``result.json``; empty for one that failed.
     failed : str or None
@@ -37,8 +39,9 @@ class Run:
     """
 
     folder: Path
-    axes: dict[str, str]
     seed: int
+    axes: dict[str, str]
+    same: str
     result: dict[str, Any] = field(default_factory=dict)
     failed: str | None = None
 
@@ -110,10 +113,22 @@ def described(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: v for key, v in flat(config) if not key.startswith(_MACHINE)}
 
 
-def fingerprint(config: Mapping[str, Any]) -> str:
-    """Hash of what a run is; the same for the same run on another machine."""
-    text = json.dumps(described(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def fingerprint(config: Mapping[str, Any], *without: str) -> str:
+    """Hash of what a run is, without some keys; the same for the same run on another machine."""
+    values = {key: v for key, v in described(config).items() if key not in without}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def cell_values(
+    axes: Mapping[str, str], overrides: Sequence[str], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What ``cell.json`` says of a run: its place among others, and which run it is."""
+    return {
+        "axes": dict(axes),
+        "overrides": list(overrides),
+        "hash": fingerprint(config),
+        "hash_but_seed": fingerprint(config, "seed"),
+    }
 
 
 def read_json(file: Path) -> dict[str, Any]:
