@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rich.table import Column
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from experiments.tables.build import Row, Table
 from experiments.tables.metrics import Measure
@@ -80,15 +81,11 @@ def to_rich(table: Table, title: str | None = None) -> RichTable:
     """For the terminal."""
     heads, rows = grid(table)
     names = len(table.axes) or 1
-    columns = [
-        Column(head, overflow="fold", justify="left" if i < names else "right")
-        for i, head in enumerate(heads)
-    ]
-    shown = RichTable(*columns, title=title)
+    labels = [Column(head, overflow="fold") for head in heads[:names]]
+    numbers = [Column(head, justify="right", no_wrap=True) for head in heads[names:]]
+    shown = RichTable(*labels, *numbers, title=title)
     for row in rows:
-        shown.add_row(
-            *[f"[bold]{escape(c.text)}[/bold]" if c.bold else escape(c.text) for c in row]
-        )
+        shown.add_row(*[Text(cell.text, "bold" if cell.bold else "") for cell in row])
     return shown
 
 
