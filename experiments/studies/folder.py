@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from experiments.tables.runs import (
     read_config,
     read_json,
     read_result,
+    write_json,
 )
 from fedwsa.components import ConfigError
 
@@ -106,19 +106,6 @@ def refuse_strange_files(path: Path) -> None:
     """
     if path.exists() and not (path / CELL).exists() and any(path.iterdir()):
         raise ConfigError(f"{path}: is not empty, and no study made it; move it away")
-
-
-def write_failure(path: Path, reason: str) -> None:
-    """Say in a cell's folder why it failed."""
-    path.mkdir(parents=True, exist_ok=True)
-    write_json(path / FAILED, {"reason": reason})
-
-
-def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """Write a file in one step."""
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    part.replace(file)
 
 
 @contextmanager

@@ -18,12 +18,10 @@ from experiments.studies.folder import (
     refuse_other_runs,
     refuse_strange_files,
     state_of,
-    write_failure,
-    write_json,
 )
 from experiments.studies.pool import Job, Pool
 from experiments.studies.schema import SEED, Cell, Study, merged
-from experiments.tables.runs import STUDY
+from experiments.tables.runs import STUDY, write_failure, write_json
 from fedwsa.components import ConfigError
 
 _REFRESH = 0.5  # seconds between pictures

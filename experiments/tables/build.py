@@ -101,6 +101,11 @@ class Table:
         return bool(self.request.baseline)
 
     @property
+    def has_intervals(self) -> bool:
+        """Whether a row has two seeds: else there is no interval to be shown."""
+        return any(len(row.runs) > 1 for row in self.rows)
+
+    @property
     def shows_wilcoxon(self) -> bool:
         """Whether a row has enough pairs for it."""
         return any(r.compared and r.compared.pairs >= WILCOXON_FROM for r in self.rows)
@@ -127,7 +132,7 @@ def build(runs: Sequence[Run], request: Request) -> Table:
         notes += _compare(rows, request)
     _require(rows, request)
     if any(len(row.runs) < 2 for row in rows):
-        notes.append("-: an interval and a test need at least two seeds")
+        notes.append("an interval and a test need at least two seeds")
     for row in rows:
         for run in row.failed:
             notes.append(f"failed: {_name(row.axes)} seed={run.seed}: {run.failed}")

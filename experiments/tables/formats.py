@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -37,17 +38,19 @@ def grid(table: Table) -> tuple[list[str], list[list[Cell]]]:
 
 
 def _row(table: Table, row: Row, first: Measure) -> list[Cell]:
-    request = table.request
+    request, plain = table.request, not table.has_intervals
     names = list(row.axes.values()) or ["all"]
-    seeds = str(len(row.runs)) + (f" + {len(row.failed)} failed" if row.failed else "")
-    cells = [Cell(name) for name in (*names, seeds)]
+    seeds = f"{len(row.runs)}/{len(row.runs) + len(row.failed)}" if row.failed else len(row.runs)
+    cells = [Cell(name) for name in (*names, str(seeds))]
+    failed = Cell("failed")
     for name, measure in zip(request.metrics, request.measures, strict=True):
         if not row.runs:
-            cells.append(Cell("failed"))
+            cells.append(failed)
+            failed = Cell("")
             continue
         found, text = row.mean(name), "-"
         if found is not None:
-            text = _with_interval(*found, measure)
+            text = _with_interval(*found, measure, plain)
         if found is not None and len(row.values[name]) < len(row.runs):
             text += f" ({len(row.values[name])} of {len(row.runs)})"
         cells.append(Cell(text))
@@ -55,7 +58,9 @@ def _row(table: Table, row: Row, first: Measure) -> list[Cell]:
         found_difference = row.compared
         if found_difference is None:
             return cells + [Cell("")] * (3 if table.shows_wilcoxon else 2)
-        text = _with_interval(found_difference.difference, found_difference.half, first, sign=True)
+        text = _with_interval(
+            found_difference.difference, found_difference.half, first, plain, sign=True
+        )
         cells.append(Cell(text, row.significant(request.test)))
         cells.append(Cell(_p(row.holm_t, found_difference.p_t, row.main)))
         if table.shows_wilcoxon:
@@ -63,10 +68,16 @@ def _row(table: Table, row: Row, first: Measure) -> list[Cell]:
     return cells
 
 
-def _with_interval(mean: float, half: float, measure: Measure, sign: bool = False) -> str:
+def _with_interval(
+    mean: float, half: float, measure: Measure, plain: bool, sign: bool = False
+) -> str:
     digits, scale = measure.digits, measure.scale
     text = f"{scale * mean:{'+' if sign else ''}.{digits}f}"
-    return f"{text} ± " + ("-" if math.isnan(half) else f"{scale * half:.{digits}f}")
+    return (
+        text
+        if plain
+        else f"{text} ± " + ("-" if math.isnan(half) else f"{scale * half:.{digits}f}")
+    )
 
 
 def _p(corrected: float, plain: float, main: bool) -> str:
@@ -81,9 +92,12 @@ def to_rich(table: Table, title: str | None = None) -> RichTable:
     """For the terminal."""
     heads, rows = grid(table)
     names = len(table.axes) or 1
-    labels = [Column(head, overflow="fold") for head in heads[:names]]
-    numbers = [Column(head, justify="right", no_wrap=True) for head in heads[names:]]
-    shown = RichTable(*labels, *numbers, title=title)
+    columns = []
+    for i, head in enumerate(heads):
+        # Heads may be broken between words; what stands below never is.
+        longest = max([*map(len, head.split()), *(len(row[i].text) for row in rows)])
+        columns.append(Column(head, min_width=longest, justify="left" if i < names else "right"))
+    shown = RichTable(*columns, title=title, box=SIMPLE_HEAD, title_justify="left")
     for row in rows:
         shown.add_row(*[Text(cell.text, "bold" if cell.bold else "") for cell in row])
     return shown

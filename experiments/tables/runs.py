@@ -164,3 +164,15 @@ def read_result(folder: Path) -> dict[str, Any]:
     if missing := [key for key in ("accuracy", "seed", "rounds", "algorithm") if key not in result]:
         raise Unusable(f"its result.json has no {missing[0]}: another version of fedwsa made it")
     return result
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Write a file in one step."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    part.replace(file)
+
+
+def write_failure(folder: Path, reason: str) -> None:
+    """Say in a run folder why the run failed."""
+    write_json(folder / FAILED, {"reason": reason})
