@@ -12,7 +12,7 @@ from experiments.plots import plot_curves
 from experiments.runs import read_history
 from experiments.tables.build import Request, build
 from experiments.tables.collect import SEED, collect
-from experiments.tables.formats import to_csv, to_rich
+from experiments.tables.formats import show, to_csv
 from experiments.tables.runs import CELL, Run, Unusable, cell_values, read_config, write_json
 
 _METRICS = ("accuracy", "last5", "loss", "client_mean", "client_worst10", "seconds")
@@ -59,9 +59,7 @@ def compare(runs: Sequence[SweptRun], folder: Path) -> None:
     found = collect(begun).runs
     console = Console()
     table = build([*found, *refused], Request(_METRICS))
-    console.print(to_rich(table, "Global model; mean ± 95 % interval over seeds"))
-    for note in table.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    show(table, console, "Global model; mean ± 95 % interval over seeds")
     done = [run for run in found if run.failed is None]
     if done:
         (folder / "comparison.csv").write_text(to_csv(table), encoding="utf-8")

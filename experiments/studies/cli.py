@@ -15,8 +15,9 @@ from experiments.studies.folder import locked, state_of
 from experiments.studies.runner import Runner, write_study
 from experiments.studies.schema import Cell, expand, find, load, selected, shipped
 from experiments.tables.build import build
-from experiments.tables.cli import request_of, show, warn
+from experiments.tables.cli import request_of, warn
 from experiments.tables.collect import collect
+from experiments.tables.formats import show
 from experiments.tables.runs import STUDY, Unusable, read_json
 from fedwsa.components import ConfigError
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.tables.build import TESTS, Request, Table, build
+from experiments.tables.build import TESTS, Request, build
 from experiments.tables.collect import Collection, collect
-from experiments.tables.formats import FORMATS, to_rich
+from experiments.tables.formats import FORMATS, show
 from experiments.tables.metrics import METRICS
 from fedwsa.components import ConfigError
 
@@ -90,13 +90,6 @@ def request_of(study: dict[str, Any], **given: Any) -> Request:
         [entry["cell"] for entry in study.get("main", [])],
         given.get("test"),
     )
-
-
-def show(table: Table, console: Console) -> None:
-    """On the terminal, with the notes below."""
-    console.print(to_rich(table))
-    for note in table.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def warn(collection: Collection, command: str) -> None:

@@ -44,12 +44,15 @@ class Collection:
         for runs of no study or of several.
     missing : int
         Cells of studies that have not begun.
+    cells : dict of Path to dict
+        The axes of cells of studies.
     """
 
     runs: list[Run] = field(default_factory=list)
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     study: dict[str, Any] = field(default_factory=dict)
     missing: int = 0
+    cells: dict[Path, dict[str, str]] = field(default_factory=dict)
 
 
 def collect(paths: Sequence[str]) -> Collection:
@@ -71,7 +74,7 @@ def collect(paths: Sequence[str]) -> Collection:
     read = []
     for folder in folders:
         try:
-            read.append(_read(folder))
+            read.append(_read(folder, collection.cells.get(folder)))
         except Unusable as error:
             collection.skipped.append((folder, str(error)))
     if len(studies) == 1:
@@ -108,12 +111,13 @@ def _of_study(
     """The cells of a study that have begun."""
     try:
         values = read_json(folder / STUDY)
-        cells = [folder / cell["folder"] for cell in values["cells"]]
-        studies.append(values["study"])
-    except (Unusable, KeyError, TypeError) as error:
+        cells = {folder / cell["folder"]: dict(cell["axes"]) for cell in values["cells"]}
+        studies.append(dict(values["study"]))
+    except (Unusable, KeyError, TypeError, ValueError) as error:
         why = str(error) if isinstance(error, Unusable) else f"its {STUDY} is of another version"
         collection.skipped.append((folder, why))
         return
+    collection.cells |= cells
     for cell in cells:
         if cell.exists():
             yield cell
@@ -126,24 +130,26 @@ class _Read:
     """A folder as read, before it is known what sets it apart."""
 
     run: Run
-    cell: dict[str, Any]
+    known: bool
 
 
-def _read(folder: Path) -> _Read:
+def _read(folder: Path, axes: Mapping[str, str] | None) -> _Read:
+    """Read a run folder, with its axes if a study has told them."""
     cell = read_json(folder / CELL) if (folder / CELL).exists() else {}
     failed = read_json(folder / FAILED).get("reason", "?") if (folder / FAILED).exists() else None
     result: dict[str, Any] = {}
     if failed is None:
         result = read_result(folder)
         _check_version(folder)
-    axes = dict(cell.get("axes", {}))
-    if failed is not None and not axes:
+    known = axes is not None or "axes" in cell
+    own = dict(cell.get("axes", {}) if axes is None else axes)
+    if failed is not None and not known:
         raise Unusable(f"it failed: {failed}")
-    seed = int(axes.pop(SEED, result.get("seed", 0)))
+    seed = int(own.pop(SEED, result.get("seed", 0)))
     same = cell.get("hash_but_seed")
     if same is None:
         same = fingerprint(read_config(folder), SEED)
-    return _Read(Run(folder, seed, axes, same, result, failed), cell)
+    return _Read(Run(folder, seed, own, same, result, failed), known)
 
 
 def _check_version(folder: Path) -> None:
@@ -157,12 +163,16 @@ def _check_version(folder: Path) -> None:
 def _with_axes(read: Sequence[_Read], collection: Collection) -> list[Run]:
     """The runs with what sets them apart: what their cells say, or their configurations."""
     runs = [r.run for r in read]
-    if len({tuple(run.axes) if r.cell else None for r, run in zip(read, runs, strict=True)}) <= 1:
-        groups: dict[tuple[str, ...], set[str]] = {}
-        for run in runs:
-            groups.setdefault(tuple(run.axes.values()), set()).add(run.same)
-        if all(r.cell for r in read) and all(len(same) == 1 for same in groups.values()):
-            return runs
+    groups: dict[tuple[str, ...], set[str]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run.axes.values()), set()).add(run.same)
+    if (
+        all(r.known for r in read)
+        and len({tuple(run.axes) for run in runs}) <= 1
+        and all(len(same) == 1 for same in groups.values())
+    ):
+        return runs
+    collection.study = {}  # it speaks of other axes
     usable, configs = [], []
     for r in read:
         try:

@@ -7,8 +7,10 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -88,8 +90,8 @@ def _p(corrected: float, plain: float, main: bool) -> str:
     return text if main else f"({text})"
 
 
-def to_rich(table: Table, title: str | None = None) -> RichTable:
-    """For the terminal."""
+def show(table: Table, console: Console, title: str | None = None) -> None:
+    """On the terminal, with the notes below."""
     heads, rows = grid(table)
     names = len(table.axes) or 1
     columns = []
@@ -97,10 +99,14 @@ def to_rich(table: Table, title: str | None = None) -> RichTable:
         # Heads may be broken between words; what stands below never is.
         longest = max([*map(len, head.split()), *(len(row[i].text) for row in rows)])
         columns.append(Column(head, min_width=longest, justify="left" if i < names else "right"))
-    shown = RichTable(*columns, title=title, box=SIMPLE_HEAD, title_justify="left")
+    look: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    shown = RichTable(*columns, title=title, title_justify="left", **look)
     for row in rows:
         shown.add_row(*[Text(cell.text, "bold" if cell.bold else "") for cell in row])
-    return shown
+    wide = console.measure(shown).minimum
+    console.print(shown, width=max(console.width, wide), crop=False)  # cut off, it would mislead
+    for note in table.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def to_markdown(table: Table) -> str:
