@@ -14,6 +14,8 @@ WILCOXON_FROM = 8
 """Pairs from which the signed-rank test is made: with fewer it can hardly reach 0.01 (for 7 the
 smallest two-sided p-value is 2/2⁷ = 0.016, and corrected for four comparisons above 0.05)."""
 
+_ROUNDING = 1e-9  # of differences of float64 numbers, in parts of the largest
+
 
 def interval(values: ArrayLike) -> tuple[float, float]:
     """Mean, and half the width of its 95 % interval by Student's t.
@@ -46,7 +48,8 @@ class Paired:
     difference, half : float
         Mean of the differences, and half its 95 % interval.
     p_t : float
-        Of the paired t-test, two-sided; NaN for fewer than two pairs.
+        Of the paired t-test, two-sided; NaN for fewer than two pairs, and for differences that are
+        all the same but not zero: without any spread there is nothing to judge them by.
     p_wilcoxon : float
         Of the signed-rank test, two-sided; NaN below :data:`WILCOXON_FROM` pairs.
     """
@@ -83,8 +86,9 @@ def _t(differences: NDArray[np.float64]) -> float:
         return math.nan
     if not differences.any():  # 0/0: equal runs say nothing against being equal
         return 1.0
-    with np.errstate(all="ignore"):
-        return float(stats.ttest_rel(differences, np.zeros_like(differences)).pvalue)
+    if np.ptp(differences) <= _ROUNDING * np.abs(differences).max():
+        return math.nan
+    return float(stats.ttest_rel(differences, np.zeros_like(differences)).pvalue)
 
 
 def _wilcoxon(differences: NDArray[np.float64]) -> float:

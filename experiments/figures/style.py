@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one column of a paper, and both
-_LINES = 6  # in a panel, unless the axes leave no choice
+_LINES = 8  # in a panel, unless the axes leave no choice
 
 # Okabe and Ito, "Color Universal Design" (2008), without yellow, which is too pale for lines.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
