@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,13 +110,14 @@ def refuse_strange_files(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep the folder to this process.
+    """Keep the folder to this process; if it is new and a ConfigError comes, leave none behind.
 
     Raises
     ------
     ConfigError
         If another study runs in it, or it cannot be written.
     """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a")
@@ -127,4 +128,12 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
         except OSError:
             raise ConfigError(f"{folder}: another fedwsa-study is running in it") from None
-        yield
+        try:
+            yield
+        except ConfigError:
+            if folder in new and {p.name for p in folder.iterdir()} <= {".lock", "logs"}:
+                shutil.rmtree(folder)
+                with suppress(OSError):
+                    for parent in new[1:]:
+                        parent.rmdir()
+            raise

@@ -98,8 +98,11 @@ class Runner:
             self._run(pool, waiting)
 
     def _check(self, pool: Pool) -> None:
-        first = {cell.group: cell for cell in reversed(self.cells)}
+        first: dict[str, Cell] = {}
+        for cell in self.cells:
+            first.setdefault(cell.group, cell)
         found: dict[str, dict[str, Any]] = {}
+        wrong: dict[str, str] = {}
         jobs = [
             Job(group, {"task": "check", "overrides": c.overrides}) for group, c in first.items()
         ]
@@ -115,9 +118,14 @@ class Runner:
                 pool.fill(jobs)
                 got = pool.answer(_REFRESH)
             job, answer = got
-            if not answer["ok"]:
-                raise ConfigError(f"cell {first[job.name].name}: {answer['error']}")
-            found[job.name] = answer["config"]
+            if answer["ok"]:
+                found[job.name] = answer["config"]
+            else:
+                wrong[job.name] = answer["error"]
+        if wrong:
+            group = next(name for name in first if name in wrong)
+            others = f" (and {len(wrong) - 1} other kinds of cells)" if len(wrong) > 1 else ""
+            raise ConfigError(f"cell {first[group].name}{others}: {wrong[group]}")
         self.environment = pool.environment
         for cell in self.cells:
             seed = {SEED: cell.seed} if SEED in cell.axes else {}
