@@ -109,14 +109,14 @@ class Display:
         """A cell begins."""
         self._running[cell.name] = (cell, rounds, time.perf_counter())
 
-    def ends(self, cell: Cell, accuracy: float | None, reason: str | None) -> None:
+    def ends(self, cell: Cell, reached: str, reason: str | None) -> None:
         """A cell has ended, well or (``reason``) not."""
         _, _, start = self._running.pop(cell.name)
         seconds = time.perf_counter() - start
         self._done += 1
         if reason is None:
             self._clock.finished(cell.group, seconds)
-            text = "-" if accuracy is None else f"accuracy {accuracy:.4f}"
+            text = reached
         else:
             self._failed += 1
             text = f"FAILED: {reason}"

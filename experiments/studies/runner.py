@@ -158,7 +158,7 @@ class Runner:
                 if reason is not None:
                     self.failed[job.name] = reason
                     write_failure(self.folder / job.name, reason)
-                display.ends(cells[job.name], _accuracy(answer), reason)
+                display.ends(cells[job.name], _reached(answer), reason)
 
 
 def cores() -> int:
@@ -176,11 +176,13 @@ def _ray_workers(cell: Cell) -> int:
     return int(number) if number.isdigit() and int(number) else cores()
 
 
-def _accuracy(answer: Mapping[str, Any]) -> float | None:
+def _reached(answer: Mapping[str, Any]) -> str:
     """What a finished cell reached: strategies without a global model have only the clients'."""
     result = answer.get("result", {})
-    keys = ("accuracy", "client_accuracy_mean")
-    return next((float(v) for key in keys if (v := result.get(key)) is not None), None)
+    for key, words in (("accuracy", "accuracy"), ("client_accuracy_mean", "clients' accuracy")):
+        if result.get(key) is not None:
+            return f"{words} {result[key]:.4f}"
+    return "-"
 
 
 def write_study(
