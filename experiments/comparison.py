@@ -1,76 +1,81 @@
-"""Runs side by side: a table and a picture."""
+"""The runs of a sweep side by side: a table and a picture."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 from rich.console import Console
-from rich.table import Column, Table
 
 from experiments.plots import plot_curves
-from experiments.runs import read_history, read_result
+from experiments.runs import read_history
+from experiments.tables.build import Request, build
+from experiments.tables.collect import SEED, collect
+from experiments.tables.formats import show, to_csv
+from experiments.tables.runs import CELL, Run, Unusable, cell_values, read_config, write_json
 
-_LAST = 5
-
-_COLUMNS = {
-    "accuracy": "accuracy",
-    "accuracy_last": f"last {_LAST}",
-    "loss": "loss",
-    "client_accuracy_mean": "clients",
-    "client_accuracy_worst10": "worst 10 %",
-    "seconds": "seconds",
-}
+_METRICS = ("accuracy", "last5", "loss", "client_mean", "client_worst10", "seconds")
 
 
-def compare(runs: list[tuple[str, Path]], folder: Path) -> None:
-    """Show runs side by side and save the comparison to ``folder``.
+@dataclass(frozen=True)
+class SweptRun:
+    """A run of a sweep.
 
-    Parameters
+    Attributes
     ----------
-    runs
-        Overrides and run folder of each; a folder without a result is shown as failed.
+    overrides : list of str
+        What composed it.
+    folder : Path
+        Its run folder; there is none for one that was refused.
     """
-    done = [(name, path) for name, path in runs if (path / "result.json").exists()]
-    results = [read_result(path) for _, path in done]
-    histories = [read_history(path) for _, path in done]
-    for result, history in zip(results, histories, strict=True):
-        result["accuracy_last"] = history["accuracy"].dropna().tail(_LAST).mean()
-    names = _differing([name for name, _ in done])
-    labels = [f"{r['algorithm']} {n}".strip() for r, n in zip(results, names, strict=True)]
-    numbers = [Column(name, no_wrap=True, min_width=6) for name in _COLUMNS.values()]
-    title = "Global model after the last round"
-    table = Table(Column("run", overflow="fold"), *numbers, title=title)
-    for label, result in zip(labels, results, strict=True):
-        table.add_row(label, *[_cell(key, result[key]) for key in _COLUMNS])
-    for name, path in runs:
-        if (name, path) not in done:
-            table.add_row(name, "failed")
+
+    overrides: Sequence[str]
+    folder: Path
+
+    @property
+    def values(self) -> dict[str, str]:
+        """The overrides by key."""
+        pairs = (override.partition("=") for override in self.overrides)
+        return {key.lstrip("+~"): value for key, _, value in pairs}
+
+
+def compare(runs: Sequence[SweptRun], folder: Path) -> None:
+    """Show the runs of a sweep side by side and save the comparison to ``folder``.
+
+    Each gets a ``cell.json`` that says what sets it apart, so that ``fedwsa-table`` and
+    ``fedwsa-plot`` show the folder in the same words.
+    """
+    begun, refused = [], []
+    for run, axes in zip(runs, _axes(runs), strict=True):
+        try:
+            config = read_config(run.folder)
+        except Unusable:
+            seed = int(axes.pop(SEED, 0))
+            refused.append(Run(run.folder, seed, axes, "", failed="refused; the reason is above"))
+            continue
+        write_json(run.folder / CELL, cell_values(axes, run.overrides, config))
+        begun.append(str(run.folder))
+    found = collect(begun).runs
     console = Console()
-    console.print(table)
+    table = build([*found, *refused], Request(_METRICS))
+    show(table, console, "Global model; mean ± 95 % interval over seeds")
+    done = [run for run in found if run.failed is None]
     if done:
-        cohorts: dict[int, set[tuple[str, ...]]] = {}
-        for result, history in zip(results, histories, strict=True):
-            cohorts.setdefault(result["seed"], set()).add(tuple(history["cohort"].astype(str)))
-        same = all(len(distinct) == 1 for distinct in cohorts.values())
-        verdict = "the same in all runs of a seed" if same else "differ between runs of a seed"
-        console.print(f"cohorts: {verdict}")
-        rows = [{"run": label, **result} for label, result in zip(labels, results, strict=True)]
-        pd.DataFrame(rows).to_csv(folder / "comparison.csv", index=False)
-        plot_curves(list(zip(labels, histories, strict=True)), folder / "comparison.png")
+        (folder / "comparison.csv").write_text(to_csv(table), encoding="utf-8")
+        histories = [(_label(run), read_history(run.folder)) for run in done]
+        plot_curves(histories, folder / "comparison.png")
         console.print(f"saved to {folder}/: comparison.csv, comparison.png, each run's folder")
 
 
-def _cell(key: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.1f}" if key == "seconds" else f"{value:.4f}"
+def _axes(runs: Sequence[SweptRun]) -> list[dict[str, str]]:
+    """The overrides that not all runs share; of a run alone, none."""
+    values = [run.values for run in runs]
+    keys = [key for key in values[0] if len({v.get(key) for v in values}) > 1]
+    return [{key: v[key] for key in keys} for v in values]
 
 
-def _differing(names: list[str]) -> list[str]:
-    """The overrides of each run that not all runs share, without wsa=, which the label says."""
-    words = [name.replace("+", "").split() for name in names]
-    shared = set.intersection(*map(set, words)) if words else set()
-    return [
-        " ".join(w for w in own if w not in shared and not w.startswith("wsa=")) for own in words
-    ]
+def _label(run: Run) -> str:
+    """A line's name in the picture: the algorithm, and what sets the run apart beside WSA."""
+    parts = [f"{axis}={label}" for axis, label in run.axes.items() if axis != "wsa"]
+    return " ".join([run.result["algorithm"], *parts, f"seed={run.seed}"])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from typing import Any
 
-from experiments.processes import family
+from experiments.processes import end_descendants
 
 
 class RayStart:
@@ -21,25 +20,27 @@ class RayStart:
     ----------
     address
         See :func:`fedwsa.simulation.cluster.connect`.
+    **init
+        Likewise.
     """
 
     _current: RayStart | None = None
 
-    def __init__(self, address: str | None) -> None:
-        self.address = address
+    def __init__(self, address: str | None, **init: Any) -> None:
+        self.address, self._init = address, init
         self._error: Exception | None = None
         self._done = threading.Event()
         threading.Thread(target=self._connect, daemon=True).start()
 
     @classmethod
-    def at(cls, address: str | None) -> RayStart:
-        """The start that is under way or done, or a new one."""
+    def at(cls, address: str | None, **init: Any) -> RayStart:
+        """The start that is under way or done, or a new one, with arguments for ``ray.init``."""
         current = cls._current
         if current is None or current.address != address or current._error is not None:
             if current is not None:
                 current.wait()
                 sys.modules["ray"].shutdown()
-            cls._current = current = cls(address)
+            cls._current = current = cls(address, **init)
         return current
 
     @classmethod
@@ -54,11 +55,7 @@ class RayStart:
         Waiting for it, to shut Ray down in its own way, would take seconds.
         """
         if cls.pending():
-            stopped: set[int] = set()
-            while found := set(family(os.getpid())[1:]) - stopped:
-                _send(found, signal.SIGSTOP)  # so that none makes another meanwhile
-                stopped |= found
-            _send(stopped, signal.SIGKILL)
+            end_descendants(os.getpid())
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code if isinstance(code, int) else 1)
@@ -68,7 +65,7 @@ class RayStart:
 
         started = False
         try:
-            started = connect(self.address)
+            started = connect(self.address, **self._init)
         except Exception as error:
             self._error = error
         self._done.set()
@@ -79,12 +76,6 @@ class RayStart:
         """Return once Ray runs, or the error if it does not."""
         self._done.wait()
         return self._error
-
-
-def _send(pids: Iterable[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
 
 
 def expects_local_ray(arguments: Sequence[str]) -> bool:

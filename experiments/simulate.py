@@ -97,6 +97,7 @@ def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) 
     """
     from experiments import runtimes
     from experiments.runs import describe_run, draw_pictures, read_result
+    from experiments.tables.runs import write_failure
     from server.app import Federation
     from server.rounds import RunError
 
@@ -116,6 +117,7 @@ def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) 
     try:
         runtimes.run(federation, client_app)
     except RunError as error:  # the terminal gets it from the command, the folder here
+        write_failure(folder, str(error))
         log_file.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": str(error)}))
         raise
     finally:

@@ -14,18 +14,18 @@ class Comparison(Callback):
     """Collects the runs of a multirun; shows and saves them side by side at its end."""
 
     def __init__(self) -> None:
-        self._runs: list[tuple[str, Path]] = []
+        self._runs: list[tuple[list[str], Path]] = []
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Remember a run that completed."""
         if job_return.status is JobStatus.COMPLETED and job_return.hydra_cfg is not None:
             hydra = job_return.hydra_cfg.hydra
-            name = hydra.job.override_dirname.replace(",", " ") or "run"
-            self._runs.append((name, Path(hydra.runtime.output_dir)))
+            self._runs.append((list(hydra.overrides.task), Path(hydra.runtime.output_dir)))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table; write ``comparison.csv`` and ``comparison.png``."""
         if self._runs:
-            from experiments.comparison import compare  # pandas: not before a run has begun
+            # Here, since they import pandas: not before a run has begun.
+            from experiments.comparison import SweptRun, compare
 
-            compare(self._runs, self._runs[0][1].parent)
+            compare([SweptRun(*run) for run in self._runs], self._runs[0][1].parent)

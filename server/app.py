@@ -31,7 +31,7 @@ from fedwsa.strategies.sizes import sized
 from fedwsa.strategies.wave import FedWave
 from server.callbacks import Callback
 from server.callbacks.progress import ProgressDisplay
-from server.callbacks.tables import ClientTable, History, Scopes, SizeTable
+from server.callbacks.tables import ClientScoreTable, ClientTable, History, Scopes, SizeTable
 from server.initial import initialise
 from server.nodes import PartitionGrid
 from server.rounds import RoundLoop, RoundRecord
@@ -174,7 +174,11 @@ class Federation:
                 / ("learngene.safetensors" if single else f"learngene-{size}.safetensors")
             )
         display = ProgressDisplay(config.label, config.rounds, self.console)
-        callbacks: list[Callback] = [History(self.folder), display]
+        callbacks: list[Callback] = [
+            History(self.folder),
+            ClientScoreTable(self.folder),
+            display,
+        ]
         if isinstance(self.strategy, FedWSA):
             callbacks.append(Scopes(self.folder))
         if config.clients.table:

@@ -69,6 +69,8 @@ class RoundRecord:
         What FedWSA measured.
     answers : dict of int to MetricRecord
         What each client reported of its training, of those that did not fail.
+    evaluations : dict of int to MetricRecord
+        Likewise of its evaluation, in rounds that have one.
     seconds : dict
         Wall time of the phases ``train``, ``aggregate``, ``evaluate``.
     """
@@ -83,6 +85,7 @@ class RoundRecord:
     clients: ClientScores | None = None
     scopes: ScopeReport | None = None
     answers: dict[int, MetricRecord] = field(default_factory=dict)
+    evaluations: dict[int, MetricRecord] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -195,7 +198,8 @@ class RoundLoop:
                 )
             )
         replies = self._exchange(instructions, number)
-        _, record.failed_evaluation = self._filter(replies, instructions, "evaluate", number)
+        usable, record.failed_evaluation = self._filter(replies, instructions, "evaluate", number)
+        record.evaluations = usable
         held_out = [r for r in replies if r.has_content() and _examples(r) > 0]
         if not held_out:
             return

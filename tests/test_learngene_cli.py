@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from experiments.learngene.__main__ import main
-from experiments.learngene.summary import interval
+from experiments.statistics import interval
 from fedwsa.components import ConfigError
 from fedwsa.data.federated import public_share
 from fedwsa.learngene.fit import Report

@@ -12,17 +12,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+
+from experiments.statistics import interval
 
 BASELINE = "standard"
-
-
-def interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval by Student's t; NaN for one value."""
-    if len(values) < 2:
-        return float(np.mean(values)), float("nan")
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return float(np.mean(values)), float(half)
 
 
 def summarise(folder: Path) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedwsa import messages
 from server.rounds import RoundRecord
 
 
@@ -136,6 +137,26 @@ class SizeTable:
         for size, score in record.sizes.items():
             row = [record.round, size, score.accuracy, score.loss, cohort[size]]
             self._table.write(row)
+
+    def on_end(self) -> None:
+        """Close the file."""
+        self._table.close()
+
+
+class ClientScoreTable:
+    """``client_scores.csv``: the model on each client's hold-out, a row per client and round."""
+
+    def __init__(self, folder: Path) -> None:
+        columns = ["round", "client", "accuracy", "loss", "examples"]
+        self._table = _Table(folder / "client_scores.csv", columns)
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Write a row per client that has a hold-out."""
+        keys = (messages.ACCURACY, messages.LOSS, messages.NUM_EXAMPLES)
+        for client, metrics in sorted(record.evaluations.items()):
+            accuracy, loss, examples = (messages.number(metrics, key) for key in keys)
+            if examples > 0:
+                self._table.write([record.round, client, accuracy, loss, int(examples)])
 
     def on_end(self) -> None:
         """Close the file."""

@@ -1,0 +1,1 @@
+"""Pictures of runs, fit for a paper."""

@@ -1,0 +1,1 @@
+"""Studies: a grid of runs named in one file, run in parallel, resumed, tabulated and drawn."""

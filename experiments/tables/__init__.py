@@ -1,0 +1,1 @@
+"""Tables of runs: means over seeds, differences, tests."""

@@ -1,0 +1,178 @@
+"""Finished runs as a table needs them, read without torch, Flower or pandas."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CELL, FAILED, STUDY = "cell.json", "failed.json", "study.json"
+_MACHINE = ("runtime.", "cache_dir", "device")  # keys that say where a run was made, not what
+
+
+@dataclass
+class Run:
+    """A run folder.
+
+    Attributes
+    ----------
+    folder : Path
+        Where it lies.
+    seed : int
+        Its seed.
+    axes : dict of str to str
+        What sets it apart from the others, the seed not among them.
+    same : str
+        Equal for runs that differ in the seed alone.
+    result : dict
+        ``result.json``; empty for one that failed.
+    failed : str or None
+        Why it failed.
+    """
+
+    folder: Path
+    seed: int
+    axes: dict[str, str]
+    same: str
+    result: dict[str, Any] = field(default_factory=dict)
+    failed: str | None = None
+
+    @cached_property
+    def history(self) -> dict[str, list[str]]:
+        """Columns of ``history.csv`` as text."""
+        try:
+            with (self.folder / "history.csv").open(newline="", encoding="utf-8") as file:
+                head, *rows = list(csv.reader(file)) or [[]]
+        except OSError:
+            return {}
+        return {key: [row[i] for row in rows if i < len(row)] for i, key in enumerate(head)}
+
+    def column(self, key: str) -> list[float | None]:
+        """A column of the history, a number a round; None where there is none."""
+        return [float(text) if text else None for text in self.history.get(key, [])]
+
+    @property
+    def cohorts(self) -> list[str]:
+        """Who was asked to train, in each round."""
+        return self.history.get("cohort", [])
+
+    @cached_property
+    def partition(self) -> str | None:
+        """Hash of the partition."""
+        try:
+            text = (self.folder / "partition.json").read_bytes()
+        except OSError:
+            return None
+        found = re.search(rb'"hash":\s*"([0-9a-f]+)"', text)
+        return found[1].decode() if found else None
+
+
+class Unusable(ValueError):
+    """A folder that is no finished run of this version; the message says why."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.yaml`` of a run folder.
+
+    Raises
+    ------
+    Unusable
+        If there is none, or only a part.
+    """
+    try:
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        config = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except FileNotFoundError:
+        raise Unusable("it has no config.yaml") from None
+    except (OSError, ValueError, yaml.YAMLError):
+        raise Unusable("its config.yaml cannot be read") from None
+    if not isinstance(config, dict) or "seed" not in config:
+        raise Unusable("its config.yaml is not that of a run")
+    return config
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys with dots, and what stands there."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def described(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is, flat, without where it was made."""
+    return {key: v for key, v in flat(config) if not key.startswith(_MACHINE)}
+
+
+def fingerprint(config: Mapping[str, Any], *without: str) -> str:
+    """Hash of what a run is, without some keys; the same for the same run on another machine."""
+    values = {key: v for key, v in described(config).items() if key not in without}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def cell_values(
+    axes: Mapping[str, str], overrides: Sequence[str], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What ``cell.json`` says of a run: its place among others, and which run it is."""
+    return {
+        "axes": dict(axes),
+        "overrides": list(overrides),
+        "hash": fingerprint(config),
+        "hash_but_seed": fingerprint(config, "seed"),
+    }
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises
+    ------
+    Unusable
+        If it cannot be read as one.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Unusable(f"it has no {file.name}") from None
+    except (OSError, ValueError):
+        values = None
+    if not isinstance(values, dict):
+        raise Unusable(f"its {file.name} cannot be read")
+    return values
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """``result.json`` of a run that is finished.
+
+    Raises
+    ------
+    Unusable
+        If it is not, or another version made it.
+    """
+    if not (folder / "result.json").exists():
+        raise Unusable("the run is not finished")
+    result = read_json(folder / "result.json")
+    if missing := [key for key in ("accuracy", "seed", "rounds", "algorithm") if key not in result]:
+        raise Unusable(f"its result.json has no {missing[0]}: another version of fedwsa made it")
+    return result
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Write a file in one step."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    part.replace(file)
+
+
+def write_failure(folder: Path, reason: str) -> None:
+    """Say in a run folder why the run failed."""
+    write_json(folder / FAILED, {"reason": reason})

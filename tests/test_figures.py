@@ -1,0 +1,118 @@
+"""Pictures of runs: what they show, and that something is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from experiments.figures import draw, style
+from experiments.figures.cli import plot
+from experiments.statistics import interval
+from experiments.tables.build import Request, Row, build
+from experiments.tables.collect import collect
+from fedwsa.components import ConfigError
+from tests.run_folders import run_folder
+
+CURVES = {"off": [[0.2, 0.4, 0.5], [0.3, 0.5, 0.6]], "on": [[0.2, 0.5, 0.6], [0.4, 0.6, 0.8]]}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two settings, with and without WSA, two seeds; clients' scores; scopes with WSA."""
+    for setting in ("equal", "differing"):
+        for wsa, series in CURVES.items():
+            for seed, values in enumerate(series):
+                folder = tmp_path / "runs" / f"{setting}{wsa}{seed}"
+                axes = {"setting": setting, "wsa": wsa}
+                run_folder(folder, values, axes=axes, seed=seed)
+                (folder / "client_scores.csv").write_text(
+                    "round,client,accuracy,loss,examples\n1,0,0.1,2,9\n"
+                    f"3,0,{0.5 + seed / 10},1,9\n3,1,0.9,1,9\n"
+                )
+                if wsa == "on":
+                    (folder / "scopes.csv").write_text(
+                        "round,layer,fused_mean,fused_std,averaged_mean,averaged_std,client_kl\n"
+                        + "".join(f"{r},l.weight,0,{0.1 * r},0,{0.09 * r},0\n" for r in (1, 2, 3))
+                    )
+    return tmp_path / "runs"
+
+
+def rows(folder: Path) -> list[Row]:
+    return build(collect([str(folder)]).runs, Request()).rows
+
+
+def test_a_line_is_the_mean_over_seeds_with_its_interval(runs: Path) -> None:
+    found = rows(runs)
+    figure = draw.curves(found, ["setting"], draw.QUANTITIES["accuracy"])
+    assert figure is not None
+    panel = figure.axes[0]
+    assert panel.get_title() == found[0].axes["setting"]
+    on = next(line for line in panel.lines if line.get_label() == "wsa on")
+    assert np.asarray(on.get_ydata()) == pytest.approx([30, 55, 70])
+    _, half = interval([60.0, 80.0])
+    band = panel.collections[1].get_paths()[0].vertices
+    assert max(y for x, y in band if x == 3) == pytest.approx(70 + half)
+    draw.plt.close(figure)
+
+
+def test_rounds_that_not_all_seeds_have_are_left_out() -> None:
+    rounds, mean, _ = draw.over_seeds([{1: 0.0, 2: 1.0, 4: 2.0}, {2: 3.0, 4: 4.0, 5: 9.0}])
+    assert rounds.tolist() == [2, 4]
+    assert mean.tolist() == [2, 3]
+
+
+def test_clients_are_those_of_the_last_round(runs: Path) -> None:
+    assert draw.client_scores(runs / "equaloff1").tolist() == [0.6, 0.9]
+    assert len(draw.client_scores(runs)) == 0
+
+
+def test_few_lines_stand_in_a_panel_and_looks_tell_them_apart_in_grey() -> None:
+    groups = [
+        {"data": d, "setting": s, "strategy": a, "wsa": w}
+        for d in "xy"
+        for s in "pq"
+        for a in "abcd"
+        for w in ("off", "on")
+    ]
+    assert style.panel_axes(groups) == ["data", "setting"]
+    assert style.panel_axes(groups[:8]) == []
+    found = style.looks([{"strategy": g["strategy"], "wsa": g["wsa"]} for g in groups[:8]])
+    assert len({(look.marker, str(look.dash)) for look in found}) == 8
+    assert [look.dash for look in found[::2]] == [found[0].dash] * 4  # wsa by the dash
+    alone = style.looks([{"strategy": a} for a in "abcd"])
+    assert len({str(look.dash) for look in alone}) == 4
+
+
+def test_the_command_writes_png_and_svg(runs: Path, capsys, monkeypatch) -> None:
+    plot([str(runs), "--panels", "setting", "--quantity", "accuracy"], Console(width=300))
+    written = capsys.readouterr().out.split()
+    names = ["accuracy", "client-accuracies", "scopes-differing", "scopes-equal"]
+    assert sorted(Path(w).name for w in written) == sorted(
+        f"{name}.{suffix}" for name in names for suffix in ("png", "svg")
+    )
+    for name in names:
+        picture = Image.open(runs / "figures" / f"{name}.png")
+        assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
+        svg = (runs / "figures" / f"{name}.svg").read_text()
+        assert "<text" in svg  # and text is text
+    collected = collect([str(runs)])
+    assert len(collected.runs) == 8  # the pictures among the runs are no runs
+    assert not collected.skipped
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--panels model", "--panels model: there is no such axis; axes: setting, wsa"),
+        ("--quantity speed", "--quantity speed: must be one of accuracy, loss, clients"),
+        ("--out /proc/nowhere", "--out: cannot write /proc/nowhere: "),
+    ],
+)
+def test_wrong_input_is_one_line(runs: Path, arguments: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        plot([str(runs), *arguments.split()], Console())
+    assert str(refused.value).startswith(message)
