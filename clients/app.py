@@ -18,6 +18,7 @@ from fedwsa import messages, seeding
 from fedwsa.config import Config, from_run_config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.images import crop_flip, normalise
+from fedwsa.data.skew import skewed
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
 from fedwsa.objectives import Content, LocalRun, Objective, Weights, find_record, personal
@@ -161,8 +162,8 @@ def _samples(config: Config, received: Received, key: tuple[int, int]) -> Sample
         return normalise(pixels, data.images.mean, data.images.std)
 
     pool = data.images.train
-    pixels, labels = pool.pixels[chosen].to(device), pool.labels[chosen].to(device)
-    return Samples(pixels, labels, prepare, random)
+    pixels = skewed(config.skew, pool.pixels[chosen], config.seed, key[1], held=False)
+    return Samples(pixels.to(device), pool.labels[chosen].to(device), prepare, random)
 
 
 def _pool(data: FederatedData, share: float, random: torch.Generator) -> Tensor:
@@ -290,7 +291,7 @@ def _evaluate(config: Config, message: Message, context: Context) -> Message:
     _, held = data.split(_client(context))
     score = evaluate(
         network.model,
-        data.images.train.pixels[held],
+        skewed(config.skew, data.images.train.pixels[held], config.seed, client, held=True),
         data.images.train.labels[held],
         data.images,
         device,

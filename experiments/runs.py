@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 _PACKAGES = [
     "fedwsa",
     "flwr",
-    "flwr-datasets",
     "ray",
     "torch",
     "torchvision",

@@ -28,10 +28,13 @@ class Images:
         uint8, shape ``(N, C, H, W)``.
     labels : Tensor
         int64, shape ``(N,)``.
+    ids : Tensor or None
+        int64, shape ``(N,)``: which natural client (0 … K−1) a training sample comes from.
     """
 
     pixels: Tensor
     labels: Tensor
+    ids: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -99,9 +102,11 @@ def load_images(source: Source, cache_dir: str | Path) -> ImageData:
                 "images; labels must be 0, 1, ... up to the number of classes"
             )
         mean, std = channel_statistics(train.pixels)
+        ids = {} if train.ids is None else {"train.ids": train.ids}
         store(
             file,
             {
+                **ids,
                 "train.pixels": train.pixels,
                 "train.labels": train.labels,
                 "test.pixels": test.pixels,
@@ -115,7 +120,7 @@ def load_images(source: Source, cache_dir: str | Path) -> ImageData:
     tensors, metadata = cached
     facts = json.loads(metadata["facts"])
     return ImageData(
-        Images(tensors["train.pixels"], tensors["train.labels"]),
+        Images(tensors["train.pixels"], tensors["train.labels"], tensors.get("train.ids")),
         Images(tensors["test.pixels"], tensors["test.labels"]),
         facts["classes"],
         tuple(facts["mean"]),
