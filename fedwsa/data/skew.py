@@ -169,10 +169,14 @@ def _opened(component: str) -> Skew:
     return open_skew(Component.model_validate_json(component))
 
 
-def draw(component: Component, seed: int, client: int) -> dict[str, float]:
-    """What a client draws."""
-    random = np.random.default_rng(seeding.key(seed, "skew", client))
-    return _opened(component.model_dump_json(by_alias=True)).draw(random)
+def drawn(component: Component, seed: int, clients: int) -> list[dict[str, float]]:
+    """What each client draws."""
+    skew = _opened(component.model_dump_json(by_alias=True))
+    return [_draw(skew, seed, client) for client in range(clients)]
+
+
+def _draw(skew: Skew, seed: int, client: int) -> dict[str, float]:
+    return skew.draw(np.random.default_rng(seeding.key(seed, "skew", client)))
 
 
 def skewed(component: Component, pixels: Tensor, seed: int, client: int, held: bool) -> Tensor:
@@ -186,7 +190,7 @@ def skewed(component: Component, pixels: Tensor, seed: int, client: int, held: b
         Whether they are its hold-out, whose noise is its own.
     """
     skew = _opened(component.model_dump_json(by_alias=True))
-    drawn = draw(component, seed, client)
-    if not drawn:
+    own = _draw(skew, seed, client)
+    if not own:
         return pixels
-    return skew.apply(pixels, drawn, seeding.generator(seed, "skewed", client, int(held)))
+    return skew.apply(pixels, own, seeding.generator(seed, "skewed", client, int(held)))
