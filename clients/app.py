@@ -152,27 +152,36 @@ def _samples(config: Config, received: Received, key: tuple[int, int]) -> Sample
     random = seeding.generator(config.seed, "train", *key)
     pooled = find_record(received.content, messages.POOLED)
     if pooled is None:
-        chosen, _ = data.split(key[1])
+        pixels, labels = _seen(config, data, key[1], held=False)
     else:
-        chosen = _pool(data, float(pooled[messages.POOLED]), random)
+        pixels, labels = _pool(config, data, float(pooled[messages.POOLED]), random)
 
     def prepare(pixels: Tensor) -> Tensor:
         if config.dataset.augment == "crop_flip":
             pixels = crop_flip(pixels, random)
         return normalise(pixels, data.images.mean, data.images.std)
 
-    pool = data.images.train
-    pixels = skewed(config.skew, pool.pixels[chosen], config.seed, key[1], held=False)
-    return Samples(pixels.to(device), pool.labels[chosen].to(device), prepare, random)
+    return Samples(pixels.to(device), labels.to(device), prepare, random)
 
 
-def _pool(data: FederatedData, share: float, random: torch.Generator) -> Tensor:
+def _seen(config: Config, data: FederatedData, client: int, *, held: bool) -> tuple[Tensor, Tensor]:
+    """A client's training samples or its hold-out, the pixels as its skew has them, and labels."""
+    chosen, pool = data.split(client)[held], data.images.train
+    pixels = skewed(config.skew, pool.pixels[chosen], config.seed, client, held)
+    return pixels, pool.labels[chosen]
+
+
+def _pool(
+    config: Config, data: FederatedData, share: float, random: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """A share of the training samples of all clients, for the centralised reference."""
-    everything = torch.cat([data.split(k)[0] for k in range(len(data.partition.shares))])
+    parts = [_seen(config, data, k, held=False) for k in range(len(data.partition.shares))]
+    pixels, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     if share == 1.0:
-        return everything
-    order = torch.randperm(len(everything), generator=random)
-    return everything[order[: max(1, round(share * len(everything)))]]
+        return pixels, labels
+    order = torch.randperm(len(labels), generator=random)
+    kept = order[: max(1, round(share * len(labels)))]
+    return pixels[kept], labels[kept]
 
 
 def _content(message: Message) -> Content:
@@ -288,11 +297,11 @@ def _evaluate(config: Config, message: Message, context: Context) -> Message:
     """Score the received model on the client's own hold-out; no samples, no weight."""
     received = _receive(config, message, context)
     data, network, device = received.data, received.network, received.device
-    _, held = data.split(_client(context))
+    pixels, labels = _seen(config, data, _client(context), held=True)
     score = evaluate(
         network.model,
-        skewed(config.skew, data.images.train.pixels[held], config.seed, client, held=True),
-        data.images.train.labels[held],
+        pixels,
+        labels,
         data.images,
         device,
         config.evaluation.batch_size,

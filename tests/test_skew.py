@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from clients import app as clients
+from clients.network import Network, network_for
 from experiments.simulate import simulate
+from fedwsa import messages
 from fedwsa.components import Component, ConfigError
-from fedwsa.config import compose
-from fedwsa.data.federated import open_federated
+from fedwsa.config import Config, compose
+from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.skew import Colour, Noise, Rotation, drawn, open_skew, skewed
+from fedwsa.models import build_model
 
 IMAGES = torch.randint(
     0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -158,17 +161,36 @@ def test_inputs_that_are_no_images_are_refused() -> None:
         open_skew(skew("Colour"), text)
 
 
+def network_of(config: Config, data: FederatedData) -> Network:
+    images = data.images
+    model = build_model(config.model, images.shape, images.classes, 0)
+    return network_for(config.model, images.shape, images.classes, "cpu", dict(model.state_dict()))
+
+
 def test_clients_train_on_what_they_see_and_the_test_set_is_left_alone(tmp_path: Path) -> None:
     words = ["clients.count=4", "partition=iid", f"cache_dir={tmp_path}"]
     config = compose([*words, "skew=colour"])
     data = open_federated(*config.data_key)
-    pool = data.images.train.pixels
-    samples = clients._samples(config, data, "cpu", (1, 2))
-    chosen, _ = data.split(2)
+    pool, network = data.images.train.pixels, network_of(config, data)
+    received = clients.Received(data, network, "cpu", {}, {})
+    samples = clients._samples(config, received, (1, 2))
+    chosen, held = data.split(2)
     assert torch.equal(samples.pixels, skewed(config.skew, pool[chosen], 0, 2, held=False))
     assert not torch.equal(samples.pixels, pool[chosen])
-    later = clients._samples(config, data, "cpu", (7, 2))
-    assert torch.equal(samples.pixels, later.pixels)
+    assert torch.equal(samples.labels, data.images.train.labels[chosen])
+    assert torch.equal(clients._samples(config, received, (7, 2)).pixels, samples.pixels)
+    pixels, labels = clients._seen(config, data, 2, held=True)
+    assert torch.equal(pixels, skewed(config.skew, pool[held], 0, 2, held=True))
+    assert torch.equal(labels, data.images.train.labels[held])
+
+
+def test_the_centralised_reference_pools_what_the_clients_see(tmp_path: Path) -> None:
+    config = compose(["clients.count=4", "partition=iid", f"cache_dir={tmp_path}", "skew=noise"])
+    data = open_federated(*config.data_key)
+    seen_by = [clients._seen(config, data, k, held=False)[0] for k in range(4)]
+    content = {messages.POOLED: {messages.POOLED: 1.0}}
+    received = clients.Received(data, network_of(config, data), "cpu", content, {})
+    assert torch.equal(clients._samples(config, received, (1, 0)).pixels, torch.cat(seen_by))
 
 
 def test_a_run_with_skew_trains_alone_and_in_cohorts_alike_and_says_who_drew_what(
