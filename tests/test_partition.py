@@ -13,9 +13,10 @@ import torch
 
 from fedwsa.components import Component, ConfigError
 from fedwsa.config import compose
+from fedwsa.data import by_size
+from fedwsa.data.by_size import proportional
 from fedwsa.data.federated import FederatedData, _open, open_federated
 from fedwsa.data.partition import describe, make_shares
-from fedwsa.data.partitioners import proportional
 
 LABELS = np.random.default_rng(0).integers(0, 10, 2000)
 PARTITIONS = {
@@ -30,7 +31,8 @@ PARTITIONS = {
 
 
 def part(name: str, **arguments: object) -> Component:
-    return Component(**{"_target_": f"fedwsa.data.partitioners.{name}", **arguments})
+    room = "by_size" if hasattr(by_size, name) else "partitioners"
+    return Component(**{"_target_": f"fedwsa.data.{room}.{name}", **arguments})
 
 
 @pytest.mark.parametrize("name", PARTITIONS)

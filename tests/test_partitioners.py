@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedwsa.components import Component, ConfigError
-from fedwsa.data import partitioners
+from fedwsa.data import by_size, partitioners
 from fedwsa.data.partition import Facts, Shares, leaves_out, make_shares
 
 LABELS = np.random.default_rng(0).integers(0, 10, 2000)
@@ -22,7 +22,8 @@ FACTS: Facts = {"pixels": lambda: PIXELS}
 
 
 def part(name: str, **arguments: object) -> Component:
-    return Component(**{"_target_": f"fedwsa.data.partitioners.{name}", **arguments})
+    room = "by_size" if hasattr(by_size, name) else "partitioners"
+    return Component(**{"_target_": f"fedwsa.data.{room}.{name}", **arguments})
 
 
 def by_flower(partitioner: Any, labels: np.ndarray, clients: int, seed: int, **columns: Any) -> Any:
@@ -103,7 +104,7 @@ def test_pathological_is_that_of_flwr_datasets(seed: int, clients: int, classes:
 def test_the_others_are_those_of_flwr_datasets(seed: int) -> None:
     from flwr_datasets import partitioner as flower
 
-    made = partitioners.iid(LABELS, 21, seed)
+    made = by_size.iid(LABELS, 21, seed)
     assert_same(made, by_flower(flower.IidPartitioner(21), LABELS, 21, seed))
     # 2000 samples in 40 shards of 50: where they divide, nothing is lost there.
     made = partitioners.shards(LABELS, 20, seed, shards_per_client=2)
@@ -120,7 +121,7 @@ def test_the_others_are_those_of_flwr_datasets(seed: int) -> None:
     made = partitioners.distribution(LABELS, 20, seed, weights=weights.tolist(), **options)
     assert_same(made, by_flower(given_weights, LABELS, 20, seed))
     sizes = [700, 200, 40]
-    made = partitioners.size(LABELS, 3, seed, sizes=sizes)
+    made = by_size.size(LABELS, 3, seed, sizes=sizes)
     assert_same(made, by_flower(flower.SizePartitioner(sizes), LABELS, 3, seed))
 
 
@@ -218,7 +219,7 @@ def test_continuous_sorts_by_the_value_when_strict_and_not_at_all_when_not() -> 
 
 def test_sizes_grow_with_the_square_and_are_those_that_are_given() -> None:
     # 1 + 4 + 9 + 16 = 30 parts of 300 samples.
-    assert [len(s) for s in partitioners.square(LABELS[:300], 4, 0)] == [10, 40, 90, 160]
+    assert [len(s) for s in by_size.square(LABELS[:300], 4, 0)] == [10, 40, 90, 160]
     shares = make_shares(part("size", sizes=[30, 20, 10]), LABELS, 10, None, 0)
     assert [len(s) for s in shares] == [30, 20, 10]
 

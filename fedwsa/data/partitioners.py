@@ -1,4 +1,4 @@
-"""Functions that share a data set out among clients.
+"""Functions that share a data set out among clients, by their labels or a value.
 
 Each takes the labels, the number of clients and a seed, then its own arguments by name (defaults
 in ``conf/partition/``), and returns the indices of each client. It may ask by name for further
@@ -13,7 +13,7 @@ fingerprint of its own: 2 to 9 s for 1000 clients, where these take 0.3 s at mos
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedwsa import seeding
 from fedwsa.components import ConfigError, locate
-from fedwsa.data.partition import Labels, Shares, empty_clients, leaves_out
+from fedwsa.data.partition import Labels, Shares
 
 NOBODY = -1
 TRIES = 11
@@ -33,15 +33,15 @@ Owners = NDArray[np.int64]
 """The client of each sample, or NOBODY."""
 
 
-def _shuffled(count: int, seed: int) -> NDArray[np.int64]:
+def shuffled_order(count: int, seed: int) -> NDArray[np.int64]:
     """A seeded order: some functions cut the data as it stands, and data often stand sorted."""
     return np.random.default_rng(seed).permutation(count)
 
 
-def _shares(order: NDArray[np.int64], owners: Owners, clients: int) -> Shares:
+def by_owner(order: NDArray[np.int64], owners: Owners, clients: int) -> Shares:
     """The indices of each client, where sample ``order[i]`` belongs to ``owners[i]``."""
-    by_owner = np.argsort(owners, kind="stable")
-    owned = by_owner[np.count_nonzero(owners == NOBODY) :]
+    grouped = np.argsort(owners, kind="stable")
+    owned = grouped[np.count_nonzero(owners == NOBODY) :]
     sizes = np.bincount(owners[owned], minlength=clients)
     return np.split(order[owned], np.cumsum(sizes)[:-1])
 
@@ -50,13 +50,13 @@ def _by_class(
     labels: Labels, clients: int, seed: int, rule: Callable[[int, int], Owners]
 ) -> Shares:
     """Share out by class: ``rule(i, n)`` has the owners of the n samples of the i-th class."""
-    order = _shuffled(len(labels), seed)
+    order = shuffled_order(len(labels), seed)
     shuffled = labels[order]
     owners = np.empty(len(labels), dtype=np.int64)
     for i, label in enumerate(np.unique(labels)):
         mine = np.flatnonzero(shuffled == label)
         owners[mine] = rule(i, len(mine))
-    return _shares(order, owners, clients)
+    return by_owner(order, owners, clients)
 
 
 def _cut(fractions: NDArray[np.float64], count: int) -> NDArray[np.int64]:
@@ -65,7 +65,7 @@ def _cut(fractions: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     return np.searchsorted(cuts, np.arange(count), side="right")
 
 
-def _equal_sizes(samples: int, clients: int) -> list[int]:
+def equal_sizes(samples: int, clients: int) -> list[int]:
     """Sizes that differ by at most one and leave no sample out."""
     return [samples // clients + (i < samples % clients) for i in range(clients)]
 
@@ -84,11 +84,6 @@ def _require_samples(label: int, wanted: int, there: int) -> None:
             f"class {label} would be at clients that need {wanted} samples of it; there are "
             f"{there}; take fewer clients or fewer classes per client"
         )
-
-
-def iid(labels: Labels, clients: int, seed: int) -> Shares:
-    """Equal shares at random."""
-    return _by_size(labels, seed, _equal_sizes(len(labels), clients))
 
 
 def dirichlet(
@@ -128,12 +123,12 @@ def inner_dirichlet(labels: Labels, clients: int, seed: int, *, alpha: PositiveF
     Source: arXiv 2111.04263.
     """
     random = np.random.default_rng(seed)
-    order = _shuffled(len(labels), seed)
+    order = shuffled_order(len(labels), seed)
     names, shuffled = np.unique(labels[order], return_inverse=True)
     stock = [np.flatnonzero(shuffled == i).tolist() for i in range(len(names))]
     wishes = random.dirichlet([alpha] * len(names), size=clients)
     ladders = _ladders(wishes)
-    room, open_clients = _equal_sizes(len(labels), clients), list(range(clients))
+    room, open_clients = equal_sizes(len(labels), clients), list(range(clients))
     owners = np.empty(len(labels), dtype=np.int64)
     for _ in range(len(labels)):
         place = int(random.integers(0, len(open_clients)))
@@ -149,7 +144,7 @@ def inner_dirichlet(labels: Labels, clients: int, seed: int, *, alpha: PositiveF
             wishes /= wishes.sum(1, keepdims=True)
             ladders = _ladders(wishes)
         owners[stock[label].pop()] = client
-    return _shares(order, owners, clients)
+    return by_owner(order, owners, clients)
 
 
 def _ladders(wishes: NDArray[np.float64]) -> list[list[float]]:
@@ -231,7 +226,7 @@ def pathological(
         _require_samples(int(names[i]), len(holders), count)
         if not len(holders):
             return np.full(count, NOBODY)
-        return np.repeat(holders, _equal_sizes(count, len(holders)))
+        return np.repeat(holders, equal_sizes(count, len(holders)))
 
     return _by_class(labels, clients, seed, rule)
 
@@ -302,12 +297,12 @@ def shards(labels: Labels, clients: int, seed: int, *, shards_per_client: Positi
             f"partition.shards_per_client: {clients} clients with {shards_per_client} shards each "
             f"need as many samples; there are {len(labels)}"
         )
-    order = _shuffled(len(labels), seed)
+    order = shuffled_order(len(labels), seed)
     order = order[np.argsort(labels[order], kind="stable")]
     shard_owners = np.empty(count, dtype=np.int64)
     dealt = np.random.default_rng(seed).permutation(count)
     shard_owners[dealt] = np.repeat(np.arange(clients), shards_per_client)
-    return _shares(order, np.repeat(shard_owners, _equal_sizes(len(labels), count)), clients)
+    return by_owner(order, np.repeat(shard_owners, equal_sizes(len(labels), count)), clients)
 
 
 def continuous(
@@ -329,7 +324,7 @@ def continuous(
     value
         Dotted path to a function of the stored inputs that returns a number for each sample.
     """
-    order = _shuffled(len(labels), seed)
+    order = shuffled_order(len(labels), seed)
     values = np.asarray(locate(value, "partition.value")(pixels), dtype=np.float32)
     if values.shape != labels.shape or not np.isfinite(values).all():
         raise ConfigError(f"partition.value: {value} must give a finite number for each sample")
@@ -339,74 +334,11 @@ def continuous(
     noise = np.random.default_rng(seed).normal(size=len(values))
     scores = strictness * ((values - values.mean()) / values.std()) + (1 - strictness) * noise
     owners = np.empty(len(labels), dtype=np.int64)
-    owners[np.argsort(scores)] = np.repeat(np.arange(clients), _equal_sizes(len(labels), clients))
-    return _shares(order, owners, clients)
+    owners[np.argsort(scores)] = np.repeat(np.arange(clients), equal_sizes(len(labels), clients))
+    return by_owner(order, owners, clients)
 
 
 def brightness(pixels: Tensor) -> NDArray[np.float32]:
     """Mean of each image, for :func:`continuous`."""
     means: NDArray[np.float32] = pixels.flatten(1).numpy().mean(1, dtype=np.float32)
     return means
-
-
-def linear(labels: Labels, clients: int, seed: int) -> Shares:
-    """Sizes that grow linearly: client i has i + 1 parts; labels are shared at random."""
-    return _by_parts(labels, seed, np.arange(1.0, clients + 1))
-
-
-def square(labels: Labels, clients: int, seed: int) -> Shares:
-    """Sizes that grow with the square: client i has (i + 1)² parts; labels at random."""
-    return _by_parts(labels, seed, np.arange(1.0, clients + 1) ** 2)
-
-
-def exponential(labels: Labels, clients: int, seed: int, *, ratio: PositiveFloat) -> Shares:
-    """Sizes that grow exponentially, the largest ``ratio`` times the smallest.
-
-    Labels are shared at random. (flwr-datasets fixes the growth at e from client to client,
-    which leaves most of twenty clients empty.)
-    """
-    exponents = np.linspace(0.0, 1.0, clients) if clients > 1 else np.zeros(1)
-    return _by_parts(labels, seed, ratio**exponents)
-
-
-@leaves_out
-def size(
-    labels: Labels,
-    clients: int | None,
-    seed: int,
-    *,
-    sizes: Annotated[list[PositiveInt], Field(min_length=1)],
-) -> Shares:
-    """The sizes that are given, labels at random; what is left over is nobody's."""
-    if clients not in (None, len(sizes)):
-        raise ConfigError(
-            f"clients.count: {clients} clients, but partition.sizes has {len(sizes)}; null takes "
-            "as many as there are"
-        )
-    if sum(sizes) > len(labels):
-        raise ConfigError(
-            f"partition.sizes: add up to {sum(sizes)}; there are only {len(labels)} samples"
-        )
-    return _by_size(labels, seed, sizes)
-
-
-def _by_parts(labels: Labels, seed: int, parts: NDArray[np.float64]) -> Shares:
-    """Sizes in proportion to ``parts`` (in flwr-datasets the last client gets the remainders)."""
-    sizes = proportional(len(labels), parts)
-    if empty := sizes.count(0):
-        raise ValueError(empty_clients(empty, len(sizes)))
-    return _by_size(labels, seed, sizes)
-
-
-def _by_size(labels: Labels, seed: int, sizes: Sequence[int]) -> Shares:
-    order = _shuffled(len(labels), seed)[: sum(sizes)]
-    return _shares(order, np.repeat(np.arange(len(sizes)), sizes), len(sizes))
-
-
-def proportional(total: int, parts: Sequence[float] | NDArray[np.float64]) -> list[int]:
-    """Whole numbers in proportion to ``parts`` that add up to ``total`` (largest remainders)."""
-    exact = np.asarray(parts, dtype=float) / np.sum(parts) * total
-    sizes = np.floor(exact).astype(int)
-    largest = np.argsort(-(exact - sizes), kind="stable")[: total - int(sizes.sum())]
-    sizes[largest] += 1
-    return [int(s) for s in sizes]
