@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -222,6 +223,17 @@ def test_sizes_grow_with_the_square_and_are_those_that_are_given() -> None:
     assert [len(s) for s in by_size.square(LABELS[:300], 4, 0)] == [10, 40, 90, 160]
     shares = make_shares(part("size", sizes=[30, 20, 10]), LABELS, 10, None, 0)
     assert [len(s) for s in shares] == [30, 20, 10]
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n not in ("linear", "square", "size")])
+def test_a_thousand_clients_of_sixty_thousand_labels_take_at_most_1_5_seconds(name: str) -> None:
+    labels = np.random.default_rng(0).integers(0, 10, 60_000)
+    pixels = torch.from_numpy(labels[:, None].astype(np.uint8))
+    arguments = {**ALL[name], "alpha": 1.0} if name == "dirichlet" else ALL[name]
+    start = time.process_time()
+    shares = make_shares(part(name, **arguments), labels, 10, 1000, 0, {"pixels": lambda: pixels})
+    assert time.process_time() - start <= 1.5
+    assert len(shares) == 1000
 
 
 def test_inner_dirichlet_stands_where_a_client_s_classes_run_out() -> None:
