@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -16,7 +16,9 @@ from clients.scaling import scaled
 from clients.training import Conditions, Samples, draw_conditions, train
 from fedwsa import messages, seeding
 from fedwsa.config import Config, from_run_config
+from fedwsa.data.examples import Examples
 from fedwsa.data.federated import FederatedData, open_federated
+from fedwsa.data.skew import skewed
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
 from fedwsa.objectives import Content, LocalRun, Objective, Weights, find_record, personal
@@ -150,25 +152,34 @@ def _samples(config: Config, received: Received, key: tuple[int, int]) -> Sample
     random = seeding.generator(config.seed, "train", *key)
     pooled = find_record(received.content, messages.POOLED)
     if pooled is None:
-        chosen, _ = data.split(key[1])
+        own = _seen(config, data, key[1], held=False)
     else:
-        chosen = _pool(data, float(pooled[messages.POOLED]), random)
+        own = _pool(config, data, float(pooled[messages.POOLED]), random)
     augment = data.whole.augmentation(config.dataset.augment)
 
     def prepare(inputs: Tensor) -> Tensor:
         return data.whole.prepare(inputs if augment is None else augment(inputs, random))
 
-    own = data.whole.train[chosen]
     return Samples(own.inputs.to(device), own.labels.to(device), prepare, random)
 
 
-def _pool(data: FederatedData, share: float, random: torch.Generator) -> Tensor:
+def _seen(config: Config, data: FederatedData, client: int, *, held: bool) -> Examples:
+    """A client's training samples or its hold-out, as its skew has them."""
+    own = data.whole.train[data.split(client)[held]]
+    return replace(own, inputs=skewed(config.skew, own.inputs, config.seed, client, held))
+
+
+def _pool(
+    config: Config, data: FederatedData, share: float, random: torch.Generator
+) -> Examples:
     """A share of the training samples of all clients, for the centralised reference."""
-    everything = torch.cat([data.split(k)[0] for k in range(len(data.partition.shares))])
+    parts = [_seen(config, data, k, held=False) for k in range(len(data.partition.shares))]
+    inputs, labels = (torch.cat([getattr(p, of) for p in parts]) for of in ("inputs", "labels"))
+    pooled = Examples(inputs, labels)
     if share == 1.0:
-        return everything
-    order = torch.randperm(len(everything), generator=random)
-    return everything[order[: max(1, round(share * len(everything)))]]
+        return pooled
+    order = torch.randperm(len(pooled), generator=random)
+    return pooled[order[: max(1, round(share * len(pooled)))]]
 
 
 def _content(message: Message) -> Content:
@@ -284,10 +295,10 @@ def _evaluate(config: Config, message: Message, context: Context) -> Message:
     """Score the received model on the client's own hold-out; no samples, no weight."""
     received = _receive(config, message, context)
     data, network, device = received.data, received.network, received.device
-    _, held = data.split(_client(context))
+    own = _seen(config, data, _client(context), held=True)
     score = evaluate(
         network.model,
-        data.whole.train[held],
+        own,
         data.whole,
         device,
         config.evaluation.batch_size,

@@ -44,6 +44,24 @@ one safetensors file, which says what it is made of.
 """
 
 
+_PARTITION = """\
+fedwsa-partition: share a data set out among clients, say how skewed that is, train nothing
+
+Usage: fedwsa-partition [GROUP=OPTION ...] [KEY=VALUE ...] [out=FOLDER]
+           a table; partition.json and partition.png in FOLDER (runs/partitions/DATE/TIME)
+
+Examples:
+  fedwsa-partition partition=dirichlet partition.alpha=0.1 clients.count=20
+  fedwsa-partition dataset=parquet dataset.path=DIR dataset.id_column=writer \\
+      partition=natural clients.count=null out=writers
+  fedwsa partition=from_file partition.path=writers/partition.json clients.count=null
+
+The words are those of fedwsa, and the partition is the one that a run with them has. What matters
+here, beside the groups below: clients.count (10; null: as many as there are, for partitions that
+know), seed (0), init.public (0.0: share of the training set that no client gets), cache_dir.
+"""
+
+
 def help_text() -> str:
     """Of ``fedwsa``; every default and explanation is read from the yaml files."""
     return _whole(_USAGE, "config")
@@ -54,24 +72,40 @@ def learngene_help() -> str:
     return _whole(_LEARNGENE, "learngene")
 
 
+def partition_help() -> str:
+    """Of ``fedwsa-partition``: the two groups that it reads."""
+    text = (CONFIG_DIR / "config.yaml").read_text(encoding="utf-8")
+    chosen = _chosen(text.partition("\n\n")[0])
+    groups = [_group(name, chosen[name]) for name in ("dataset", "partition")]
+    return "\n".join([_PARTITION.rstrip("\n"), *groups])
+
+
 def _whole(usage: str, config: str) -> str:
     text = (CONFIG_DIR / f"{config}.yaml").read_text(encoding="utf-8")
     defaults, _, rest = text.partition("\n\n")
-    chosen = dict(
-        line.strip("- ").replace('"', "").split(": ")
-        for line in defaults.splitlines()
-        if line.startswith("  - ") and ": " in line and "hydra/" not in line
-    )
     parts = [usage, "Keys and their defaults:\n", _indent(rest.partition("\nhydra:")[0])]
     for line in defaults.splitlines():  # files that are part of this one
         if line.startswith("  - ") and ": " not in line and "_self_" not in line:
             parts += ["", _indent(_body(CONFIG_DIR / f"{line.strip('- ')}.yaml"))]
-    for group, default in chosen.items():
-        parts.append(f"\nGroup {group}, and the keys of each option as {group}.KEY=VALUE:\n")
-        for file in sorted((CONFIG_DIR / group).glob("*.yaml")):
-            mark = "  (default)" if file.stem == default else ""
-            parts.append(f"  {group}={file.stem}{mark}")
-            parts.append(_indent(_body(file), 6))
+    parts += [_group(group, default) for group, default in _chosen(defaults).items()]
+    return "\n".join(part for part in parts if part)
+
+
+def _chosen(defaults: str) -> dict[str, str]:
+    """The default option of each group."""
+    return dict(
+        line.strip("- ").replace('"', "").split(": ")
+        for line in defaults.splitlines()
+        if line.startswith("  - ") and ": " in line and "hydra/" not in line
+    )
+
+
+def _group(group: str, default: str) -> str:
+    parts = [f"\nGroup {group}, and the keys of each option as {group}.KEY=VALUE:\n"]
+    for file in sorted((CONFIG_DIR / group).glob("*.yaml")):
+        mark = "  (default)" if file.stem == default else ""
+        parts.append(f"  {group}={file.stem}{mark}")
+        parts.append(_indent(_body(file), 6))
     return "\n".join(part for part in parts if part)
 
 

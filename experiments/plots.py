@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from experiments.partition_plots import severity_line
+
 _SIZE = (9.0, 3.4)
 
 
@@ -58,7 +60,8 @@ def plot_partition(partition: Mapping[str, Any], file: Path) -> None:
     axes.set(xlabel="client", ylabel="samples", xlim=(-0.6, clients - 0.4))
     axes.set_ylim(0, 1.05 * bottom.max())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(f"{partition['name']}: samples of each client by class", fontsize=10)
+    title = f"{partition['name']}: samples of each client by class\n{severity_line(partition)}"
+    axes.set_title(title, fontsize=10)
     if classes <= 10:
         axes.legend(title="class", ncols=1, bbox_to_anchor=(1.0, 1.0), loc="upper left", fontsize=8)
     figure.savefig(file, dpi=150)

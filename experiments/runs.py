@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 
 from fedwsa.components import ConfigError
 from fedwsa.config import CONFIG_DIR, Config
+from fedwsa.data import skew
 from fedwsa.data.partition import Partition
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 _PACKAGES = [
     "fedwsa",
     "flwr",
-    "flwr-datasets",
     "ray",
     "torch",
     "torchvision",
@@ -37,7 +38,7 @@ _PACKAGES = [
 
 
 def describe_run(config: Config, partition: Partition, folder: Path, sizes: Sequence[str]) -> None:
-    """Write what is needed to repeat a run: configuration, environment, partition, sizes.
+    """Write what is needed to repeat a run: configuration, environment, partition, skew, sizes.
 
     Parameters
     ----------
@@ -60,6 +61,8 @@ def describe_run(config: Config, partition: Partition, folder: Path, sizes: Sequ
         ) from None
     _write_json(folder / "environment.json", environment())
     _write_json(folder / "partition.json", partition.as_dict(), indent=None)
+    if (draws := skew.drawn(config.skew, config.seed, config.clients.count))[0]:
+        _write_rows(folder / "skew.csv", [{"client": k, **own} for k, own in enumerate(draws)])
     if config.clients.sizes is not None:
         models = {s: config.model_of(s).model_dump(by_alias=True) for s in config.size_names}
         _write_json(folder / "sizes.json", {"models": models, "clients": list(sizes)}, indent=None)
@@ -91,6 +94,13 @@ def _git(*arguments: str) -> str | None:
 
 def _write_json(file: Path, values: Any, indent: int | None = 2) -> None:
     file.write_text(json.dumps(values, indent=indent) + "\n", encoding="utf-8")
+
+
+def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.DictWriter(opened, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -60,7 +60,11 @@ def locate(target: str, where: str) -> Callable[..., Any]:
 
 
 def check_arguments(
-    function: Callable[..., Any], arguments: Mapping[str, Any], where: str, given: int = 0
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    where: str,
+    given: int = 0,
+    supplied: Collection[str] = (),
 ) -> dict[str, Any]:
     """Check arguments against a signature: names, presence, and annotated types and ranges.
 
@@ -74,6 +78,8 @@ def check_arguments(
         The group of the configuration, for messages.
     given
         How many leading parameters the caller supplies.
+    supplied
+        Names of further parameters that the caller supplies.
 
     Returns
     -------
@@ -87,6 +93,7 @@ def check_arguments(
     """
     parameters = list(inspect.signature(function).parameters.values())[given:]
     hints = _hints(function)
+    parameters = [p for p in parameters if p.name not in supplied]
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     rest = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
     free = rest is not None
@@ -137,8 +144,12 @@ def one_line(error: PydanticError, prefix: str = "") -> str:
     return "; ".join(dict.fromkeys(found))
 
 
-def build(component: Component, where: str, *given: Any) -> Any:
+def build(
+    component: Component, where: str, *given: Any, supplied: Mapping[str, Any] | None = None
+) -> Any:
     """Make the thing that a component names, with ``given`` as its leading arguments.
+
+    ``supplied`` are arguments that the configuration cannot set.
 
     Raises
     ------
@@ -146,9 +157,10 @@ def build(component: Component, where: str, *given: Any) -> Any:
         If the path or an argument is wrong, or the callable raises.
     """
     function = locate(component.target, where.partition(".")[0])
-    arguments = check_arguments(function, component.arguments, where, len(given))
+    supplied = supplied or {}
+    arguments = check_arguments(function, component.arguments, where, len(given), supplied)
     try:
-        return function(*given, **arguments)
+        return function(*given, **arguments, **supplied)
     except ConfigError:
         raise
     except ValueError as error:

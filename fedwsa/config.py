@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import (
     AfterValidator,
@@ -213,6 +213,7 @@ class Config(_Section):
     evaluation: Evaluation
     dataset: Dataset
     partition: Component
+    skew: Component
     model: Component
     sizes: dict[str, dict[str, Any]]
     init: Init
@@ -305,8 +306,23 @@ def options(group: str) -> dict[str, Component]:
 
 
 def parse(composed: DictConfig) -> Config:
-    """Check what Hydra composed as a run; see :func:`parse_as`."""
-    return parse_as(Config, composed)
+    """Check what Hydra composed as a run; see :func:`parse_as`.
+
+    ``clients.count: null`` becomes the number of clients that the partition has, so that nothing
+    else meets it; the data are opened for that.
+    """
+    values = _plain(composed)
+    clients = values["clients"]
+    if clients["count"] is None:
+        from fedwsa.data.federated import open_federated
+
+        # Any number, so that all other keys are checked before.
+        one = _checked(Config, {**values, "clients": {**clients, "count": 1, "sizes": None}})
+        dataset, partition, _, seed, cache_dir, public = one.data_key
+        opened = open_federated(dataset, partition, None, seed, cache_dir, public)
+        count = len(opened.partition.shares)
+        values = {**values, "clients": {**clients, "count": count}}
+    return _checked(Config, values)
 
 
 def parse_as(schema: type[_Schema], composed: DictConfig) -> _Schema:
@@ -317,23 +333,32 @@ def parse_as(schema: type[_Schema], composed: DictConfig) -> _Schema:
     ConfigError
         All that is wrong, on one line.
     """
+    return _checked(schema, _plain(composed))
+
+
+def _plain(composed: DictConfig) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     try:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-        return schema.model_validate(values)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}: must be given") from None
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
+    return cast(dict[str, Any], values)
+
+
+def _checked(schema: type[_Schema], values: Mapping[str, Any]) -> _Schema:
+    try:
+        return schema.model_validate(values)
     except PydanticError as error:
         raise ConfigError(one_line(error)) from None
 
 
 def compose(overrides: Sequence[str] = ()) -> Config:
     """Compose a run from ``conf/`` and overrides as on the command line; see :func:`compose_as`."""
-    return compose_as(Config, "config", overrides)
+    return parse(_composed_by_hydra("config", overrides))
 
 
 def compose_as(schema: type[_Schema], name: str, overrides: Sequence[str] = ()) -> _Schema:
@@ -344,10 +369,14 @@ def compose_as(schema: type[_Schema], name: str, overrides: Sequence[str] = ()) 
     ConfigError
         If a value is wrong. Unknown keys and options raise Hydra's own errors.
     """
+    return parse_as(schema, _composed_by_hydra(name, overrides))
+
+
+def _composed_by_hydra(name: str, overrides: Sequence[str]) -> DictConfig:
     import hydra
 
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return parse_as(schema, hydra.compose(name, overrides=free_arguments(overrides)))
+        return hydra.compose(name, overrides=free_arguments(overrides))
 
 
 def from_run_config(run_config: Mapping[str, object]) -> Config:

@@ -19,6 +19,7 @@ from fedwsa import messages
 from fedwsa.components import ConfigError
 from fedwsa.config import Config, from_run_config
 from fedwsa.data.federated import FederatedData, open_federated
+from fedwsa.data.skew import open_skew
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import Score, evaluate
 from fedwsa.learngene import wave
@@ -87,6 +88,7 @@ class Federation:
         self.device = resolve_device(config.device)
         self.data: FederatedData = open_federated(*config.data_key)
         self.data.whole.augmentation(config.dataset.augment)  # refused, if it does not fit
+        open_skew(config.skew, self.data.whole.train.inputs)
         self.sizes = SizedModels.of(config, self.data.whole.shape, self.data.whole.classes)
         self.strategy = build_strategy(config, self.sizes)
         used = initialise(

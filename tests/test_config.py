@@ -24,13 +24,13 @@ def options(group: str) -> list[str]:
     return sorted(f.stem for f in (CONFIG_DIR / group).glob("*.yaml"))
 
 
-GROUPS = ["dataset", "partition", "model", "init", "strategy", "wsa", "local"]
+GROUPS = ["dataset", "partition", "skew", "model", "init", "strategy", "wsa", "local"]
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_option_composes_and_fits_its_signature(group: str) -> None:
     for option in options(group):
-        config = compose([f"{group}={option}", *["dataset.path=x"] * (option in PATHS)])
+        config = compose([f"{group}={option}", *NEEDED.get(option, [])])
         part = getattr(config, group)
         if group == "dataset":
             part = part.source
@@ -51,10 +51,18 @@ def test_every_option_composes_and_fits_its_signature(group: str) -> None:
             }
             facts = {k: v for k, v in known.items() if group == "strategy" and k in asked}
             inner = {"strategy": FedAvg()} if "strategy" in part.arguments else {}
-            check_arguments(made, {**part.arguments, **facts, **inner}, group, given)
+            data = {"ids", "pixels", "positions", "fingerprint"}  # what partitions may ask for
+            supplied = data if group == "partition" else ()
+            check_arguments(made, {**part.arguments, **facts, **inner}, group, given, supplied)
 
 
-PATHS = ("parquet", "image_folder", "shakespeare")
+NEEDED = {
+    "parquet": ["dataset.path=x"],
+    "image_folder": ["dataset.path=x"],
+    "shakespeare": ["dataset.path=x"],
+    "from_file": ["partition.path=x"],
+    "size": ["partition.sizes=[1]"],
+}
 
 
 def test_all_strategies_for_several_sizes_are_named_where_one_is_asked_for() -> None:

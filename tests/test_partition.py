@@ -13,8 +13,10 @@ import torch
 
 from fedwsa.components import Component, ConfigError
 from fedwsa.config import compose
+from fedwsa.data import by_size
+from fedwsa.data.by_size import proportional
 from fedwsa.data.federated import FederatedData, _open, open_federated
-from fedwsa.data.partition import describe, make_shares, proportional
+from fedwsa.data.partition import describe, make_shares
 
 LABELS = np.random.default_rng(0).integers(0, 10, 2000)
 PARTITIONS = {
@@ -29,7 +31,8 @@ PARTITIONS = {
 
 
 def part(name: str, **arguments: object) -> Component:
-    return Component(**{"_target_": f"fedwsa.data.partition.{name}", **arguments})
+    room = "by_size" if hasattr(by_size, name) else "partitioners"
+    return Component(**{"_target_": f"fedwsa.data.{room}.{name}", **arguments})
 
 
 @pytest.mark.parametrize("name", PARTITIONS)
@@ -94,7 +97,7 @@ def test_proportional_sizes_add_up() -> None:
         (part("iid", alpha=1.0), 5, "iid has no such argument; it takes nothing"),
         (part("dirichlet", alpha=1.0), 5, r"partition\.min_size: dirichlet needs it"),
         (part("dirichlet", alpha="x", min_size=1), 5, r"partition\.alpha: .*valid number"),
-        (part("sorted"), 5, "fedwsa.data.partition has no sorted"),
+        (part("sorted"), 5, "fedwsa.data.partitioners has no sorted"),
     ],
 )
 def test_partitions_that_cannot_be_are_refused_in_one_line(component, clients, message) -> None:

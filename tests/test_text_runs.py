@@ -40,8 +40,8 @@ def configured(place: Path, *overrides: str) -> Config:
             f"dataset.path={place / 'play.txt'}",
             "dataset.sequence=20",
             f"cache_dir={place / 'cache'}",
-            "partition=iid",  # without arguments, as the function of the tests
-            "partition._target_=tests.roles.by_role",
+            "partition=natural",
+            "partition.min_samples=1",
             "model=char_lstm",
             "model.width=0.25",
             "rounds=2",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedwsa import seeding
@@ -19,7 +20,7 @@ from fedwsa.components import Component, build, locate
 from fedwsa.data.cache import fetch, place, store
 from fedwsa.data.examples import LabelledData
 from fedwsa.data.loading import Source, load
-from fedwsa.data.partition import Partition, describe, make_shares
+from fedwsa.data.partition import Facts, Partition, describe, fingerprint, make_shares
 
 HOLD_OUT = 0.2
 """Share of a client's samples that it keeps for evaluation."""
@@ -74,22 +75,23 @@ def open_source(dataset: Component) -> Source:
 
 @lru_cache(maxsize=1)
 def _open(
-    dataset: str, partition: str, clients: int, seed: int, cache_dir: str, public: float
+    dataset: str, partition: str, clients: int | None, seed: int, cache_dir: str, public: float
 ) -> FederatedData:
     source = open_source(Component.model_validate(json.loads(dataset)))
     whole = load(source, cache_dir)
     component = Component.model_validate(json.loads(partition))
-    versions = [version(p) for p in ("flwr-datasets", "numpy")]
     code = Path(inspect.getfile(locate(component.target, "partition"))).read_bytes()
-    facts = repr((source.key, partition, clients, seed, public, versions, code))
-    key = hashlib.sha256(facts.encode()).hexdigest()[:24]
+    files = _files(component)
+    made_of = (source.key, partition, clients, seed, public, version("numpy"), code, files)
+    key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:24]
     file = place(cache_dir) / "partitions" / f"{key}.safetensors"
     strata = whole.train.strata.numpy()
     kept_back = public_share(len(strata), public, seed)
     cached = fetch(file)
     if cached is None:
         private = np.setdiff1d(np.arange(len(strata)), kept_back.numpy())
-        shares = make_shares(component, strata[private], whole.strata, clients, seed)
+        facts = _facts(whole, private)
+        shares = make_shares(component, strata[private], whole.strata, clients, seed, facts)
         shares = [private[share] for share in shares]
         indices = torch.cat([torch.from_numpy(s) for s in shares])
         sizes = torch.tensor([len(s) for s in shares])
@@ -101,20 +103,38 @@ def _open(
     return FederatedData(whole, described, kept_back, seed)
 
 
+def _files(component: Component) -> list[str]:
+    """Hashes of the files that its arguments name: another content is another partition."""
+    named = [place(value) for value in component.arguments.values() if isinstance(value, str)]
+    return [hashlib.sha256(f.read_bytes()).hexdigest() for f in named if f.is_file()]
+
+
+def _facts(whole: LabelledData, private: NDArray[np.int64]) -> Facts:
+    """What a partition function may ask for of the samples that clients may have."""
+    train = whole.train
+    return {
+        "ids": lambda: None if train.ids is None else train.ids.numpy()[private],
+        "pixels": lambda: train.inputs[torch.from_numpy(private)],
+        "positions": lambda: private,
+        "fingerprint": lambda: fingerprint(train.strata.numpy()),
+    }
+
+
 def open_federated(
     dataset: Component,
     partition: Component,
-    clients: int,
+    clients: int | None,
     seed: int,
     cache_dir: str,
     public: float = 0.0,
 ) -> FederatedData:
     """Open the data, from the caches where they have it.
 
-    ``public`` is the share of the pool that no client gets.
+    ``public`` is the share of the pool that no client gets. ``clients`` is None for as many as
+    the partition has.
 
     The last one opened stays open, so that the clients of a process share it. The partition
-    is cached too: the workers of a simulation are spared the import of flwr-datasets.
+    is cached too, for the workers of a simulation.
 
     Raises
     ------

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,30 +99,39 @@ def _looked_for(kind: Any, name: str, root: Path) -> str:
 
 
 def parquet(
-    *, path: str, image_column: str | None = None, label_column: str | None = None
+    *,
+    path: str,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    id_column: str | None = None,
 ) -> Source:
     """``train.parquet`` and ``test.parquet`` in a folder, in the Hugging Face layout.
 
     An image column holds encoded files (JPEG, PNG, …) as binary or as a struct with ``bytes``;
     a label column holds integers from 0. Columns that are not named are found by their type.
+    An id column, of integers or strings, names the natural client of each training image.
     """
     files = [place(path) / f"{part}.parquet" for part in ("train", "test")]
     for file in files:
         if not file.is_file():
             raise ConfigError(f"dataset.path: there is no file {file}")
-    digest = hashlib.sha256(repr((image_column, label_column)).encode())
+    digest = hashlib.sha256(repr((image_column, label_column, id_column)).encode())
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
 
     def decode() -> ImageData:
-        train, test = (_parquet_part(f, image_column, label_column) for f in files)
+        train, test = (_parquet_part(f, image_column, label_column, id_column) for f in files)
         _require_one_shape(train, test, files)
+        if id_column is not None:
+            train = replace(train, ids=_natural_ids(files[0], id_column))
         return ImageData.of(train, test)
 
     return Source(f"parquet-{digest.hexdigest()[:24]}", decode)
 
 
-def _parquet_part(file: Path, image_column: str | None, label_column: str | None) -> Examples:
+def _parquet_part(
+    file: Path, image_column: str | None, label_column: str | None, id_column: str | None
+) -> Examples:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -138,7 +148,7 @@ def _parquet_part(file: Path, image_column: str | None, label_column: str | None
             return bool(kind.get_field_index("bytes") >= 0)
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
-    columns = {field.name: field.type for field in table.schema}
+    columns = {field.name: field.type for field in table.schema if field.name != id_column}
     image = _column(columns, image_column, is_image, "image_column", "encoded images", file)
     label = _column(columns, label_column, _is_integer, "label_column", "integers", file)
     if table.num_rows == 0:
@@ -161,6 +171,24 @@ def _is_integer(kind: Any) -> bool:
     import pyarrow as pa
 
     return bool(pa.types.is_integer(kind))
+
+
+def _natural_ids(file: Path, column: str) -> torch.Tensor:
+    """The natural client of each row, numbered from 0 in the order of the names."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def names(kind: Any) -> bool:
+        return bool(
+            pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        )
+
+    columns = {field.name: field.type for field in pq.read_schema(file)}
+    _column(columns, column, names, "id_column", "integers or strings", file)
+    found = pq.read_table(file, columns=[column])[column]
+    if found.null_count:
+        raise ConfigError(f"dataset.id_column: {file}, column {column}: some ids are missing")
+    return torch.from_numpy(np.unique(found.to_numpy(), return_inverse=True)[1].astype(np.int64))
 
 
 def _column(
