@@ -13,8 +13,9 @@ from clients import cohort
 from clients.network import Network, network_for
 from clients.privacy import asks_to_clip, clip_if_asked
 from clients.scaling import scaled
-from clients.training import Conditions, Samples, draw_conditions, train
+from clients.training import Samples, train
 from fedwsa import messages, seeding
+from fedwsa.conditions import Conditions, draw_conditions
 from fedwsa.config import Config, from_run_config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.images import crop_flip, normalise

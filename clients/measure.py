@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from clients.cohort import Stack, fits, train_stack, why_not
-from clients.training import Conditions, Samples, train
+from clients.training import Samples, train
+from fedwsa.conditions import Conditions
 from fedwsa.config import Config, Local
 from fedwsa.data.federated import FederatedData
 from fedwsa.data.images import normalise
