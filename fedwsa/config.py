@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic import ValidationError as PydanticError
 
 from fedwsa import sizes as size_rules
+from fedwsa import systems
 from fedwsa.components import Component, ConfigError, one_line
 from fedwsa.devices import Device
 from fedwsa.models import ImageShape
@@ -88,6 +89,18 @@ class Clients(_Section):
     table: bool
     sizes: Annotated[Any, AfterValidator(size_rules.check_wish)]
     speeds: Annotated[list[PositiveFloat], Field(min_length=1)]
+    availability: Fraction | Annotated[list[Fraction], Field(min_length=1)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    speed_spread: NonNegativeFloat
+    flops_per_second: PositiveFloat
+    bytes_per_second: PositiveFloat
+    deadline: PositiveFloat | None
+    late: Literal["drop", "cut"]
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a client may have to stop before its epochs are done."""
+        return self.deadline is not None and self.late == "cut"
 
 
 Optimiser = Literal["sgd", "adam", "adamw"]
@@ -181,6 +194,7 @@ class Evaluation(_Section):
     every: PositiveInt
     clients_every: PositiveInt
     batch_size: PositiveInt
+    validation: Annotated[float, Field(ge=0, lt=1)]
 
 
 class Runtime(_Section):
@@ -229,6 +243,18 @@ class Config(_Section):
         return self
 
     @model_validator(mode="after")
+    def _cut_clients_are_alone(self) -> Config:
+        if isinstance(self.runtime.cohort, int) and self.clients.cuts:
+            raise ValueError("runtime.cohort needs clients.late=drop, or no clients.deadline")
+        return self
+
+    @model_validator(mode="after")
+    def _images_are_left(self) -> Config:
+        if self.init.public + self.evaluation.validation >= 1:
+            raise ValueError("init.public and evaluation.validation leave no images for clients")
+        return self
+
+    @model_validator(mode="after")
     def _sizes_fit_the_clients(self) -> Config:
         wish, key = self.clients.sizes, "sizes"
         try:
@@ -270,11 +296,22 @@ class Config(_Section):
                 name: size_rules.model_cost(self.model_of(name), image, classes)
                 for name in self.size_names
             }
-            return size_rules.by_speed(costs, clients.speeds, clients.count, self.seed)
+            return size_rules.by_speed(costs, [self.client_speed(k) for k in range(clients.count)])
         return size_rules.by_wish(wish, clients.count, self.seed)
 
+    def client_speed(self, client: int) -> float:
+        """How fast a client's device is; one is the median, or what carries the largest size."""
+        fleet = self.clients
+        classes = fleet.speeds if fleet.sizes == size_rules.SPEED else [1.0]
+        return systems.speed(self.seed, client, fleet.speed_spread, classes)
+
+    def client_device(self, client: int) -> systems.Device:
+        """A client's device: a slow one computes and communicates slowly."""
+        fleet, factor = self.clients, self.client_speed(client)
+        return systems.Device(fleet.flops_per_second * factor, fleet.bytes_per_second * factor)
+
     @property
-    def data_key(self) -> tuple[Component, Component, int, int, str, float]:
+    def data_key(self) -> tuple[Component, Component, int, int, str, float, float]:
         """Arguments of :func:`fedwsa.data.federated.open_federated` for this run."""
         return (
             self.dataset.source,
@@ -283,6 +320,7 @@ class Config(_Section):
             self.seed,
             self.cache_dir,
             self.init.public,
+            self.evaluation.validation,
         )
 
     @property

@@ -48,6 +48,9 @@ NOVA = "fednova"
 NOVA_WEIGHT, NOVA_LENGTH, NOVA_SQUARE = "fednova-weight", "fednova-length", "fednova-square"
 DYN_ALPHA, DYN_COUNT = "feddyn-alpha", "feddyn-count"
 
+NUMBER_BYTES = 8
+"""Of a metric on the wire."""
+
 UNUSABLE_REPLY = 1001
 """Flower error code (free above 1000) for a reply that cannot be averaged."""
 
@@ -208,6 +211,19 @@ def change_contents(
         if id(plain) not in changed:
             changed[id(plain)] = plain, change(plain)
         message.content = changed[id(plain)][1]
+
+
+def payload(records: RecordDict) -> int:
+    """Bytes of the arrays and metrics in a message; its few settings are not counted."""
+    arrays = sum(array_bytes(record) for record in records.array_records.values())
+    metrics = [value for record in records.metric_records.values() for value in record.values()]
+    numbers = sum(len(value) if isinstance(value, list) else 1 for value in metrics)
+    return arrays + NUMBER_BYTES * numbers
+
+
+def array_bytes(arrays: ArrayRecord) -> int:
+    """Bytes of the values of arrays, by shape and dtype."""
+    return sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in arrays.values())
 
 
 def only_metrics(content: RecordDict) -> MetricRecord | None:

@@ -39,6 +39,8 @@ class FederatedData:
         Who has what of the pool.
     public : Tensor
         Indices of the pool that no client has: what a learngene is learned from.
+    validation : Tensor
+        Others that no client has: what the server chooses hyper-parameters by.
     seed : int
         Keys the clients' hold-outs.
     """
@@ -46,6 +48,7 @@ class FederatedData:
     images: ImageData
     partition: Partition
     public: Tensor
+    validation: Tensor
     seed: int
 
     def split(self, client: int) -> tuple[Tensor, Tensor]:
@@ -65,6 +68,12 @@ def public_share(count: int, share: float, seed: int) -> Tensor:
     return order[: round(count * share)].sort().values
 
 
+def validation_share(count: int, share: float, seed: int, public: Tensor) -> Tensor:
+    """Sorted indices of a share of ``count`` training images, none of them public."""
+    order = torch.randperm(count, generator=seeding.generator(seed, "validation"))
+    return order[~torch.isin(order, public)][: round(count * share)].sort().values
+
+
 def open_source(dataset: Component) -> Source:
     """The source that the configuration names."""
     source: Source = build(dataset, "dataset")
@@ -73,21 +82,29 @@ def open_source(dataset: Component) -> Source:
 
 @lru_cache(maxsize=1)
 def _open(
-    dataset: str, partition: str, clients: int, seed: int, cache_dir: str, public: float
+    dataset: str,
+    partition: str,
+    clients: int,
+    seed: int,
+    cache_dir: str,
+    public: float,
+    validation: float,
 ) -> FederatedData:
     source = open_source(Component.model_validate(json.loads(dataset)))
     images = load_images(source, cache_dir)
     component = Component.model_validate(json.loads(partition))
     versions = [version(p) for p in ("flwr-datasets", "numpy")]
     code = Path(inspect.getfile(locate(component.target, "partition"))).read_bytes()
-    facts = repr((source.key, partition, clients, seed, public, versions, code))
+    facts = repr((source.key, partition, clients, seed, public, validation, versions, code))
     key = hashlib.sha256(facts.encode()).hexdigest()[:24]
     file = place(cache_dir) / "partitions" / f"{key}.safetensors"
     labels = images.train.labels.numpy()
     kept_back = public_share(len(labels), public, seed)
+    validating = validation_share(len(labels), validation, seed, kept_back)
     cached = fetch(file)
     if cached is None:
-        private = np.setdiff1d(np.arange(len(labels)), kept_back.numpy())
+        kept = torch.cat([kept_back, validating])
+        private = np.setdiff1d(np.arange(len(labels)), kept.numpy())
         shares = make_shares(component, labels[private], images.classes, clients, seed)
         shares = [private[share] for share in shares]
         indices = torch.cat([torch.from_numpy(s) for s in shares])
@@ -97,7 +114,7 @@ def _open(
         indices, sizes = cached[0]["indices"], cached[0]["sizes"]
         shares = [part.numpy() for part in torch.split(indices, sizes.tolist())]
     described = describe(component, shares, labels, images.classes, seed)
-    return FederatedData(images, described, kept_back, seed)
+    return FederatedData(images, described, kept_back, validating, seed)
 
 
 def open_federated(
@@ -107,10 +124,11 @@ def open_federated(
     seed: int,
     cache_dir: str,
     public: float = 0.0,
+    validation: float = 0.0,
 ) -> FederatedData:
     """Open the data, from the caches where they have it.
 
-    ``public`` is the share of the pool that no client gets.
+    ``public`` and ``validation`` are shares of the pool that no client gets.
 
     The last one opened stays open, so that the clients of a process share it. The partition
     is cached too: the workers of a simulation are spared the import of flwr-datasets.
@@ -128,4 +146,5 @@ def open_federated(
         seed,
         cache_dir,
         public,
+        validation,
     )
