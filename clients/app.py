@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -21,6 +21,7 @@ from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.images import crop_flip, normalise
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
+from fedwsa.models.flops import training_flops
 from fedwsa.objectives import Content, LocalRun, Objective, Weights, find_record, personal
 from fedwsa.objectives.feddyn import FedDyn
 from fedwsa.objectives.fednova import FedNova
@@ -29,6 +30,7 @@ from fedwsa.objectives.proximal import Proximal
 from fedwsa.objectives.scaffold import Scaffold
 from fedwsa.objectives.scope import ScopeAlignment
 from fedwsa.simulation.cohort import CohortApp
+from fedwsa.systems import Task
 
 OBJECTIVES: tuple[type[Objective], ...] = (
     ScopeAlignment,
@@ -146,6 +148,30 @@ def _rate(message: Message) -> float:
     return 1.0 if named is None else float(named[messages.SIZE_RATE])
 
 
+def _deadline(message: Message) -> float | None:
+    """Simulated seconds after which the server takes no answer, if clients are to mind them."""
+    named = find_record(message.content, messages.DEADLINE)
+    return None if named is None else float(named[messages.DEADLINE])
+
+
+def _in_time(
+    conditions: Conditions, config: Config, data: FederatedData, message: Message, client: int
+) -> Conditions:
+    """The conditions with as many steps as leave time to answer, where there is a deadline."""
+    deadline = _deadline(message)
+    if deadline is None:
+        return conditions
+    named = find_record(message.content, messages.SIZE)
+    component = config.model_of(None if named is None else str(named[messages.SIZE]))
+    task = Task(
+        config.client_device(client),
+        messages.payload(message.content),
+        training_flops(component, data.images.shape, data.images.classes),
+        conditions.batches(len(data.split(client)[0])),
+    )
+    return replace(conditions, steps=task.steps_within(deadline))
+
+
 def _samples(config: Config, received: Received, key: tuple[int, int]) -> Samples:
     """A client's training samples in a round, drawn by (seed, round, client)."""
     data, device = received.data, received.device
@@ -229,6 +255,7 @@ def _train(config: Config, message: Message, context: Context) -> Message:
     key = (_round(message), client)
     samples = _samples(config, received, key)
     conditions = _conditions(config, content, client)
+    conditions = _in_time(conditions, config, received.data, message, client)
     local = LocalRun(conditions.lr, config.local.momentum, received.state, len(samples))
     objectives = _objectives(received.network.weights(), content, local)
     # Dropout draws from the global generator: seeded for this client and round, put back after.
@@ -243,7 +270,9 @@ def _train_together(
     """Train several clients at once, if they can be; their messages have the same content."""
     first = _receive(config, received[0], contexts[0])
     model, content = first.network.model, first.content
-    if cohort.why_not(model, config.local) is not None or messages.PERSONAL in content:
+    if _deadline(received[0]) is not None or messages.PERSONAL in content:
+        return None
+    if cohort.why_not(model, config.local) is not None:
         return None
     if asks_to_clip(received[0]):
         return None

@@ -49,6 +49,8 @@ def choose_cohort(
         One: train them one by one. The reason is fit for a person.
     """
     [(size, count)] = Counter(sizes).most_common(1)
+    if config.clients.cuts:
+        return 1, "one by one, since clients.late=cut stops each where its time is over"
     of_size = "" if count == len(sizes) else f" of size {size}, which most have"
     share = math.ceil(count * config.clients.fraction / workers)
     if share < COUNTS[0]:

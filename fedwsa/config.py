@@ -89,7 +89,7 @@ class Clients(_Section):
     table: bool
     sizes: Annotated[Any, AfterValidator(size_rules.check_wish)]
     speeds: Annotated[list[PositiveFloat], Field(min_length=1)]
-    availability: Fraction | Annotated[list[Fraction], Field(min_length=1)]
+    availability: Annotated[Any, AfterValidator(systems.check_availability)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     speed_spread: NonNegativeFloat
     flops_per_second: PositiveFloat

@@ -8,7 +8,8 @@ message          record                  holds
 ===============  ======================  ======================================================
 train, evaluate  ``arrays``              the model's floating-point state
 (down)           ``config``              ``server-round``; what strategies add for the clients, for
-                                         instance the ``size`` of model that the arrays are for
+                                         instance the ``size`` of model that the arrays are for,
+                                         or the ``deadline`` in simulated seconds to stop at
 train (down)     ``wsa-target``          FedWSA: ``mean`` and ``variance``, a number per layer
 train (up)       ``arrays``, ``metrics``  the trained model; ``num-examples``, ``train_loss``; from
                                          FedWSA's clients ``wsa-mean``, ``wsa-spread``,
@@ -47,6 +48,7 @@ MOON_WEIGHT, MOON_TEMPERATURE = "moon-mu", "moon-temperature"
 NOVA = "fednova"
 NOVA_WEIGHT, NOVA_LENGTH, NOVA_SQUARE = "fednova-weight", "fednova-length", "fednova-square"
 DYN_ALPHA, DYN_COUNT = "feddyn-alpha", "feddyn-count"
+DEADLINE = "deadline"
 
 NUMBER_BYTES = 8
 """Of a metric on the wire."""

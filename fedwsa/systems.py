@@ -30,24 +30,68 @@ class Device:
 
     def seconds(self, down: float, flops: float, up: float) -> float:
         """Simulated seconds to receive ``down`` bytes, train, and send ``up`` bytes."""
-        communication = (down + up) / self.bytes_per_second
-        return communication + flops / self.flops_per_second
+        return (down + up) / self.bytes_per_second + flops / self.flops_per_second
 
-    def steps_within(
-        self, limit: float, down: float, up: float, batches: Sequence[int], flops: float
-    ) -> int:
-        """How many training steps leave time to send the result before ``limit`` seconds are over.
 
-        Parameters
-        ----------
-        batches
-            Samples of each step, in their order.
-        flops
-            Operations of training on a sample.
-        """
-        done = np.cumsum(batches) * flops
-        ends = (down + up) / self.bytes_per_second + done / self.flops_per_second
-        return int((ends <= limit).sum())
+@dataclass(frozen=True)
+class Task:
+    """A training that a client is asked for.
+
+    Before there is an answer, it is taken to be as large as what was sent.
+
+    Attributes
+    ----------
+    device : Device
+        Of the client.
+    down : int
+        Bytes that it is sent.
+    flops_per_sample : float
+        Of training.
+    batches : sequence of int
+        Samples of each step, in their order.
+    """
+
+    device: Device
+    down: int
+    flops_per_sample: float
+    batches: Sequence[int]
+
+    @property
+    def steps(self) -> int:
+        """Of the whole training."""
+        return len(self.batches)
+
+    def steps_within(self, deadline: float) -> int:
+        """How many steps leave time to send the result before the deadline."""
+        done = np.cumsum(self.batches) * self.flops_per_sample
+        sent = 2 * self.down / self.device.bytes_per_second
+        return int((sent + done / self.device.flops_per_second <= deadline).sum())
+
+    def flops(self, steps: int) -> float:
+        """Of the first steps."""
+        return self.flops_per_sample * sum(self.batches[:steps])
+
+    def seconds(self, steps: int, up: float) -> float:
+        """Simulated seconds of the first steps and an answer of ``up`` bytes."""
+        return self.device.seconds(self.down, self.flops(steps), up)
+
+
+def check_availability(value: object) -> object:
+    """Check the form of ``clients.availability``: a share, or a list of them.
+
+    Raises
+    ------
+    ValueError
+        Says what is allowed.
+    """
+    shares = value if isinstance(value, list) else [value]
+    if not shares or not all(_is_share(share) for share in shares):
+        raise ValueError("must be a share, above 0 and at most 1, or a list of them by round")
+    return value
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
 
 
 def speed(seed: int, client: int, spread: float, classes: Sequence[float] = (1.0,)) -> float:

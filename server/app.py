@@ -19,6 +19,7 @@ from fedwsa import messages
 from fedwsa.components import ConfigError
 from fedwsa.config import Config, from_run_config
 from fedwsa.data.federated import FederatedData, open_federated
+from fedwsa.data.images import Images
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import Score, evaluate
 from fedwsa.learngene import wave
@@ -37,8 +38,11 @@ from server.nodes import PartitionGrid
 from server.rounds import RoundLoop, RoundRecord
 from server.sizes import SizedModels
 from server.strategy import build_strategy
+from server.systems import Systems
 
 logger = logging.getLogger("fedwsa")
+
+_COUNTED = ("failed", "dropped", "late")  # client rounds
 
 
 def build(federation: Federation | None = None) -> ServerApp:
@@ -88,6 +92,7 @@ class Federation:
         self.data: FederatedData = open_federated(*config.data_key)
         self.sizes = SizedModels.of(config, self.data.images.shape, self.data.images.classes)
         self.strategy = build_strategy(config, self.sizes)
+        self.systems = Systems(config, self.data, self.sizes)
         used = initialise(
             self.sizes,
             self._begin_with(),
@@ -173,7 +178,7 @@ class Federation:
                 / ("learngene.safetensors" if single else f"learngene-{size}.safetensors")
             )
         display = ProgressDisplay(config.label, config.rounds, self.console)
-        callbacks: list[Callback] = [History(self.folder), display]
+        callbacks: list[Callback] = [History(self.folder, len(self.data.validation) > 0), display]
         if isinstance(self.strategy, FedWSA):
             callbacks.append(Scopes(self.folder))
         if config.clients.table:
@@ -187,7 +192,10 @@ class Federation:
             if inner := sized(self.strategy):
                 inner.size_of = lambda node: self.sizes.of_client[fleet.client(node)]
             arrays = initial_arrays(self.sizes.models, self.strategy)
-            loop = RoundLoop(self.strategy, fleet, arrays, config, self._score)
+            validate = self._validate if len(self.data.validation) else None
+            loop = RoundLoop(
+                self.strategy, fleet, arrays, config, self._score, self.systems, validate
+            )
             start = time.perf_counter()
             records = []
             for number in range(1, config.rounds + 1):
@@ -204,21 +212,29 @@ class Federation:
 
         None of a strategy that leaves each client a model of its own.
         """
-        images, scores = self.data.images, {}
         if not has_global_model(self.strategy):
             return {}
-        for size in sorted(self.sizes.models, key=lambda size: size != self.largest):
-            model = self.sizes.models[size]
-            messages.load_arrays(model, self._state(arrays, size, number))
-            scores[size] = evaluate(
-                model,
-                images.test.pixels,
-                images.test.labels,
-                images,
-                self.device,
-                self.config.evaluation.batch_size,
-            )
-        return scores
+        sizes = sorted(self.sizes.models, key=lambda size: size != self.largest)
+        test = self.data.images.test
+        return {size: self._score_on(test, arrays, size, number) for size in sizes}
+
+    def _validate(self, arrays: ArrayRecord, number: int) -> Score:
+        """The global model on the images that were kept for choosing."""
+        pool, kept = self.data.images.train, self.data.validation
+        chosen = Images(pool.pixels[kept], pool.labels[kept])
+        return self._score_on(chosen, arrays, self.largest, number)
+
+    def _score_on(self, images: Images, arrays: ArrayRecord, size: str, number: int) -> Score:
+        model = self.sizes.models[size]
+        messages.load_arrays(model, self._state(arrays, size, number))
+        return evaluate(
+            model,
+            images.pixels,
+            images.labels,
+            self.data.images,
+            self.device,
+            self.config.evaluation.batch_size,
+        )
 
     def _state(self, arrays: ArrayRecord, size: str, number: int) -> ArrayRecord:
         """The state of a size's model in the arrays after a round."""
@@ -255,8 +271,18 @@ class Federation:
             "seconds": round(seconds, 3),
             "client_accuracy_mean": last.clients.mean if last.clients else None,
             "client_accuracy_worst10": last.clients.worst10 if last.clients else None,
-            "failed": sum(len(r.failed) for r in records),
+            "client_accuracy_std": last.clients.std if last.clients else None,
+            "client_accuracy_jain": last.clients.jain if last.clients else None,
+            **{key: sum(len(getattr(r, key)) for r in records) for key in _COUNTED},
         }
+        if last.validation is not None:
+            result["validation_accuracy"] = last.validation.accuracy
+            result["validation_loss"] = last.validation.loss
+        costs = [r.costs for r in records if r.costs is not None]
+        if costs:
+            result["bytes_down"] = sum(c.bytes_down for c in costs)
+            result["bytes_up"] = sum(c.bytes_up for c in costs)
+            result["simulated_seconds"] = sum(c.seconds for c in costs)
         if self.config.clients.sizes is not None:
             result["sizes"] = {size: score.accuracy for size, score in last.sizes.items()}
         text = json.dumps(result, indent=2) + "\n"

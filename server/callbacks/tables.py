@@ -30,18 +30,36 @@ class _Table:
 
 
 class History:
-    """``history.csv`` (what must repeat) and ``timing.csv`` (what cannot)."""
+    """``history.csv`` (what must repeat) and ``timing.csv`` (what cannot).
 
-    def __init__(self, folder: Path) -> None:
+    Parameters
+    ----------
+    folder
+        Of the run.
+    validates
+        Whether there is a validation split.
+    """
+
+    def __init__(self, folder: Path, validates: bool = False) -> None:
+        self._validates = validates
         self._history = _Table(
             folder / "history.csv",
             [
                 "round",
                 "accuracy",
                 "loss",
+                *(["validation_accuracy", "validation_loss"] if validates else []),
                 "train_loss",
                 "client_accuracy_mean",
                 "client_accuracy_worst10",
+                "client_accuracy_std",
+                "client_accuracy_jain",
+                "bytes_down",
+                "bytes_up",
+                "simulated_seconds",
+                "flops_per_client",
+                "dropped",
+                "late",
                 "failed",
                 "failed_evaluation",
                 "cohort",
@@ -51,15 +69,26 @@ class History:
 
     def on_round(self, record: RoundRecord) -> None:
         """Write both rows."""
-        score, clients = record.score, record.clients
+        score, clients, costs = record.score, record.clients, record.costs
+        kept = record.validation
+        validation = [kept.accuracy if kept else None, kept.loss if kept else None]
         self._history.write(
             [
                 record.round,
                 score.accuracy if score else None,
                 score.loss if score else None,
+                *(validation if self._validates else []),
                 record.train_loss,
                 clients.mean if clients else None,
                 clients.worst10 if clients else None,
+                clients.std if clients else None,
+                clients.jain if clients else None,
+                costs.bytes_down if costs else None,
+                costs.bytes_up if costs else None,
+                costs.seconds if costs else None,
+                costs.flops_per_client if costs else None,
+                " ".join(map(str, record.dropped)),
+                " ".join(map(str, record.late)),
                 " ".join(map(str, record.failed)),
                 " ".join(map(str, record.failed_evaluation)),
                 " ".join(map(str, record.cohort)),
@@ -152,6 +181,8 @@ class ClientTable:
 
     def on_round(self, record: RoundRecord) -> None:
         """Write a row per client; numbers have columns, lists are joined by spaces."""
+        if not record.answers:
+            return
         if self._table is None:
             self._columns = sorted({key for m in record.answers.values() for key in m})
             columns = ["round", "client", *self._columns]
