@@ -235,6 +235,7 @@ class Config(_Section):
     wsa: Wsa
     local: Local
     runtime: Runtime
+    tracker: dict[str, Component]
 
     @model_validator(mode="after")
     def _cohorts_are_fp32(self) -> Config:
@@ -396,16 +397,13 @@ def _composed(overrides: str) -> Config:
     return compose(shlex.split(overrides))
 
 
-_FREE = ("strategy.args", "sizes")
+_FREE = ("strategy.args.", "strategy.args=", "sizes.", "sizes=", "tracker.")
 
 
 def free_arguments(overrides: Sequence[str]) -> list[str]:
     """Let ``strategy.args.KEY=VALUE`` name any key: Hydra wants ``++`` before a new one.
 
-    ``sizes.NAME.KEY=VALUE`` likewise. Everything else stays closed; the arguments are checked
-    against the signatures of strategy and model.
+    ``sizes.NAME.KEY=VALUE`` and ``tracker.NAME.KEY=VALUE`` likewise. Everything else stays
+    closed; the arguments are checked against the signatures of strategy, model and tracker.
     """
-    return [
-        f"++{o}" if o.startswith(tuple(f"{key}{end}" for key in _FREE for end in ".=")) else o
-        for o in overrides
-    ]
+    return [f"++{o}" if o.startswith(_FREE) else o for o in overrides]

@@ -33,6 +33,7 @@ from fedwsa.strategies.wave import FedWave
 from server.callbacks import Callback
 from server.callbacks.progress import ProgressDisplay
 from server.callbacks.tables import ClientTable, History, Scopes, SizeTable
+from server.callbacks.tracker import build_trackers
 from server.initial import initialise
 from server.nodes import PartitionGrid
 from server.rounds import RoundLoop, RoundRecord
@@ -93,6 +94,7 @@ class Federation:
         self.sizes = SizedModels.of(config, self.data.images.shape, self.data.images.classes)
         self.strategy = build_strategy(config, self.sizes)
         self.systems = Systems(config, self.data, self.sizes)
+        self.trackers = build_trackers(config)
         used = initialise(
             self.sizes,
             self._begin_with(),
@@ -185,6 +187,7 @@ class Federation:
             callbacks.append(ClientTable(self.folder))
         if config.clients.sizes is not None:
             callbacks.append(SizeTable(self.folder, self.sizes.of_client))
+        callbacks += self.trackers
         if hasattr(grid, "on_progress"):  # our engine tells
             grid.on_progress = display.on_progress
         try:
@@ -196,13 +199,17 @@ class Federation:
             loop = RoundLoop(
                 self.strategy, fleet, arrays, config, self._score, self.systems, validate
             )
+            for tracker in self.trackers:
+                tracker.on_start(config, self.folder)
             start = time.perf_counter()
             records = []
             for number in range(1, config.rounds + 1):
                 records.append(loop.run(number))
                 for callback in callbacks:
                     callback.on_round(records[-1])
-            self._finish(loop, records, time.perf_counter() - start)
+            result = self._finish(loop, records, time.perf_counter() - start)
+            for tracker in self.trackers:
+                tracker.on_result(result)
         finally:
             for callback in callbacks:
                 callback.on_end()
@@ -256,7 +263,9 @@ class Federation:
                 self.data.images.classes,
             )
 
-    def _finish(self, loop: RoundLoop, records: Sequence[RoundRecord], seconds: float) -> None:
+    def _finish(
+        self, loop: RoundLoop, records: Sequence[RoundRecord], seconds: float
+    ) -> dict[str, Any]:
         """Write the model and ``result.json``: last round, never the best one."""
         last = records[-1]
         score = last.score  # the last round is always evaluated
@@ -287,6 +296,7 @@ class Federation:
             result["sizes"] = {size: score.accuracy for size, score in last.sizes.items()}
         text = json.dumps(result, indent=2) + "\n"
         (self.folder / "result.json").write_text(text, encoding="utf-8")
+        return result
 
 
 def initial_arrays(models: Mapping[str, nn.Module], strategy: Strategy) -> ArrayRecord:

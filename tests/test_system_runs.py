@@ -24,7 +24,7 @@ from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.strategies.scaffold import Scaffold
 from fedwsa.systems import drops_out
 from server.nodes import PartitionGrid
-from tests.test_apps import Loopback, context
+from tests.test_apps import Loopback
 from tests.test_nodes import Fleet
 from tests.test_training import data, local, net
 
@@ -316,7 +316,7 @@ def test_payload_counts_arrays_and_metrics() -> None:
 
 
 def test_waiting_for_clients_that_are_away_is_refused(cache: str, tmp_path: Path) -> None:
-    with pytest.raises(server.app.ConfigError, match="with clients.availability fewer may be"):
+    with pytest.raises(server.app.ConfigError, match=r"with clients\.availability fewer may be"):
         run(tmp_path, cache, "clients.availability=0.5 strategy.args.min_train_nodes=3")
     assert not list(tmp_path.iterdir())
 

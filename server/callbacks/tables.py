@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from server.callbacks.facts import facts
 from server.rounds import RoundRecord
 
 
@@ -41,59 +42,34 @@ class History:
     """
 
     def __init__(self, folder: Path, validates: bool = False) -> None:
-        self._validates = validates
-        self._history = _Table(
-            folder / "history.csv",
-            [
-                "round",
-                "accuracy",
-                "loss",
-                *(["validation_accuracy", "validation_loss"] if validates else []),
-                "train_loss",
-                "client_accuracy_mean",
-                "client_accuracy_worst10",
-                "client_accuracy_std",
-                "client_accuracy_jain",
-                "bytes_down",
-                "bytes_up",
-                "simulated_seconds",
-                "flops_per_client",
-                "dropped",
-                "late",
-                "failed",
-                "failed_evaluation",
-                "cohort",
-            ],
-        )
+        self._columns = [
+            "round",
+            "accuracy",
+            "loss",
+            *(["validation_accuracy", "validation_loss"] if validates else []),
+            "train_loss",
+            "client_accuracy_mean",
+            "client_accuracy_worst10",
+            "client_accuracy_std",
+            "client_accuracy_jain",
+            "bytes_down",
+            "bytes_up",
+            "simulated_seconds",
+            "flops_per_client",
+            "dropped",
+            "late",
+            "failed",
+            "failed_evaluation",
+            "cohort",
+        ]
+        self._history = _Table(folder / "history.csv", self._columns)
         self._timing = _Table(folder / "timing.csv", ["round", "train", "aggregate", "evaluate"])
 
     def on_round(self, record: RoundRecord) -> None:
         """Write both rows."""
-        score, clients, costs = record.score, record.clients, record.costs
-        kept = record.validation
-        validation = [kept.accuracy if kept else None, kept.loss if kept else None]
-        self._history.write(
-            [
-                record.round,
-                score.accuracy if score else None,
-                score.loss if score else None,
-                *(validation if self._validates else []),
-                record.train_loss,
-                clients.mean if clients else None,
-                clients.worst10 if clients else None,
-                clients.std if clients else None,
-                clients.jain if clients else None,
-                costs.bytes_down if costs else None,
-                costs.bytes_up if costs else None,
-                costs.seconds if costs else None,
-                costs.flops_per_client if costs else None,
-                " ".join(map(str, record.dropped)),
-                " ".join(map(str, record.late)),
-                " ".join(map(str, record.failed)),
-                " ".join(map(str, record.failed_evaluation)),
-                " ".join(map(str, record.cohort)),
-            ]
-        )
+        known = facts(record)
+        cells = [known[column] for column in self._columns]
+        self._history.write([" ".join(map(str, c)) if isinstance(c, list) else c for c in cells])
         seconds = [round(record.seconds[k], 4) for k in ("train", "aggregate", "evaluate")]
         self._timing.write([record.round, *seconds])
 
