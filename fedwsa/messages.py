@@ -216,8 +216,13 @@ def change_contents(
 
 
 def payload(records: RecordDict) -> int:
-    """Bytes of the arrays and metrics in a message; its few settings are not counted."""
-    arrays = sum(array_bytes(record) for record in records.array_records.values())
+    """Bytes of the arrays and metrics in a message.
+
+    Not counted are its few settings, and :data:`PERSONAL`: a client that has its own part already
+    needs none to begin with.
+    """
+    sent = [record for name, record in records.array_records.items() if name != PERSONAL]
+    arrays = sum(map(array_bytes, sent))
     metrics = [value for record in records.metric_records.values() for value in record.values()]
     numbers = sum(len(value) if isinstance(value, list) else 1 for value in metrics)
     return arrays + NUMBER_BYTES * numbers

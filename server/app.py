@@ -125,6 +125,11 @@ class Federation:
         """The network of the largest size."""
         return self.sizes.models[self.largest]
 
+    @property
+    def validates(self) -> bool:
+        """Whether there is a global model and a split to validate it on."""
+        return len(self.data.validation) > 0 and has_global_model(self.strategy)
+
     def _begin_with(self) -> list[str]:
         """Sizes whose initial weights matter: where all is shared, the largest alone."""
         inner = sized(self.strategy)
@@ -180,7 +185,7 @@ class Federation:
                 / ("learngene.safetensors" if single else f"learngene-{size}.safetensors")
             )
         display = ProgressDisplay(config.label, config.rounds, self.console)
-        callbacks: list[Callback] = [History(self.folder, len(self.data.validation) > 0), display]
+        callbacks: list[Callback] = [History(self.folder, self.validates), display]
         if isinstance(self.strategy, FedWSA):
             callbacks.append(Scopes(self.folder))
         if config.clients.table:
@@ -195,10 +200,9 @@ class Federation:
             if inner := sized(self.strategy):
                 inner.size_of = lambda node: self.sizes.of_client[fleet.client(node)]
             arrays = initial_arrays(self.sizes.models, self.strategy)
-            validate = self._validate if len(self.data.validation) else None
-            loop = RoundLoop(
-                self.strategy, fleet, arrays, config, self._score, self.systems, validate
-            )
+            systems = self.systems if getattr(self.strategy, "on_devices", True) else None
+            validate = self._validate if self.validates else None
+            loop = RoundLoop(self.strategy, fleet, arrays, config, self._score, systems, validate)
             for tracker in self.trackers:
                 tracker.on_start(config, self.folder)
             start = time.perf_counter()

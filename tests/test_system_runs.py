@@ -95,6 +95,30 @@ def split(cache: str, count: int, client: int) -> torch.Tensor:
     return open_federated(*config.data_key).split(client)[0]
 
 
+def test_what_stays_with_the_clients_does_not_travel(cache: str, tmp_path: Path) -> None:
+    # FedPer keeps the classifier, 200·10 + 10 numbers; local training keeps everything.
+    shared = 4 * (MLP - 2010)
+    table = run(tmp_path / "fedper", cache, "strategy=fedper")
+    assert table["bytes_down"].tolist() == [4 * shared] * 2
+    assert table["bytes_up"].tolist() == [4 * (shared + REPORT)] * 2
+    table = run(tmp_path / "local", cache, "strategy=local evaluation.validation=0.1")
+    assert table["bytes_down"].tolist() == [0, 0]
+    assert table["bytes_up"].tolist() == [4 * REPORT] * 2
+    assert "validation_accuracy" not in table
+    result = json.loads((tmp_path / "local" / "result.json").read_text())
+    assert _to_choose_by(result) == result["client_accuracy_mean"]
+
+
+def test_pooled_training_happens_on_no_device(cache: str, tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain", cache, "strategy=centralised")
+    fleet = "clients.dropout=0.9 clients.deadline=1e-6 clients.late=cut clients.availability=0.3"
+    table = run(tmp_path / "fleet", cache, f"strategy=centralised {fleet}")
+    assert same_model(tmp_path / "plain", tmp_path / "fleet")
+    for column in ("bytes_down", "simulated_seconds", "dropped", "late"):
+        assert table[column].isna().all()
+    assert table["accuracy"].tolist() == plain["accuracy"].tolist()
+
+
 def test_a_small_model_costs_less_of_everything(cache: str, tmp_path: Path) -> None:
     # Half the units: 64·100 + 100 + 100·100 + 100 + 100·10 + 10 numbers.
     small = 64 * 100 + 100 + 100 * 100 + 100 + 100 * 10 + 10
@@ -117,6 +141,7 @@ def test_every_strategy_meets_the_same_fleet(cache: str, tmp_path: Path) -> None
         "fedavg": "",
         "wsa": "wsa=on",
         "scaffold": "strategy=scaffold",
+        "feddyn": "strategy=feddyn",
         "median": "strategy._target_=flwr.serverapp.strategy.FedMedian",
     }
     tables = [
