@@ -13,14 +13,16 @@ from clients import cohort
 from clients.network import Network, network_for
 from clients.privacy import asks_to_clip, clip_if_asked
 from clients.scaling import scaled
-from clients.training import Conditions, Samples, draw_conditions, train
+from clients.training import Samples, train
 from fedwsa import messages, seeding
+from fedwsa.conditions import Conditions, draw_conditions
 from fedwsa.config import Config, from_run_config
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.skew import skewed
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
+from fedwsa.models.flops import training_flops
 from fedwsa.objectives import Content, LocalRun, Objective, Weights, find_record, personal
 from fedwsa.objectives.feddyn import FedDyn
 from fedwsa.objectives.fednova import FedNova
@@ -29,6 +31,7 @@ from fedwsa.objectives.proximal import Proximal
 from fedwsa.objectives.scaffold import Scaffold
 from fedwsa.objectives.scope import ScopeAlignment
 from fedwsa.simulation.cohort import CohortApp
+from fedwsa.systems import Task
 
 OBJECTIVES: tuple[type[Objective], ...] = (
     ScopeAlignment,
@@ -57,7 +60,7 @@ def build(config: Config | None = None) -> CohortApp:
         run, client = config or from_run_config(context.run_config), _client(context)
         record = ConfigRecord({messages.PARTITION_ID: client})
         if run.clients.sizes is not None:
-            whole = open_federated(*run.data_key).whole
+            whole = open_federated(run.data_spec).whole
             record[messages.SIZE] = run.client_sizes(whole.shape, whole.classes)[client]
         return Message(RecordDict({messages.CONFIG: record}), reply_to=message)
 
@@ -112,7 +115,7 @@ def _client(context: Context) -> int:
 
 def _receive(config: Config, message: Message, context: Context) -> Received:
     """The network with the received weights, and the client's own, in memory of its own."""
-    data = open_federated(*config.data_key)
+    data = open_federated(config.data_spec)
     device = resolve_device(config.device)
     named = find_record(message.content, messages.SIZE)
     component = config.model_of(None if named is None else str(named[messages.SIZE]))
@@ -146,6 +149,30 @@ def _rate(message: Message) -> float:
     return 1.0 if named is None else float(named[messages.SIZE_RATE])
 
 
+def _deadline(message: Message) -> float | None:
+    """Simulated seconds after which the server takes no answer, if clients are to mind them."""
+    named = find_record(message.content, messages.DEADLINE)
+    return None if named is None else float(named[messages.DEADLINE])
+
+
+def _in_time(
+    conditions: Conditions, config: Config, data: FederatedData, message: Message, client: int
+) -> Conditions:
+    """The conditions with as many steps as leave time to answer, where there is a deadline."""
+    deadline = _deadline(message)
+    if deadline is None:
+        return conditions
+    named = find_record(message.content, messages.SIZE)
+    component = config.model_of(None if named is None else str(named[messages.SIZE]))
+    task = Task(
+        config.client_device(client),
+        messages.payload(message.content),
+        training_flops(component, data.whole.shape, data.whole.classes),
+        conditions.batches(len(data.split(client)[0])),
+    )
+    return replace(conditions, steps=task.steps_within(deadline))
+
+
 def _samples(config: Config, received: Received, key: tuple[int, int]) -> Samples:
     """A client's training samples in a round, drawn by (seed, round, client)."""
     data, device = received.data, received.device
@@ -169,9 +196,7 @@ def _seen(config: Config, data: FederatedData, client: int, *, held: bool) -> Ex
     return replace(own, inputs=skewed(config.skew, own.inputs, config.seed, client, held))
 
 
-def _pool(
-    config: Config, data: FederatedData, share: float, random: torch.Generator
-) -> Examples:
+def _pool(config: Config, data: FederatedData, share: float, random: torch.Generator) -> Examples:
     """A share of the training samples of all clients, for the centralised reference."""
     parts = [_seen(config, data, k, held=False) for k in range(len(data.partition.shares))]
     inputs, labels = (torch.cat([getattr(p, of) for p in parts]) for of in ("inputs", "labels"))
@@ -236,6 +261,7 @@ def _train(config: Config, message: Message, context: Context) -> Message:
     key = (_round(message), client)
     samples = _samples(config, received, key)
     conditions = _conditions(config, content, client)
+    conditions = _in_time(conditions, config, received.data, message, client)
     local = LocalRun(conditions.lr, config.local.momentum, received.state, len(samples))
     objectives = _objectives(received.network.weights(), content, local)
     # Dropout draws from the global generator: seeded for this client and round, put back after.
@@ -250,7 +276,9 @@ def _train_together(
     """Train several clients at once, if they can be; their messages have the same content."""
     first = _receive(config, received[0], contexts[0])
     model, content = first.network.model, first.content
-    if cohort.why_not(model, config.local) is not None or messages.PERSONAL in content:
+    if _deadline(received[0]) is not None or messages.PERSONAL in content:
+        return None
+    if cohort.why_not(model, config.local) is not None:
         return None
     if asks_to_clip(received[0]):
         return None

@@ -15,7 +15,8 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrize import is_parametrized
 
-from clients.training import Conditions, Samples, batch_sizes
+from clients.training import Samples
+from fedwsa.conditions import Conditions, batch_sizes
 from fedwsa.config import Local
 from fedwsa.objectives import Objective
 

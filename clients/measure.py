@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from clients.cohort import Stack, fits, train_stack, why_not
-from clients.training import Conditions, Samples, train
+from clients.training import Samples, train
+from fedwsa.conditions import Conditions
 from fedwsa.config import Config, Local
 from fedwsa.data.federated import FederatedData
 from fedwsa.devices import resolve_device
@@ -47,6 +48,8 @@ def choose_cohort(
         One: train them one by one. The reason is fit for a person.
     """
     [(size, count)] = Counter(sizes).most_common(1)
+    if config.clients.cuts:
+        return 1, "one by one, since clients.late=cut stops each where its time is over"
     of_size = "" if count == len(sizes) else f" of size {size}, which most have"
     share = math.ceil(count * config.clients.fraction / workers)
     if share < COUNTS[0]:

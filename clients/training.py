@@ -5,36 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedwsa import seeding
-from fedwsa.config import Local, Optimiser
+from fedwsa.conditions import Conditions, batch_sizes
+from fedwsa.config import Local
 from fedwsa.objectives import Objective
 
 Prepare = Callable[[Tensor], Tensor]
 """Inputs as stored → the input of the model (normalised, perhaps augmented)."""
 
 _AHEAD = 2048  # samples that are prepared at once: no work per step, little memory
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Under which a client trains, the same in all rounds."""
-
-    lr: float
-    weight_decay: float
-    batch_size: int
-    epochs: int
-    optimiser: Optimiser = "sgd"
-
-    @classmethod
-    def usual(cls, local: Local) -> Conditions:
-        """Those of a client that draws nothing."""
-        lr = local.lr if local.optimiser == "sgd" else local.adam_lr
-        return cls(lr, local.weight_decay, local.batch_size, local.epochs, local.optimiser)
 
 
 @dataclass(frozen=True)
@@ -68,31 +50,6 @@ class Samples:
         for batches in _pieces(sizes):
             chosen, order = order[: sum(batches)], order[sum(batches) :]
             yield self.prepare(self.inputs[chosen]), self.labels[chosen]
-
-
-def draw_conditions(local: Local, seed: int, client: int) -> Conditions:
-    """A client's conditions, keyed by (seed, client)."""
-    draw = np.random.default_rng(seeding.key(seed, "conditions", client))
-    # In this order: a list that is added does not change what the others give.
-    factor = draw.choice(local.lr_factors)
-    decay = draw.choice(local.weight_decays or [local.weight_decay])
-    batch_size = draw.choice(local.batch_sizes or [local.batch_size])
-    epochs = max(1, round(local.epochs * draw.choice(local.epoch_factors)))
-    kinds: list[Optimiser] = local.optimisers or [local.optimiser]
-    kind = kinds[int(draw.integers(len(kinds)))]
-    lr = local.lr if kind == "sgd" else local.adam_lr
-    return Conditions(float(lr * factor), float(decay), int(batch_size), epochs, kind)
-
-
-def batch_sizes(n: int, size: int) -> list[int]:
-    """Sizes of the batches of an epoch over ``n`` samples.
-
-    A last batch of a single sample joins the one before: BatchNorm cannot train on one.
-    """
-    sizes = [size] * (n // size) + ([n % size] if n % size else [])
-    if size > 1 and len(sizes) > 1 and sizes[-1] == 1:
-        sizes[-2:] = [size + 1]
-    return sizes
 
 
 def _pieces(sizes: Sequence[int]) -> Iterator[list[int]]:
@@ -133,7 +90,7 @@ def train(
     conditions: Conditions,
     objectives: Sequence[Objective],
 ) -> float:
-    """Train a model in place for ``conditions.epochs`` passes over the samples.
+    """Train a model in place for ``conditions.epochs`` passes, or ``conditions.steps`` steps.
 
     Parameters
     ----------
@@ -143,7 +100,7 @@ def train(
     Returns
     -------
     float
-        Mean task loss over all samples and epochs, as seen while training.
+        Mean task loss over all samples of all steps, as seen while training.
     """
     model.train()
     device = samples.labels.device
@@ -152,7 +109,7 @@ def train(
     layout = torch.channels_last if local.channels_last else torch.contiguous_format
     seen = torch.unique(samples.labels) if local.mask_absent else None
     losing = [objective for objective in objectives if objective.has_loss]
-    total = torch.zeros((), device=device)
+    total, trained, steps = torch.zeros((), device=device), 0, 0
     sizes = batch_sizes(len(samples), conditions.batch_size)
     for _ in range(conditions.epochs):
         remaining = iter(sizes)
@@ -160,6 +117,8 @@ def train(
             inputs = inputs.contiguous(memory_format=layout) if inputs.dim() == 4 else inputs
             start = 0
             while start < len(labels):
+                if steps == conditions.steps:
+                    return float(total) / trained
                 end = start + next(remaining)
                 batch = slice(start, end)
                 optimizer.zero_grad(set_to_none=True)
@@ -176,5 +135,6 @@ def train(
                     nn.utils.clip_grad_norm_(model.parameters(), local.clip_norm)
                 optimizer.step()
                 total += loss.detach() * (end - start)
+                trained, steps = trained + end - start, steps + 1
                 start = end
-    return float(total) / (len(samples) * conditions.epochs)
+    return float(total) / trained

@@ -36,7 +36,7 @@ def report(config: Config, folder: Path) -> None:
         If the partition cannot be made, or the folder holds one already; nothing is written then.
     """
     with console.status("making the partition ..."):
-        partition = open_federated(*config.data_key).partition.as_dict()
+        partition = open_federated(config.data_spec).partition.as_dict()
     file, picture = folder / "partition.json", folder / "partition.png"
     for place in (file, picture):
         require_writable(place, "out")

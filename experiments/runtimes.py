@@ -13,9 +13,9 @@ from flwr.clientapp import ClientApp
 from clients import app as clients
 from clients.cohort import why_not
 from clients.measure import choose_cohort
-from clients.training import draw_conditions
 from experiments.ray_start import RayStart
 from fedwsa.components import ConfigError
+from fedwsa.conditions import draw_conditions
 from fedwsa.config import Config
 from fedwsa.devices import Device, resolve_device
 from fedwsa.simulation import SimulationError, run_simulation

@@ -47,7 +47,7 @@ logger = logging.getLogger("fedwsa")
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
 def _job(composed: DictConfig) -> float:
-    """One run; returns its accuracy, for sweepers that optimise."""
+    """One run; returns what a sweeper that optimises may choose by, see :func:`_to_choose_by`."""
     from server.rounds import RunError
 
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -63,10 +63,16 @@ def _job(composed: DictConfig) -> float:
         return math.nan
     finally:
         _remove_if_empty(folder)
-    # Where each client has a model of its own, there is no global accuracy.
-    return float(
-        result["client_accuracy_mean"] if result["accuracy"] is None else result["accuracy"]
-    )
+    return _to_choose_by(result)
+
+
+def _to_choose_by(result: dict[str, Any]) -> float:
+    """Accuracy on the validation split, or without one on the clients' hold-outs; NaN if none.
+
+    Never on the test set, which is there for the figure that is reported.
+    """
+    found = result.get("validation_accuracy", result.get("client_accuracy_mean"))
+    return math.nan if found is None else float(found)
 
 
 def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) -> dict[str, Any]:
@@ -144,13 +150,17 @@ def _show(result: dict[str, Any], folder: Path) -> None:
     table = Table("", "", show_header=False, box=None)
     names = {
         "accuracy": "accuracy, global test set",
+        "validation_accuracy": "accuracy, validation split",
         "client_accuracy_mean": "accuracy, clients' hold-outs",
         "client_accuracy_worst10": "  of the worst tenth",
         "failed": "failed client rounds",
+        "dropped": "client rounds without an answer",
+        "late": "client rounds past the deadline",
     }
+    optional = {"validation_accuracy", "dropped", "late"}
     for key, name in names.items():
-        value = result[key]
-        if value is None:
+        value = result.get(key)
+        if value is None or (key in optional and not value):
             continue
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
         if key == "accuracy":

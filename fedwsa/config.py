@@ -26,7 +26,9 @@ from pydantic import (
 from pydantic import ValidationError as PydanticError
 
 from fedwsa import sizes as size_rules
+from fedwsa import systems
 from fedwsa.components import Component, ConfigError, one_line
+from fedwsa.data.federated import DataSpec, open_federated
 from fedwsa.devices import Device
 from fedwsa.models import InputShape
 from fedwsa.scope import DEFAULT_STRENGTH, Fusion, Reduction
@@ -67,6 +69,13 @@ class Dataset(Component):
         return Component(**{"_target_": self.target, **self.arguments})
 
 
+class Subset(_Section):
+    """How many of the examples are used; null: all."""
+
+    train: PositiveInt | None
+    test: PositiveInt | None
+
+
 class Strategy(_Section):
     """A Flower strategy by its dotted path, with free arguments."""
 
@@ -88,6 +97,18 @@ class Clients(_Section):
     table: bool
     sizes: Annotated[Any, AfterValidator(size_rules.check_wish)]
     speeds: Annotated[list[PositiveFloat], Field(min_length=1)]
+    availability: Annotated[Any, AfterValidator(systems.check_availability)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    speed_spread: NonNegativeFloat
+    flops_per_second: PositiveFloat
+    bytes_per_second: PositiveFloat
+    deadline: PositiveFloat | None
+    late: Literal["drop", "cut"]
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a client may have to stop before its epochs are done."""
+        return self.deadline is not None and self.late == "cut"
 
 
 Optimiser = Literal["sgd", "adam", "adamw"]
@@ -181,6 +202,7 @@ class Evaluation(_Section):
     every: PositiveInt
     clients_every: PositiveInt
     batch_size: PositiveInt
+    validation: Annotated[float, Field(ge=0, lt=1)]
 
 
 class Runtime(_Section):
@@ -212,6 +234,7 @@ class Config(_Section):
     clients: Clients
     evaluation: Evaluation
     dataset: Dataset
+    subset: Subset
     partition: Component
     skew: Component
     model: Component
@@ -222,11 +245,24 @@ class Config(_Section):
     wsa: Wsa
     local: Local
     runtime: Runtime
+    tracker: dict[str, Component]
 
     @model_validator(mode="after")
     def _cohorts_are_fp32(self) -> Config:
         if isinstance(self.runtime.cohort, int) and self.local.precision != "fp32":
             raise ValueError("runtime.cohort needs local.precision=fp32")
+        return self
+
+    @model_validator(mode="after")
+    def _cut_clients_are_alone(self) -> Config:
+        if isinstance(self.runtime.cohort, int) and self.clients.cuts:
+            raise ValueError("runtime.cohort needs clients.late=drop, or no clients.deadline")
+        return self
+
+    @model_validator(mode="after")
+    def _images_are_left(self) -> Config:
+        if self.init.public + self.evaluation.validation >= 1:
+            raise ValueError("init.public and evaluation.validation leave no images for clients")
         return self
 
     @model_validator(mode="after")
@@ -271,19 +307,33 @@ class Config(_Section):
                 name: size_rules.model_cost(self.model_of(name), shape, classes)
                 for name in self.size_names
             }
-            return size_rules.by_speed(costs, clients.speeds, clients.count, self.seed)
+            return size_rules.by_speed(costs, [self.client_speed(k) for k in range(clients.count)])
         return size_rules.by_wish(wish, clients.count, self.seed)
 
+    def client_speed(self, client: int) -> float:
+        """How fast a client's device is; one is the median, or what carries the largest size."""
+        fleet = self.clients
+        classes = fleet.speeds if fleet.sizes == size_rules.SPEED else [1.0]
+        return systems.speed(self.seed, client, fleet.speed_spread, classes)
+
+    def client_device(self, client: int) -> systems.Device:
+        """A client's device: a slow one computes and communicates slowly."""
+        fleet, factor = self.clients, self.client_speed(client)
+        return systems.Device(fleet.flops_per_second * factor, fleet.bytes_per_second * factor)
+
     @property
-    def data_key(self) -> tuple[Component, Component, int, int, str, float]:
-        """Arguments of :func:`fedwsa.data.federated.open_federated` for this run."""
-        return (
-            self.dataset.source,
-            self.partition,
-            self.clients.count,
-            self.seed,
-            self.cache_dir,
-            self.init.public,
+    def data_spec(self) -> DataSpec:
+        """The data of this run, for :func:`fedwsa.data.federated.open_federated`."""
+        return DataSpec(
+            source=self.dataset.source,
+            partition=self.partition,
+            clients=self.clients.count,
+            seed=self.seed,
+            cache_dir=self.cache_dir,
+            public=self.init.public,
+            validation=self.evaluation.validation,
+            train=self.subset.train,
+            test=self.subset.test,
         )
 
     @property
@@ -314,12 +364,9 @@ def parse(composed: DictConfig) -> Config:
     values = _plain(composed)
     clients = values["clients"]
     if clients["count"] is None:
-        from fedwsa.data.federated import open_federated
-
         # Any number, so that all other keys are checked before.
         one = _checked(Config, {**values, "clients": {**clients, "count": 1, "sizes": None}})
-        dataset, partition, _, seed, cache_dir, public = one.data_key
-        opened = open_federated(dataset, partition, None, seed, cache_dir, public)
+        opened = open_federated(one.data_spec.model_copy(update={"clients": None}))
         count = len(opened.partition.shares)
         values = {**values, "clients": {**clients, "count": count}}
     return _checked(Config, values)
@@ -395,16 +442,13 @@ def _composed(overrides: str) -> Config:
     return compose(shlex.split(overrides))
 
 
-_FREE = ("strategy.args", "sizes")
+_FREE = ("strategy.args.", "strategy.args=", "sizes.", "sizes=", "tracker.")
 
 
 def free_arguments(overrides: Sequence[str]) -> list[str]:
     """Let ``strategy.args.KEY=VALUE`` name any key: Hydra wants ``++`` before a new one.
 
-    ``sizes.NAME.KEY=VALUE`` likewise. Everything else stays closed; the arguments are checked
-    against the signatures of strategy and model.
+    ``sizes.NAME.KEY=VALUE`` and ``tracker.NAME.KEY=VALUE`` likewise. Everything else stays
+    closed; the arguments are checked against the signatures of strategy, model and tracker.
     """
-    return [
-        f"++{o}" if o.startswith(tuple(f"{key}{end}" for key in _FREE for end in ".=")) else o
-        for o in overrides
-    ]
+    return [f"++{o}" if o.startswith(_FREE) else o for o in overrides]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -42,3 +44,15 @@ def evaluate(
         loss += float(cross_entropy(logits, target, reduction="sum"))
     n = examples.labels.numel()
     return Score(hits / n, loss / n, len(examples)) if n else Score(0.0, 0.0, 0)
+
+
+def jain_index(values: Sequence[float]) -> float:
+    """Jain's fairness index, (Σx)²/(n·Σx²): 1 if all are equal, 1/n if one has everything.
+
+    Zeros alone are equal: 1.
+
+    Source: Jain, Chiu, Hawe: A quantitative measure of fairness, DEC-TR-301, 1984.
+    """
+    x = np.asarray(values, np.float64)
+    squares = float(x @ x)
+    return float(x.sum() ** 2 / (len(x) * squares)) if squares else 1.0

@@ -8,7 +8,8 @@ message          record                  holds
 ===============  ======================  ======================================================
 train, evaluate  ``arrays``              the model's floating-point state
 (down)           ``config``              ``server-round``; what strategies add for the clients, for
-                                         instance the ``size`` of model that the arrays are for
+                                         instance the ``size`` of model that the arrays are for,
+                                         or the ``deadline`` in simulated seconds to stop at
 train (down)     ``wsa-target``          FedWSA: ``mean`` and ``variance``, a number per layer
 train (up)       ``arrays``, ``metrics``  the trained model; ``num-examples``, ``train_loss``; from
                                          FedWSA's clients ``wsa-mean``, ``wsa-spread``,
@@ -47,6 +48,10 @@ MOON_WEIGHT, MOON_TEMPERATURE = "moon-mu", "moon-temperature"
 NOVA = "fednova"
 NOVA_WEIGHT, NOVA_LENGTH, NOVA_SQUARE = "fednova-weight", "fednova-length", "fednova-square"
 DYN_ALPHA, DYN_COUNT = "feddyn-alpha", "feddyn-count"
+DEADLINE = "deadline"
+
+NUMBER_BYTES = 8
+"""Of a metric on the wire."""
 
 UNUSABLE_REPLY = 1001
 """Flower error code (free above 1000) for a reply that cannot be averaged."""
@@ -208,6 +213,24 @@ def change_contents(
         if id(plain) not in changed:
             changed[id(plain)] = plain, change(plain)
         message.content = changed[id(plain)][1]
+
+
+def payload(records: RecordDict) -> int:
+    """Bytes of the arrays and metrics in a message.
+
+    Not counted are its few settings, and :data:`PERSONAL`: a client that has its own part already
+    needs none to begin with.
+    """
+    sent = [record for name, record in records.array_records.items() if name != PERSONAL]
+    arrays = sum(map(array_bytes, sent))
+    metrics = [value for record in records.metric_records.values() for value in record.values()]
+    numbers = sum(len(value) if isinstance(value, list) else 1 for value in metrics)
+    return arrays + NUMBER_BYTES * numbers
+
+
+def array_bytes(arrays: ArrayRecord) -> int:
+    """Bytes of the values of arrays, by shape and dtype."""
+    return sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in arrays.values())
 
 
 def only_metrics(content: RecordDict) -> MetricRecord | None:

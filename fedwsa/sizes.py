@@ -129,24 +129,21 @@ def by_share(shares: Mapping[str, float], clients: int, seed: int) -> list[str]:
     return [dealt[i] for i in order]
 
 
-def by_speed(
-    costs: Mapping[str, float], speeds: Sequence[float], clients: int, seed: int
-) -> list[str]:
+def by_speed(costs: Mapping[str, float], speeds: Sequence[float]) -> list[str]:
     """Sizes of clients 0, 1, …: the largest that each one's device carries.
-
-    Each client draws one of ``speeds``, keyed by (seed, "speed", client): the largest cost,
-    as a part of the largest size's, that its device affords. Nobody gets less than the smallest.
 
     Parameters
     ----------
     costs
         Of each size, in any unit; see :func:`forward_flops`.
+    speeds
+        Of each client's device (:func:`fedwsa.systems.speed`): the largest cost, as a part of the
+        largest size's, that it affords. Nobody gets less than the smallest.
     """
     dearest = max(costs.values())
     ordered = sorted(costs, key=lambda name: costs[name])
     sizes = []
-    for client in range(clients):
-        speed = np.random.default_rng(seeding.key(seed, "speed", client)).choice(speeds)
+    for speed in speeds:
         affordable = [name for name in ordered if costs[name] <= speed * dearest]
         sizes.append(affordable[-1] if affordable else ordered[0])
     return sizes

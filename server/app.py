@@ -18,6 +18,7 @@ from torch import nn
 from fedwsa import messages
 from fedwsa.components import ConfigError
 from fedwsa.config import Config, from_run_config
+from fedwsa.data.examples import Examples
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.skew import open_skew
 from fedwsa.devices import resolve_device
@@ -33,13 +34,17 @@ from fedwsa.strategies.wave import FedWave
 from server.callbacks import Callback
 from server.callbacks.progress import ProgressDisplay
 from server.callbacks.tables import ClientScoreTable, ClientTable, History, Scopes, SizeTable
+from server.callbacks.tracker import build_trackers
 from server.initial import initialise
 from server.nodes import PartitionGrid
 from server.rounds import RoundLoop, RoundRecord
 from server.sizes import SizedModels
 from server.strategy import build_strategy
+from server.systems import Systems
 
 logger = logging.getLogger("fedwsa")
+
+_COUNTED = ("failed", "dropped", "late")  # client rounds
 
 
 def build(federation: Federation | None = None) -> ServerApp:
@@ -86,11 +91,13 @@ class Federation:
         self.config, self.folder = config, folder
         self.console = console or Console()
         self.device = resolve_device(config.device)
-        self.data: FederatedData = open_federated(*config.data_key)
+        self.data: FederatedData = open_federated(config.data_spec)
         self.data.whole.augmentation(config.dataset.augment)  # refused, if it does not fit
         open_skew(config.skew, self.data.whole.train.inputs)
         self.sizes = SizedModels.of(config, self.data.whole.shape, self.data.whole.classes)
         self.strategy = build_strategy(config, self.sizes)
+        self.systems = Systems(config, self.data, self.sizes)
+        self.trackers = build_trackers(config)
         used = initialise(
             self.sizes,
             self._begin_with(),
@@ -120,6 +127,11 @@ class Federation:
     def model(self) -> nn.Module:
         """The network of the largest size."""
         return self.sizes.models[self.largest]
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a global model and a split to validate it on."""
+        return len(self.data.validation) > 0 and has_global_model(self.strategy)
 
     def _begin_with(self) -> list[str]:
         """Sizes whose initial weights matter: where all is shared, the largest alone."""
@@ -177,7 +189,7 @@ class Federation:
             )
         display = ProgressDisplay(config.label, config.rounds, self.console)
         callbacks: list[Callback] = [
-            History(self.folder),
+            History(self.folder, self.validates),
             ClientScoreTable(self.folder),
             display,
         ]
@@ -187,6 +199,7 @@ class Federation:
             callbacks.append(ClientTable(self.folder))
         if config.clients.sizes is not None:
             callbacks.append(SizeTable(self.folder, self.sizes.of_client))
+        callbacks += self.trackers
         if hasattr(grid, "on_progress"):  # our engine tells
             grid.on_progress = display.on_progress
         try:
@@ -194,14 +207,20 @@ class Federation:
             if inner := sized(self.strategy):
                 inner.size_of = lambda node: self.sizes.of_client[fleet.client(node)]
             arrays = initial_arrays(self.sizes.models, self.strategy)
-            loop = RoundLoop(self.strategy, fleet, arrays, config, self._score)
+            systems = self.systems if getattr(self.strategy, "on_devices", True) else None
+            validate = self._validate if self.validates else None
+            loop = RoundLoop(self.strategy, fleet, arrays, config, self._score, systems, validate)
+            for tracker in self.trackers:
+                tracker.on_start(config, self.folder)
             start = time.perf_counter()
             records = []
             for number in range(1, config.rounds + 1):
                 records.append(loop.run(number))
                 for callback in callbacks:
                     callback.on_round(records[-1])
-            self._finish(loop, records, time.perf_counter() - start)
+            result = self._finish(loop, records, time.perf_counter() - start)
+            for tracker in self.trackers:
+                tracker.on_result(result)
         finally:
             for callback in callbacks:
                 callback.on_end()
@@ -211,20 +230,27 @@ class Federation:
 
         None of a strategy that leaves each client a model of its own.
         """
-        whole, scores = self.data.whole, {}
         if not has_global_model(self.strategy):
             return {}
-        for size in sorted(self.sizes.models, key=lambda size: size != self.largest):
-            model = self.sizes.models[size]
-            messages.load_arrays(model, self._state(arrays, size, number))
-            scores[size] = evaluate(
-                model,
-                whole.test,
-                whole,
-                self.device,
-                self.config.evaluation.batch_size,
-            )
-        return scores
+        sizes = sorted(self.sizes.models, key=lambda size: size != self.largest)
+        test = self.data.whole.test
+        return {size: self._score_on(test, arrays, size, number) for size in sizes}
+
+    def _validate(self, arrays: ArrayRecord, number: int) -> Score:
+        """The global model on the examples that were kept for choosing."""
+        chosen = self.data.whole.train[self.data.validation]
+        return self._score_on(chosen, arrays, self.largest, number)
+
+    def _score_on(self, examples: Examples, arrays: ArrayRecord, size: str, number: int) -> Score:
+        model = self.sizes.models[size]
+        messages.load_arrays(model, self._state(arrays, size, number))
+        return evaluate(
+            model,
+            examples,
+            self.data.whole,
+            self.device,
+            self.config.evaluation.batch_size,
+        )
 
     def _state(self, arrays: ArrayRecord, size: str, number: int) -> ArrayRecord:
         """The state of a size's model in the arrays after a round."""
@@ -245,7 +271,9 @@ class Federation:
                 self.data.whole,
             )
 
-    def _finish(self, loop: RoundLoop, records: Sequence[RoundRecord], seconds: float) -> None:
+    def _finish(
+        self, loop: RoundLoop, records: Sequence[RoundRecord], seconds: float
+    ) -> dict[str, Any]:
         """Write the model and ``result.json``: last round, never the best one."""
         last = records[-1]
         score = last.score  # the last round is always evaluated
@@ -260,12 +288,23 @@ class Federation:
             "seconds": round(seconds, 3),
             "client_accuracy_mean": last.clients.mean if last.clients else None,
             "client_accuracy_worst10": last.clients.worst10 if last.clients else None,
-            "failed": sum(len(r.failed) for r in records),
+            "client_accuracy_std": last.clients.std if last.clients else None,
+            "client_accuracy_jain": last.clients.jain if last.clients else None,
+            **{key: sum(len(getattr(r, key)) for r in records) for key in _COUNTED},
         }
+        if last.validation is not None:
+            result["validation_accuracy"] = last.validation.accuracy
+            result["validation_loss"] = last.validation.loss
+        costs = [r.costs for r in records if r.costs is not None]
+        if costs:
+            result["bytes_down"] = sum(c.bytes_down for c in costs)
+            result["bytes_up"] = sum(c.bytes_up for c in costs)
+            result["simulated_seconds"] = sum(c.seconds for c in costs)
         if self.config.clients.sizes is not None:
             result["sizes"] = {size: score.accuracy for size, score in last.sizes.items()}
         text = json.dumps(result, indent=2) + "\n"
         (self.folder / "result.json").write_text(text, encoding="utf-8")
+        return result
 
 
 def initial_arrays(models: Mapping[str, nn.Module], strategy: Strategy) -> ArrayRecord:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
@@ -79,12 +80,22 @@ class PartitionGrid(Grid):
         """The partition of a node; "client" means partition everywhere."""
         return self._client[node_id]
 
+    @contextmanager
+    def only(self, clients: Container[int]) -> Iterator[None]:
+        """Show only these clients to whoever asks for node ids inside: the others are away."""
+        everyone = self._nodes
+        self._nodes = [node for node in everyone if self._client[node] in clients]
+        try:
+            yield
+        finally:
+            self._nodes = everyone
+
     def get_node_ids(self) -> Iterable[int]:
-        """Node ids in the order of their partitions."""
+        """Ids of the nodes that are there, in the order of their partitions."""
         return list(self._nodes)
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        """Nodes, in no particular order."""
+        """All nodes, there or away, in no particular order."""
         return self._grid.get_nodes()
 
     def send_and_receive(

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from fedwsa import messages, seeding
 from fedwsa.config import Config
-from fedwsa.evaluation import Score
+from fedwsa.evaluation import Score, jain_index
 from fedwsa.strategies.averaging import AveragedReplies, averaged
 from fedwsa.strategies.fedwsa import FedWSA, ScopeReport
 from server.nodes import PartitionGrid
+from server.systems import Costs, Systems
 
 logger = logging.getLogger("fedwsa")
 
@@ -33,13 +34,20 @@ class ClientScores:
 
     mean: float
     worst10: float
+    std: float
+    jain: float
 
     @classmethod
     def of(cls, accuracies: Sequence[float]) -> ClientScores:
-        """Plain mean over clients, and the mean of the worst tenth (at least one client)."""
+        """Over clients: mean, mean of the worst tenth (at least one), deviation, Jain index."""
         ordered = sorted(accuracies)
         tenth = ordered[: -(-len(ordered) // 10)]
-        return cls(float(np.mean(ordered)), float(np.mean(tenth)))
+        return cls(
+            float(np.mean(ordered)),
+            float(np.mean(tenth)),
+            float(np.std(ordered)),
+            jain_index(ordered),
+        )
 
 
 @dataclass
@@ -52,8 +60,11 @@ class RoundRecord:
         From 1.
     cohort : list of int
         Clients that were asked to train.
+    dropped, late : list of int
+        Those of them that gave no answer, and that the deadline hit; see
+        :class:`server.systems.Plan`.
     failed : list of int
-        Those of them whose answer is not in the average.
+        Those that should have answered, but whose answer is not in the average.
     failed_evaluation : list of int
         Clients that failed to evaluate.
     train_loss : float or None
@@ -63,6 +74,8 @@ class RoundRecord:
         that of the largest. None where each client has a model of its own.
     sizes : dict of str to Score
         The model of each size on it, then.
+    validation : Score or None
+        The global model on the validation split, then, if there is one.
     clients : ClientScores or None
         The global model on the clients' hold-outs, in rounds that evaluate it.
     scopes : ScopeReport or None
@@ -71,21 +84,27 @@ class RoundRecord:
         What each client reported of its training, of those that did not fail.
     evaluations : dict of int to MetricRecord
         Likewise of its evaluation, in rounds that have one.
+    costs : Costs or None
+        What the training took of the simulated devices; None: it did not happen on them.
     seconds : dict
         Wall time of the phases ``train``, ``aggregate``, ``evaluate``.
     """
 
     round: int
     cohort: list[int] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
+    late: list[int] = field(default_factory=list)
     failed: list[int] = field(default_factory=list)
     failed_evaluation: list[int] = field(default_factory=list)
     train_loss: float | None = None
     score: Score | None = None
     sizes: dict[str, Score] = field(default_factory=dict)
+    validation: Score | None = None
     clients: ClientScores | None = None
     scopes: ScopeReport | None = None
     answers: dict[int, MetricRecord] = field(default_factory=dict)
     evaluations: dict[int, MetricRecord] = field(default_factory=dict)
+    costs: Costs | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -105,6 +124,10 @@ class RoundLoop:
     score
         Scores the arrays of a round on the global test set: the model of each size, the largest
         first.
+    systems
+        The simulated devices; None: everybody is there and answers.
+    validate
+        Scores them on the validation split.
     """
 
     def __init__(
@@ -114,12 +137,16 @@ class RoundLoop:
         arrays: ArrayRecord,
         config: Config,
         score: Callable[[ArrayRecord, int], dict[str, Score]],
+        systems: Systems | None = None,
+        validate: Callable[[ArrayRecord, int], Score] | None = None,
     ) -> None:
         self.strategy = strategy
         self.grid = grid
         self.arrays = arrays
         self.config = config
         self.score = score
+        self.systems = systems
+        self.validate = validate
         self._reference = messages.to_tensors(arrays)
 
     def run(self, number: int) -> RoundRecord:
@@ -128,7 +155,8 @@ class RoundLoop:
         Raises
         ------
         RunError
-            If no client gave a usable answer, or the aggregate is not finite.
+            If no client that should have given a usable answer did, or the aggregate is not
+            finite.
         """
         record = RoundRecord(number)
         self._train(record)
@@ -137,6 +165,8 @@ class RoundLoop:
         if last or number % self.config.evaluation.every == 0:
             record.sizes = self.score(self.arrays, number)
             record.score = next(iter(record.sizes.values()), None)
+            if self.validate is not None:
+                record.validation = self.validate(self.arrays, number)
         if last or number % self.config.evaluation.clients_every == 0:
             self._evaluate_clients(record)
         record.seconds["evaluate"] = time.perf_counter() - start
@@ -144,21 +174,39 @@ class RoundLoop:
 
     def _train(self, record: RoundRecord) -> None:
         number, start = record.round, time.perf_counter()
-        with self._hook("configure_train", number):
-            instructions = list(
-                self.strategy.configure_train(
-                    number, self.arrays, self._round_config(number), self.grid
-                )
-            )
-        record.cohort = sorted(self.grid.client(m.metadata.dst_node_id) for m in instructions)
+        instructions, systems, client_of = self._configure(number), self.systems, self.grid.client
+        record.cohort = sorted(client_of(m.metadata.dst_node_id) for m in instructions)
+        plan = systems.plan(number, instructions, client_of) if systems else None
+        if plan is not None:
+            instructions, record.dropped, record.late = plan.sent, plan.dropped, plan.late
         marked = averaged(self.strategy, instructions, [messages.TRAIN_LOSS])
-        replies = self._exchange(marked, number)
+        replies = self._exchange(marked, number) if marked else []
         usable, record.failed = self._filter(replies, instructions, "train", number)
         record.answers = usable
+        if systems and plan is not None:
+            record.costs = systems.costs(plan, replies, usable, client_of)
         record.seconds["train"] = time.perf_counter() - start
         start = time.perf_counter()
-        if not usable:
+        if not usable and (instructions or not record.cohort):
             raise RunError(f"round {number}: all {len(instructions)} clients failed in training")
+        if usable:
+            self._aggregate(record, replies)
+        else:
+            logger.warning("round %d: no client of the cohort answers, the model stays", number)
+        record.seconds["aggregate"] = time.perf_counter() - start
+
+    def _configure(self, number: int) -> list[Message]:
+        """What the strategy asks of the clients that are there."""
+        there = range(self.config.clients.count)
+        with (
+            self.grid.only(there if self.systems is None else self.systems.there(number)),
+            self._hook("configure_train", number),
+        ):
+            config = self._round_config(number)
+            return list(self.strategy.configure_train(number, self.arrays, config, self.grid))
+
+    def _aggregate(self, record: RoundRecord, replies: list[Message]) -> None:
+        number, usable = record.round, record.answers
         losses = np.array([messages.number(m, messages.TRAIN_LOSS) for m in usable.values()])
         examples = np.array([messages.number(m, messages.NUM_EXAMPLES) for m in usable.values()])
         record.train_loss = float(losses @ examples / examples.sum())
@@ -170,7 +218,6 @@ class RoundLoop:
             self.arrays = self._accepted(arrays, number)
             if isinstance(self.strategy, FedWSA):
                 record.scopes = self.strategy.report
-        record.seconds["aggregate"] = time.perf_counter() - start
 
     def _accepted(self, arrays: ArrayRecord, number: int) -> ArrayRecord:
         """The aggregate in the model's dtypes, if it is one of the model's at all."""

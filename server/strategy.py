@@ -117,7 +117,7 @@ def _set_sampling(strategy: Strategy, config: Config) -> None:
         "fraction_evaluate": 1.0,
         "min_train_nodes": 1,
         "min_evaluate_nodes": 1,
-        "min_available_nodes": count,
+        "min_available_nodes": 1,  # all were awaited; who is away in a round is not waited for
     }
     inner = strategy
     while isinstance(getattr(inner, "strategy", None), Strategy):  # Flower's wrappers
@@ -132,6 +132,11 @@ def _set_sampling(strategy: Strategy, config: Config) -> None:
             setattr(inner, name, value)
         elif name.startswith("min_") and getattr(inner, name) > count:
             raise ConfigError(f"strategy.args.{name}: there are only {count} clients")
+        elif name.startswith("min_") and config.clients.availability != 1:
+            raise ConfigError(
+                f"strategy.args.{name}: with clients.availability fewer may be there, and Flower "
+                "would wait for ever; leave it out"
+            )
     if not 0 < inner.fraction_train <= 1:
         raise ConfigError(
             f"strategy.args.fraction_train: must be above 0 and at most 1; "

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from clients.cohort import Stack, train_stack, why_not
-from clients.training import Conditions, Samples, train
+from clients.training import Samples, train
+from fedwsa.conditions import Conditions
 from fedwsa.config import Local, compose
 from fedwsa.models import build_model
 from fedwsa.objectives import LocalRun, Objective

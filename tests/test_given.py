@@ -143,7 +143,7 @@ def test_ids_of_a_parquet_column_are_clients(tmp_path: Path, ids: list) -> None:
     write_images(tmp_path / "d", ids)
     for _ in range(2):  # decoded, then from the cache
         _open.cache_clear()
-        data = open_federated(*natural_run(tmp_path, "clients.count=2").data_key)
+        data = open_federated(natural_run(tmp_path, "clients.count=2").data_spec)
         assert data.whole.train.ids is not None
         assert data.whole.train.ids.tolist() == [2, 1, 2, 1, 0, 2]
         assert [s.tolist() for s in data.partition.shares] == [[1, 3], [0, 2, 5]]
@@ -183,7 +183,7 @@ def test_a_drawn_partition_needs_a_number_of_clients(tmp_path: Path) -> None:
 
 
 def digits(tmp_path: Path, *overrides: str) -> FederatedData:
-    return open_federated(*compose([f"cache_dir={tmp_path / 'c'}", *overrides]).data_key)
+    return open_federated(compose([f"cache_dir={tmp_path / 'c'}", *overrides]).data_spec)
 
 
 def saved(tmp_path: Path, *overrides: str) -> tuple[Path, FederatedData]:

@@ -15,7 +15,7 @@ from fedwsa.components import Component, ConfigError
 from fedwsa.config import compose
 from fedwsa.data import by_size
 from fedwsa.data.by_size import proportional
-from fedwsa.data.federated import FederatedData, _open, open_federated
+from fedwsa.data.federated import DataSpec, FederatedData, _open, open_federated
 from fedwsa.data.partition import describe, make_shares
 
 LABELS = np.random.default_rng(0).integers(0, 10, 2000)
@@ -106,11 +106,34 @@ def test_partitions_that_cannot_be_are_refused_in_one_line(component, clients, m
     assert "\n" not in str(caught.value)
 
 
+def digits(folder: Path, partition: Component, clients: int, seed: int) -> FederatedData:
+    source = Component(**{"_target_": "fedwsa.data.sources.digits"})
+    spec = DataSpec(
+        source=source, partition=partition, clients=clients, seed=seed, cache_dir=str(folder)
+    )
+    return open_federated(spec)
+
+
+def test_a_subset_is_the_same_in_all_runs_and_not_more_than_there_is(tmp_path: Path) -> None:
+    def run(*overrides: str) -> FederatedData:
+        return open_federated(compose([f"cache_dir={tmp_path}", *overrides]).data_spec)
+
+    whole = run("seed=1").whole
+    small = [run(f"seed={seed}", "subset.train=300", "subset.test=50") for seed in (1, 2)]
+    for data in small:
+        assert (len(data.whole.train), len(data.whole.test)) == (300, 50)
+        assert torch.equal(data.whole.train.inputs, small[0].whole.train.inputs)
+        assert sum(map(len, data.partition.shares)) == 300
+    assert whole.train.inputs[:300].ne(small[0].whole.train.inputs).any()
+    assert small[0].whole.mean == whole.mean
+    with pytest.raises(ConfigError, match="subset: 9999 examples, but there are only 1437"):
+        run("subset.train=9999")
+
+
 def test_partitions_are_cached_and_described(tmp_path: Path) -> None:
-    arguments = (Component(**{"_target_": "fedwsa.data.sources.digits"}), part("iid"), 7, 3)
-    first = open_federated(*arguments, str(tmp_path))
-    open_federated(*arguments[:3], 4, str(tmp_path))  # another one, so that 3 is read from disk
-    second = open_federated(*arguments, str(tmp_path))
+    first = digits(tmp_path, part("iid"), 7, 3)
+    digits(tmp_path, part("iid"), 7, 4)  # another one, so that 3 is read from disk
+    second = digits(tmp_path, part("iid"), 7, 3)
     assert first is not second
     assert first.partition.hash == second.partition.hash
     described = json.loads(json.dumps(second.partition.as_dict()))
@@ -123,7 +146,6 @@ def test_a_changed_partition_function_is_run_again(tmp_path: Path, monkeypatch) 
     code = "import numpy as np\ndef cut(labels, clients, seed):\n    return np.array_split({}, 2)\n"
     module = tmp_path / "own_partition.py"
     monkeypatch.syspath_prepend(str(tmp_path))
-    digits = Component(**{"_target_": "fedwsa.data.sources.digits"})
     own = Component(**{"_target_": "own_partition.cut"})
     hashes = []
     for order in ("np.arange(1437)", "np.arange(1437)[::-1]"):
@@ -131,19 +153,18 @@ def test_a_changed_partition_function_is_run_again(tmp_path: Path, monkeypatch) 
         sys.modules.pop("own_partition", None)
         importlib.invalidate_caches()
         _open.cache_clear()
-        hashes.append(open_federated(digits, own, 2, 0, str(tmp_path / "c")).partition.hash)
+        hashes.append(digits(tmp_path / "c", own, 2, 0).partition.hash)
     assert hashes[0] != hashes[1]
 
 
 def test_a_fifth_of_a_client_is_held_out_and_nothing_of_a_tiny_one(tmp_path: Path) -> None:
-    digits = Component(**{"_target_": "fedwsa.data.sources.digits"})
-    data = open_federated(digits, part("iid"), 14, 0, str(tmp_path))
+    data = digits(tmp_path, part("iid"), 14, 0)
     share = len(data.partition.shares[0])  # 1437 / 14 = 102.6
     train, held = data.split(0)
     assert len(held) == round(share / 5)
     assert sorted(train.tolist() + held.tolist()) == data.partition.shares[0].tolist()
     assert torch.equal(data.split(0)[1], held)
-    tiny = open_federated(digits, part("iid"), 400, 0, str(tmp_path))
+    tiny = digits(tmp_path, part("iid"), 400, 0)
     train, held = tiny.split(0)
     assert len(train) in (3, 4)
     assert len(held) == 0
@@ -152,7 +173,7 @@ def test_a_fifth_of_a_client_is_held_out_and_nothing_of_a_tiny_one(tmp_path: Pat
 def test_public_images_are_no_client_s(tmp_path: Path) -> None:
     def opened(public: float) -> FederatedData:
         overrides = ["clients.count=5", "partition=iid", f"cache_dir={tmp_path}"]
-        return open_federated(*compose([*overrides, f"init.public={public}"]).data_key)
+        return open_federated(compose([*overrides, f"init.public={public}"]).data_spec)
 
     some, none = opened(0.25), opened(0.0)
     held = np.concatenate(some.partition.shares)

@@ -35,7 +35,7 @@ def test_it_shows_and_leaves_the_partition_that_a_run_has(here, monkeypatch, cap
     run(monkeypatch, *words, "out=found")
     printed = capsys.readouterr().out
     left = json.loads((here / "found" / "partition.json").read_text())
-    made = open_federated(*compose(words).data_key).partition
+    made = open_federated(compose(words).data_spec).partition
     assert left == json.loads(json.dumps(made.as_dict()))
     sizes = [len(indices) for indices in left["indices"]]
     assert re.search(r"clients\s+20\n", re.sub(" +\n", "\n", printed))

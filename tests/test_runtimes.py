@@ -179,6 +179,10 @@ def test_too_many_workers_are_cut_with_a_warning(cache: str, tmp_path: Path) -> 
     ("overrides", "reason"),
     [
         (["clients.count=20"], "a worker has only 10 clients a round"),
+        (
+            ["clients.count=200", "partition=iid", "clients.deadline=9", "clients.late=cut"],
+            "clients.late=cut stops each where its time is over",
+        ),
         (["clients.count=200", "partition=iid", "model=resnet20 model.norm=batch"], "statistics"),
         (["clients.count=200", "partition=iid", "local.precision=bf16"], "precision is not fp32"),
         (
@@ -195,7 +199,7 @@ def test_auto_says_why_it_trains_one_by_one(overrides, reason: str, cache: str) 
 
 
 def chosen(config: Config) -> tuple[int, str]:
-    data = open_federated(*config.data_key)
+    data = open_federated(config.data_spec)
     sizes = config.client_sizes(data.whole.shape, data.whole.classes)
     return choose_cohort(config, data, 2, sizes)
 

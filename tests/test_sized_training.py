@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from clients.scaling import scaled
-from clients.training import Conditions, Samples, train
+from clients.training import Samples, train
+from fedwsa.conditions import Conditions
 from tests.test_cohort import settings
 from tests.test_training import local, net
 

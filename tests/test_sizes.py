@@ -44,14 +44,11 @@ def test_who_gets_a_size_is_drawn_by_the_seed() -> None:
 
 def test_a_device_gets_the_largest_size_that_it_carries() -> None:
     costs = {"L": 100.0, "S": 6.0, "M": 25.0}
-    assert by_speed(costs, [0.25], 3, seed=0) == ["M"] * 3
-    assert by_speed(costs, [0.2499], 3, seed=0) == ["S"] * 3
-    assert by_speed(costs, [2.0], 2, seed=0) == ["L"] * 2
-    assert by_speed(costs, [0.01], 2, seed=0) == ["S"] * 2  # nobody gets less than the smallest
-    drawn = by_speed(costs, [0.1, 0.3, 1.0], 300, seed=0)
-    assert all(60 < count < 140 for count in Counter(drawn).values())
-    # Keyed by client: more clients leave those before as they were.
-    assert drawn[:50] == by_speed(costs, [0.1, 0.3, 1.0], 50, seed=0)
+    assert by_speed(costs, [0.25] * 3) == ["M"] * 3
+    assert by_speed(costs, [0.2499] * 3) == ["S"] * 3
+    assert by_speed(costs, [2.0] * 2) == ["L"] * 2
+    assert by_speed(costs, [0.01] * 2) == ["S"] * 2  # nobody gets less than the smallest
+    assert by_speed(costs, [0.3, 1.0, 0.1]) == ["M", "L", "S"]
 
 
 def test_flops_of_a_forward_pass() -> None:

@@ -170,7 +170,7 @@ def network_of(config: Config, data: FederatedData) -> Network:
 def test_clients_train_on_what_they_see_and_the_test_set_is_left_alone(tmp_path: Path) -> None:
     words = ["clients.count=4", "partition=iid", f"cache_dir={tmp_path}"]
     config = compose([*words, "skew=colour"])
-    data = open_federated(*config.data_key)
+    data = open_federated(config.data_spec)
     pool, network = data.whole.train.inputs, network_of(config, data)
     received = clients.Received(data, network, "cpu", {}, {})
     samples = clients._samples(config, received, (1, 2))
@@ -186,7 +186,7 @@ def test_clients_train_on_what_they_see_and_the_test_set_is_left_alone(tmp_path:
 
 def test_the_centralised_reference_pools_what_the_clients_see(tmp_path: Path) -> None:
     config = compose(["clients.count=4", "partition=iid", f"cache_dir={tmp_path}", "skew=noise"])
-    data = open_federated(*config.data_key)
+    data = open_federated(config.data_spec)
     seen_by = [clients._seen(config, data, k, held=False).inputs for k in range(4)]
     content = {messages.POOLED: {messages.POOLED: 1.0}}
     received = clients.Received(data, network_of(config, data), "cpu", content, {})

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from clients.training import Conditions, Samples, batch_sizes, draw_conditions, train
+from clients.training import Samples, train
 from fedwsa import seeding
+from fedwsa.conditions import Conditions, batch_sizes, draw_conditions
 from fedwsa.config import Local, compose
 from fedwsa.data.examples import Examples
 from fedwsa.data.images import ImageData

@@ -28,7 +28,7 @@ def loop_seconds(config: Config, rounds: int) -> list[float]:
     each adds up its clients' models, weighted by their samples.
     """
     processes = config.runtime.workers or 1
-    data = open_federated(*config.data_key)
+    data = open_federated(config.data_spec)
     model = build_model(config.model, data.whole.shape, data.whole.classes, config.seed)
     shared = _shared(model.state_dict())
     zeros = {**model.state_dict(), _COUNT: torch.zeros(())}
@@ -72,7 +72,7 @@ def _work(
 ) -> None:
     torch.set_num_threads(1)
     local = config.local
-    data = open_federated(*config.data_key)
+    data = open_federated(config.data_spec)
     whole = data.whole
     assert isinstance(whole, ImageData)
     model = build_model(config.model, whole.shape, whole.classes, config.seed)

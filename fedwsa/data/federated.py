@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -13,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from fedwsa import seeding
-from fedwsa.components import Component, build, locate
+from fedwsa.components import Component, ConfigError, build, locate
 from fedwsa.data.cache import fetch, place, store
-from fedwsa.data.examples import LabelledData
+from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.loading import Source, load
 from fedwsa.data.partition import Facts, Partition, describe, fingerprint, make_shares
 
@@ -27,6 +27,38 @@ HOLD_OUT = 0.2
 
 SMALLEST_WITH_HOLD_OUT = 5
 """Clients with fewer samples train on all of them."""
+
+
+class DataSpec(BaseModel):
+    """Which data a run has, and how they are shared out.
+
+    Attributes
+    ----------
+    source, partition : Component
+        Where the examples come from, and what shares them out.
+    clients : int or None
+        None: as many as the partition has.
+    seed : int
+        Keys every draw but that of the subset.
+    cache_dir : str
+        Where decoded examples and partitions are kept.
+    public, validation : float
+        Shares of the training examples that no client gets.
+    train, test : int or None
+        How many examples of training and test set are used; None: all.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    source: Component
+    partition: Component
+    clients: int | None
+    seed: int
+    cache_dir: str
+    public: float = 0.0
+    validation: float = 0.0
+    train: int | None = None
+    test: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +73,8 @@ class FederatedData:
         Who has what of the pool.
     public : Tensor
         Indices of the pool that no client has: what a learngene is learned from.
+    validation : Tensor
+        Others that no client has: what the server chooses hyper-parameters by.
     seed : int
         Keys the clients' hold-outs.
     """
@@ -48,6 +82,7 @@ class FederatedData:
     whole: LabelledData
     partition: Partition
     public: Tensor
+    validation: Tensor
     seed: int
 
     def split(self, client: int) -> tuple[Tensor, Tensor]:
@@ -67,31 +102,55 @@ def public_share(count: int, share: float, seed: int) -> Tensor:
     return order[: round(count * share)].sort().values
 
 
+def validation_share(count: int, share: float, seed: int, public: Tensor) -> Tensor:
+    """Sorted indices of a share of ``count`` training images, none of them public."""
+    order = torch.randperm(count, generator=seeding.generator(seed, "validation"))
+    return order[~torch.isin(order, public)][: round(count * share)].sort().values
+
+
 def open_source(dataset: Component) -> Source:
     """The source that the configuration names."""
     source: Source = build(dataset, "dataset")
     return source
 
 
+def subset(examples: Examples, count: int | None) -> Examples:
+    """So many of the examples, in their order, drawn once for all runs; None: all.
+
+    Raises
+    ------
+    ConfigError
+        If there are not so many.
+    """
+    if count is None:
+        return examples
+    if count > len(examples):
+        raise ConfigError(f"subset: {count} examples, but there are only {len(examples)}")
+    order = torch.randperm(len(examples), generator=seeding.generator(0, "subset"))
+    return examples[order[:count].sort().values]
+
+
 @lru_cache(maxsize=1)
-def _open(
-    dataset: str, partition: str, clients: int | None, seed: int, cache_dir: str, public: float
-) -> FederatedData:
-    source = open_source(Component.model_validate(json.loads(dataset)))
-    whole = load(source, cache_dir)
-    component = Component.model_validate(json.loads(partition))
-    code = Path(inspect.getfile(locate(component.target, "partition"))).read_bytes()
-    files = _files(component)
-    made_of = (source.key, partition, clients, seed, public, version("numpy"), code, files)
-    key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:24]
-    file = place(cache_dir) / "partitions" / f"{key}.safetensors"
-    strata = whole.train.strata.numpy()
-    kept_back = public_share(len(strata), public, seed)
+def _open(described: str) -> FederatedData:
+    spec = DataSpec.model_validate_json(described)
+    source = open_source(spec.source)
+    whole = load(source, spec.cache_dir)
+    train, test = subset(whole.train, spec.train), subset(whole.test, spec.test)
+    whole = replace(whole, train=train, test=test)
+    code = Path(inspect.getfile(locate(spec.partition.target, "partition"))).read_bytes()
+    made_of = spec.model_copy(update={"cache_dir": "", "test": None}).model_dump(by_alias=True)
+    made_by = (source.key, version("numpy"), code, _files(spec.partition))
+    key = hashlib.sha256(repr((made_of, made_by)).encode()).hexdigest()[:24]
+    file = place(spec.cache_dir) / "partitions" / f"{key}.safetensors"
+    strata, seed = whole.train.strata.numpy(), spec.seed
+    public = public_share(len(strata), spec.public, seed)
+    validating = validation_share(len(strata), spec.validation, seed, public)
     cached = fetch(file)
     if cached is None:
-        private = np.setdiff1d(np.arange(len(strata)), kept_back.numpy())
-        facts = _facts(whole, private)
-        shares = make_shares(component, strata[private], whole.strata, clients, seed, facts)
+        kept = torch.cat([public, validating])
+        private = np.setdiff1d(np.arange(len(strata)), kept.numpy())
+        facts, labels = _facts(whole, private), strata[private]
+        shares = make_shares(spec.partition, labels, whole.strata, spec.clients, seed, facts)
         shares = [private[share] for share in shares]
         indices = torch.cat([torch.from_numpy(s) for s in shares])
         sizes = torch.tensor([len(s) for s in shares])
@@ -99,8 +158,8 @@ def _open(
     else:
         indices, sizes = cached[0]["indices"], cached[0]["sizes"]
         shares = [part.numpy() for part in torch.split(indices, sizes.tolist())]
-    described = describe(component, shares, strata, whole.strata, seed)
-    return FederatedData(whole, described, kept_back, seed)
+    described_shares = describe(spec.partition, shares, strata, whole.strata, seed)
+    return FederatedData(whole, described_shares, public, validating, seed)
 
 
 def _files(component: Component) -> list[str]:
@@ -120,18 +179,8 @@ def _facts(whole: LabelledData, private: NDArray[np.int64]) -> Facts:
     }
 
 
-def open_federated(
-    dataset: Component,
-    partition: Component,
-    clients: int | None,
-    seed: int,
-    cache_dir: str,
-    public: float = 0.0,
-) -> FederatedData:
+def open_federated(spec: DataSpec) -> FederatedData:
     """Open the data, from the caches where they have it.
-
-    ``public`` is the share of the pool that no client gets. ``clients`` is None for as many as
-    the partition has.
 
     The last one opened stays open, so that the clients of a process share it. The partition
     is cached too, for the workers of a simulation.
@@ -142,11 +191,4 @@ def open_federated(
         See :func:`fedwsa.data.loading.load` and
         :func:`fedwsa.data.partition.make_shares`.
     """
-    return _open(
-        json.dumps(dataset.model_dump(by_alias=True)),
-        json.dumps(partition.model_dump(by_alias=True)),
-        clients,
-        seed,
-        cache_dir,
-        public,
-    )
+    return _open(spec.model_dump_json(by_alias=True))

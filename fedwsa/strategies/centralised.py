@@ -27,6 +27,7 @@ class Centralised(FedAvg):
     """
 
     no_scopes: ClassVar[str] = "there is one model, trained in one place"
+    on_devices: ClassVar[bool] = False  # nobody drops out, is late or sends anything
     averages_by = messages.NUM_EXAMPLES
 
     def __init__(

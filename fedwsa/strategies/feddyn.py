@@ -52,7 +52,7 @@ class FedDyn(FedAvg):
     ) -> Iterable[Message]:
         """Announce α."""
         self._received = messages.to_tensors(arrays)
-        self._nodes = len(list(grid.get_node_ids()))
+        self._nodes = len(list(grid.get_nodes()))  # away or not: N is the whole fleet
         config[messages.DYN_ALPHA] = self.alpha
         return super().configure_train(server_round, arrays, config, grid)
 

@@ -44,7 +44,7 @@ class Scaffold(FedAvg):
         if self.control is None:
             tensors = messages.to_tensors(arrays)
             self.control = {k: torch.zeros_like(t) for k, t in tensors.items()}
-        self._nodes = len(list(grid.get_node_ids()))
+        self._nodes = len(list(grid.get_nodes()))  # away or not: N is the whole fleet
         record = messages.to_arrays(self.control)
         configured = list(super().configure_train(server_round, arrays, config, grid))
         messages.change_contents(

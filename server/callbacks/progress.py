@@ -52,6 +52,8 @@ class ProgressDisplay:
         elif record.clients is not None:  # there may be no global model
             self._facts = f"clients' accuracy {record.clients.mean:.4f}"
         facts = f"{self._facts}  {sum(record.seconds.values()):.1f} s/round"
+        if missing := len(record.cohort) - len(record.answers) - len(record.failed):
+            facts += f"  {missing} of {len(record.cohort)} clients gave no answer in time"
         if record.failed:
             facts += f"  {len(record.failed)} of {len(record.cohort)} clients failed"
         self._progress.update(self._task, completed=record.round, facts=facts)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedwsa import messages
+from server.callbacks.facts import facts
 from server.rounds import RoundRecord
 
 
@@ -31,41 +32,45 @@ class _Table:
 
 
 class History:
-    """``history.csv`` (what must repeat) and ``timing.csv`` (what cannot)."""
+    """``history.csv`` (what must repeat) and ``timing.csv`` (what cannot).
 
-    def __init__(self, folder: Path) -> None:
-        self._history = _Table(
-            folder / "history.csv",
-            [
-                "round",
-                "accuracy",
-                "loss",
-                "train_loss",
-                "client_accuracy_mean",
-                "client_accuracy_worst10",
-                "failed",
-                "failed_evaluation",
-                "cohort",
-            ],
-        )
+    Parameters
+    ----------
+    folder
+        Of the run.
+    validates
+        Whether there is a validation split.
+    """
+
+    def __init__(self, folder: Path, validates: bool = False) -> None:
+        self._columns = [
+            "round",
+            "accuracy",
+            "loss",
+            *(["validation_accuracy", "validation_loss"] if validates else []),
+            "train_loss",
+            "client_accuracy_mean",
+            "client_accuracy_worst10",
+            "client_accuracy_std",
+            "client_accuracy_jain",
+            "bytes_down",
+            "bytes_up",
+            "simulated_seconds",
+            "flops_per_client",
+            "dropped",
+            "late",
+            "failed",
+            "failed_evaluation",
+            "cohort",
+        ]
+        self._history = _Table(folder / "history.csv", self._columns)
         self._timing = _Table(folder / "timing.csv", ["round", "train", "aggregate", "evaluate"])
 
     def on_round(self, record: RoundRecord) -> None:
         """Write both rows."""
-        score, clients = record.score, record.clients
-        self._history.write(
-            [
-                record.round,
-                score.accuracy if score else None,
-                score.loss if score else None,
-                record.train_loss,
-                clients.mean if clients else None,
-                clients.worst10 if clients else None,
-                " ".join(map(str, record.failed)),
-                " ".join(map(str, record.failed_evaluation)),
-                " ".join(map(str, record.cohort)),
-            ]
-        )
+        known = facts(record)
+        cells = [known[column] for column in self._columns]
+        self._history.write([" ".join(map(str, c)) if isinstance(c, list) else c for c in cells])
         seconds = [round(record.seconds[k], 4) for k in ("train", "aggregate", "evaluate")]
         self._timing.write([record.round, *seconds])
 
@@ -173,6 +178,8 @@ class ClientTable:
 
     def on_round(self, record: RoundRecord) -> None:
         """Write a row per client; numbers have columns, lists are joined by spaces."""
+        if not record.answers:
+            return
         if self._table is None:
             self._columns = sorted({key for m in record.answers.values() for key in m})
             columns = ["round", "client", *self._columns]
