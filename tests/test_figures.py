@@ -79,7 +79,9 @@ def test_few_lines_stand_in_a_panel_and_looks_tell_them_apart_in_grey() -> None:
         for w in ("off", "on")
     ]
     assert style.panel_axes(groups) == ["data", "setting"]
-    assert style.panel_axes(groups[:8]) == []
+    assert style.panel_axes([{"strategy": a, "wsa": w} for a in "ab" for w in "cd"]) == []
+    many = [{"strategy": str(a), "wsa": w} for a in range(9) for w in ("off", "on")]
+    assert style.panel_axes(many) == ["strategy"]
     found = style.looks([{"strategy": g["strategy"], "wsa": g["wsa"]} for g in groups[:8]])
     assert len({(look.marker, str(look.dash)) for look in found}) == 8
     assert [look.dash for look in found[::2]] == [found[0].dash] * 4  # wsa by the dash

@@ -105,7 +105,7 @@ def _line(
         markevery=(place % step, step),  # side by side, where lines lie on each other
         label=label,
     )
-    panel.fill_between(rounds, mean - half, mean + half, color=look.colour, alpha=0.15, linewidth=0)
+    panel.fill_between(rounds, mean - half, mean + half, color=look.colour, alpha=0.12, linewidth=0)
     return mean, half
 
 

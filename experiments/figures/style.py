@@ -78,16 +78,19 @@ def _look(colour: int, dash: int) -> Look:
 
 
 def panel_axes(groups: Sequence[Mapping[str, str]]) -> list[str]:
-    """The axes whose labels have panels of their own: as few as leave few lines in each."""
+    """The axes whose labels have panels of their own.
+
+    All but the last two that vary, or the last alone where that leaves fewer lines in each.
+    """
     axes = list(groups[0]) if groups else []
-    for count in range(len(axes)):
-        rest = {tuple(group[axis] for axis in axes[count:]) for group in groups}
-        if len(rest) <= _LINES:
-            return axes[:count]
-    return axes[:-1]
+    varying = [axis for axis in axes if len({group[axis] for group in groups}) > 1]
+    lines = varying[-2:]
+    if len({tuple(group[axis] for axis in lines) for group in groups}) > _LINES:
+        lines = varying[-1:]
+    return [axis for axis in axes if axis not in lines]
 
 
-def panels(count: int, height: float = 1.9) -> tuple[Figure, list[Axes]]:
+def panels(count: int, height: float = 2.0) -> tuple[Figure, list[Axes]]:
     """A figure with so many panels: one in a column, more over the page."""
     columns = min(count, 3)
     rows = -(-count // columns)
@@ -95,7 +98,7 @@ def panels(count: int, height: float = 1.9) -> tuple[Figure, list[Axes]]:
     figure, grid = plt.subplots(
         rows,
         columns,
-        figsize=(width, height * rows + 0.5),
+        figsize=(width, height * rows),
         squeeze=False,
         layout="constrained",
     )
@@ -115,6 +118,8 @@ def legend(figure: Figure, drawn: Sequence[Axes]) -> None:
         width = max(map(len, handles))
         inches = figure.get_size_inches()[0]
         columns = max(1, min(len(handles), int(inches / (0.55 + 0.062 * width))))
+        rows = -(-len(handles) // columns)
+        figure.set_figheight(figure.get_figheight() + 0.15 + 0.16 * rows)  # panels keep theirs
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
 
 

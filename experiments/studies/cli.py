@@ -99,11 +99,12 @@ def study(arguments: Sequence[str], console: Console) -> int:
         finished = len(chosen) - len(runner.unfinished())
         if finished:
             console.print(f"{finished} of {len(chosen)} cells are finished already")
-        try:
-            runner.run()
-        finally:
-            if runner.environment:  # checked: what ran so far can be tabulated
-                write_study(folder, file.stem, plan, cells, given.overrides, runner.environment)
+        # Before the first cell runs, so that a study that is cut off can be tabulated.
+        runner.run(
+            lambda environment: write_study(
+                folder, file.stem, plan, cells, given.overrides, environment
+            )
+        )
     _show(folder, console)
     for name, reason in runner.failed.items():
         print(f"fedwsa-study: {name}: {reason}", file=sys.stderr)

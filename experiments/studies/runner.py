@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,13 @@ class Runner:
         with Pool(self.workers, 0, None) as pool:
             self._check(pool)
 
-    def run(self) -> None:
+    def run(self, checked: Callable[[dict[str, Any]], None]) -> None:
         """Run what is not finished.
+
+        Parameters
+        ----------
+        checked
+            Called with commit and versions of what runs, once every cell is known to work.
 
         Raises
         ------
@@ -86,6 +91,7 @@ class Runner:
         """
         if not self.unfinished():
             self.check()
+            checked(self.environment)
             return
         logs = self.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
@@ -95,6 +101,7 @@ class Runner:
             waiting = self.unfinished()
             for cell in waiting:
                 refuse_strange_files(self.folder / cell.name)
+            checked(self.environment)
             self._run(pool, waiting)
 
     def _check(self, pool: Pool) -> None:
