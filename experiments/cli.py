@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 from experiments.ray_start import RayStart, expects_local_ray
 
@@ -17,6 +18,11 @@ def main() -> None:
         command()
     except SystemExit as refused:
         RayStart.abandon(refused.code)
+        raise
+    except Exception:  # HYDRA_FULL_ERROR=1 wants the traceback
+        if RayStart.pending():  # a thread that still starts Ray would crash Python's own end
+            traceback.print_exc()
+            RayStart.abandon(1)
         raise
     except KeyboardInterrupt:  # before a run has begun
         print("fedwsa: interrupted", file=sys.stderr)

@@ -87,7 +87,7 @@ def test_the_run_folder_says_all_that_is_needed_to_repeat_it(aligned: Path, cach
     assert present == {
         *("config.yaml", "environment.json", "partition.json", "history.csv", "timing.csv"),
         *("scopes.csv", "result.json", "model.safetensors", "curves.png", "partition.png"),
-        "run.log",
+        *("run.log", "client_scores.csv"),
     }
     result = json.loads((aligned / "result.json").read_text())
     table = pd.read_csv(aligned / "history.csv")
