@@ -1,0 +1,55 @@
+"""Every strategy with and without WSA, on digits with an MLP and on colour images with a CNN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.simulate import simulate
+from fedwsa.components import ConfigError
+from fedwsa.config import CONFIG_DIR, compose
+
+STRATEGIES = sorted(file.stem for file in (CONFIG_DIR / "strategy").glob("*.yaml"))
+DATA = {
+    "mlp": ["dataset=digits", "model=mlp"],
+    "cnn": ["dataset._target_=tests.test_personal.small_images", "model=cnn", "partition=iid"],
+}
+REFUSED = {  # strategy, model or WSA → why
+    ("fedbn", "mlp"): "no normalisation layers",
+    ("fedbn", "cnn"): "no normalisation layers",
+    ("local", "on"): "no weights are averaged",
+    ("centralised", "on"): "trained in one place",
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.parametrize("model", DATA)
+@pytest.mark.parametrize("wsa", ["off", "on"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_rounds_of_every_combination_or_the_reason_why_not(
+    strategy: str, wsa: str, model: str, cache: str, tmp_path: Path
+) -> None:
+    fleet = ["rounds=2", "clients.count=3", "local.epochs=1", "runtime.workers=1"]
+    overrides = [*fleet, *DATA[model], "model.width=0.1", f"strategy={strategy}", f"wsa={wsa}"]
+    config = compose([*overrides, f"cache_dir={cache}", "evaluation.clients_every=2"])
+    if reason := REFUSED.get((strategy, model)) or REFUSED.get((strategy, wsa)):
+        with pytest.raises(ConfigError, match=reason):
+            simulate(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        return
+    result = simulate(config, tmp_path / "run")
+    assert result["failed"] == 0
+    history = pd.read_csv(tmp_path / "run" / "history.csv")
+    assert history["round"].tolist() == [1, 2]
+    assert np.isfinite(history["train_loss"]).all()
+    personal = strategy in ("fedbn", "fedper", "local")
+    assert (result["accuracy"] is None) == personal
+    assert 0 <= result["client_accuracy_mean"] <= 1
+    assert (tmp_path / "run" / "scopes.csv").exists() == (wsa == "on")
