@@ -11,6 +11,7 @@ fedwsa: federated-learning simulations with weight scope alignment
 
 Usage: fedwsa [GROUP=OPTION ...] [KEY=VALUE ...]
        fedwsa --multirun wsa=off,on seed=0,1,2    every combination, then a comparison
+       fedwsa resume=RUN                          go on with an interrupted run (checkpoint.every)
        fedwsa --cfg job [...]                     show the composed run, start nothing
 
 Examples:

@@ -13,10 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from fedwsa.components import ConfigError
-from fedwsa.config import CONFIG_DIR, Config
+from fedwsa.config import CONFIG_DIR, Config, parse
 from fedwsa.data import skew
 from fedwsa.data.partition import Partition
 
@@ -66,6 +67,23 @@ def describe_run(config: Config, partition: Partition, folder: Path, sizes: Sequ
     if config.clients.sizes is not None:
         models = {s: config.model_of(s).model_dump(by_alias=True) for s in config.size_names}
         _write_json(folder / "sizes.json", {"models": models, "clients": list(sizes)}, indent=None)
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a run, from its folder.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or it is of another version.
+    """
+    try:
+        composed = OmegaConf.load(folder / "config.yaml")
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"resume: there is no run in {folder}: {error}") from None
+    if not isinstance(composed, DictConfig):
+        raise ConfigError(f"resume: {folder / 'config.yaml'} is no configuration")
+    return parse(composed)
 
 
 def environment() -> dict[str, Any]:

@@ -75,7 +75,9 @@ def _to_choose_by(result: dict[str, Any]) -> float:
     return math.nan if found is None else float(found)
 
 
-def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) -> dict[str, Any]:
+def simulate(
+    config: Config, folder: Path, client_app: ClientApp | None = None, resumed: bool = False
+) -> dict[str, Any]:
     """Run a federation and leave a run folder.
 
     Everything that can be wrong with the configuration is found before anything is written.
@@ -88,6 +90,9 @@ def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) 
         Where its files go.
     client_app
         Another ClientApp than ours, which answers the same messages.
+    resumed
+        Whether the folder holds the beginning of this run, which goes on from its newest
+        checkpoint.
 
     Returns
     -------
@@ -110,12 +115,13 @@ def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) 
     _quiet_libraries()
     with console.status("reading the data ..."):
         config = runtimes.located(config)
-        federation = Federation(config, folder, console)
+        federation = Federation(config, folder, console, resumed)
     start = runtimes.start_ray(config)
     if config.runtime.address is not None:  # settling asks the cluster
         runtimes.await_ray(start)
     federation.config = config = runtimes.settled(federation)
-    describe_run(config, federation.data.partition, folder, federation.sizes.of_client)
+    if not resumed:
+        describe_run(config, federation.data.partition, folder, federation.sizes.of_client)
     runtimes.await_ray(start)
     log_file = logging.FileHandler(folder / "run.log", encoding="utf-8")
     log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -133,6 +139,40 @@ def simulate(config: Config, folder: Path, client_app: ClientApp | None = None) 
     result = read_result(folder)
     _show(result, folder)
     return result
+
+
+def resume(folder: Path) -> dict[str, Any]:
+    """Go on with an interrupted run, from its newest checkpoint to its end.
+
+    The same model and the same history, to the bit, as of a run that was not interrupted.
+
+    Raises
+    ------
+    ConfigError
+        If there is no run in the folder, it is finished, or it has no checkpoint.
+    RunError
+        If the run cannot go on.
+    """
+    from experiments.runs import read_config
+
+    config = read_config(folder)
+    if (folder / "result.json").exists():
+        raise ConfigError(f"resume: the run in {folder} is finished")
+    return simulate(config, folder, resumed=True)
+
+
+def _resume(words: list[str]) -> None:
+    """``fedwsa resume=RUN``."""
+    from server.rounds import RunError
+
+    if len(words) > 1:
+        _fail("resume=RUN takes nothing beside it: the run folder has the whole configuration")
+    try:
+        resume(Path(words[0].partition("=")[2]))
+    except (ConfigError, RunError) as error:
+        if _TRACEBACK:
+            raise
+        _fail(str(error))
 
 
 def _quiet_libraries() -> None:
@@ -189,10 +229,12 @@ def main() -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         with suppress(BrokenPipeError):  # fedwsa --help | head
             print(help_text(), flush=True)
-        return
+        return None
     sys.argv[1:] = free_arguments(sys.argv[1:])
     sys.path.append(os.getcwd())  # a strategy, model or partition of one's own lies there
     try:
+        if any(word.startswith("resume=") for word in sys.argv[1:]):
+            return _resume(sys.argv[1:])
         _job()
         if _failures:
             _fail(f"{len(_failures)} of the runs failed")

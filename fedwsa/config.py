@@ -205,6 +205,12 @@ class Evaluation(_Section):
     validation: Annotated[float, Field(ge=0, lt=1)]
 
 
+class CheckpointConfig(_Section):
+    """How often a run leaves a checkpoint, in rounds; null: never."""
+
+    every: PositiveInt | None
+
+
 class Runtime(_Section):
     """What runs the clients."""
 
@@ -233,6 +239,7 @@ class Config(_Section):
     cache_dir: str
     clients: Clients
     evaluation: Evaluation
+    checkpoint: CheckpointConfig
     dataset: Dataset
     subset: Subset
     partition: Component
@@ -246,6 +253,12 @@ class Config(_Section):
     local: Local
     runtime: Runtime
     tracker: dict[str, Component]
+
+    @model_validator(mode="after")
+    def _checkpoints_need_our_engine(self) -> Config:
+        if self.checkpoint.every is not None and self.runtime.name != "ray":
+            raise ValueError("checkpoint.every needs runtime=ray, which knows what clients keep")
+        return self
 
     @model_validator(mode="after")
     def _cohorts_are_fp32(self) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from server.callbacks import Callback
 from server.callbacks.progress import ProgressDisplay
 from server.callbacks.tables import ClientScoreTable, ClientTable, History, Scopes, SizeTable
 from server.callbacks.tracker import build_trackers
+from server.checkpoint import Checkpoint, Checkpoints, add_up
 from server.initial import initialise
 from server.nodes import PartitionGrid
 from server.rounds import RoundLoop, RoundRecord
@@ -45,6 +46,7 @@ from server.systems import Systems
 logger = logging.getLogger("fedwsa")
 
 _COUNTED = ("failed", "dropped", "late")  # client rounds
+_COSTS = ("bytes_down", "bytes_up", "simulated_seconds")
 
 
 def build(federation: Federation | None = None) -> ServerApp:
@@ -80,6 +82,8 @@ class Federation:
         Where its files go.
     console
         Where progress is shown.
+    resumed
+        Whether it goes on from the newest checkpoint in the folder.
 
     Raises
     ------
@@ -87,7 +91,13 @@ class Federation:
         If anything in the configuration cannot work; nothing is written then.
     """
 
-    def __init__(self, config: Config, folder: Path, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        console: Console | None = None,
+        resumed: bool = False,
+    ) -> None:
         self.config, self.folder = config, folder
         self.console = console or Console()
         self.device = resolve_device(config.device)
@@ -96,6 +106,8 @@ class Federation:
         open_skew(config.skew, self.data.whole.train.inputs)
         self.sizes = SizedModels.of(config, self.data.whole.shape, self.data.whole.classes)
         self.strategy = build_strategy(config, self.sizes)
+        self.checkpoints = Checkpoints(folder, self.strategy)
+        self.begun = self.checkpoints.newest() if resumed else None
         self.systems = Systems(config, self.data, self.sizes)
         self.trackers = build_trackers(config)
         used = initialise(
@@ -187,43 +199,78 @@ class Federation:
                 self.folder
                 / ("learngene.safetensors" if single else f"learngene-{size}.safetensors")
             )
-        display = ProgressDisplay(config.label, config.rounds, self.console)
-        callbacks: list[Callback] = [
-            History(self.folder, self.validates),
-            ClientScoreTable(self.folder),
-            display,
-        ]
-        if isinstance(self.strategy, FedWSA):
-            callbacks.append(Scopes(self.folder))
-        if config.clients.table:
-            callbacks.append(ClientTable(self.folder))
-        if config.clients.sizes is not None:
-            callbacks.append(SizeTable(self.folder, self.sizes.of_client))
-        callbacks += self.trackers
+        callbacks, display = self._callbacks()
         if hasattr(grid, "on_progress"):  # our engine tells
             grid.on_progress = display.on_progress
         try:
-            fleet = PartitionGrid(grid, config.clients.count)
-            if inner := sized(self.strategy):
-                inner.size_of = lambda node: self.sizes.of_client[fleet.client(node)]
-            arrays = initial_arrays(self.sizes.models, self.strategy)
-            systems = self.systems if getattr(self.strategy, "on_devices", True) else None
-            validate = self._validate if self.validates else None
-            loop = RoundLoop(self.strategy, fleet, arrays, config, self._score, systems, validate)
+            loop = self._loop(grid)
             for tracker in self.trackers:
                 tracker.on_start(config, self.folder)
             start = time.perf_counter()
-            records = []
-            for number in range(1, config.rounds + 1):
-                records.append(loop.run(number))
+            tally = {} if self.begun is None else self.begun.tally
+            for number in range(self._over + 1, config.rounds + 1):
+                record = loop.run(number)
+                tally = add_up(tally, _tally(record))
                 for callback in callbacks:
-                    callback.on_round(records[-1])
-            result = self._finish(loop, records, time.perf_counter() - start)
+                    callback.on_round(record)
+                if config.checkpoint.every and number % config.checkpoint.every == 0:
+                    self._checkpoint(number, loop, grid, tally, time.perf_counter() - start)
+            tally = add_up(tally, {"seconds": time.perf_counter() - start})
+            result = self._finish(loop.arrays, record, tally)
             for tracker in self.trackers:
                 tracker.on_result(result)
         finally:
             for callback in callbacks:
                 callback.on_end()
+
+    @property
+    def _over(self) -> int:
+        """The rounds that are over when it starts."""
+        return 0 if self.begun is None else self.begun.round
+
+    def _callbacks(self) -> tuple[list[Callback], ProgressDisplay]:
+        config, folder, over = self.config, self.folder, self._over
+        display = ProgressDisplay(config.label, config.rounds, self.console)
+        callbacks: list[Callback] = [
+            History(folder, self.validates, over),
+            ClientScoreTable(folder, over),
+            display,
+        ]
+        if isinstance(self.strategy, FedWSA):
+            callbacks.append(Scopes(folder, over))
+        if config.clients.table:
+            callbacks.append(ClientTable(folder, over))
+        if config.clients.sizes is not None:
+            callbacks.append(SizeTable(folder, self.sizes.of_client, over))
+        return [*callbacks, *self.trackers], display
+
+    def _loop(self, grid: Grid) -> RoundLoop:
+        """The loop before its first round, or as it was at the checkpoint."""
+        config = self.config
+        fleet = PartitionGrid(grid, config.clients.count)
+        if inner := sized(self.strategy):
+            inner.size_of = lambda node: self.sizes.of_client[fleet.client(node)]
+        arrays = initial_arrays(self.sizes.models, self.strategy)
+        if self.begun is not None:
+            arrays = self.begun.arrays
+            self.checkpoints.restore(self.begun.strategy)
+            grid.client_states = self.begun.clients  # type: ignore[attr-defined]  # our engine's
+        systems = self.systems if getattr(self.strategy, "on_devices", True) else None
+        validate = self._validate if self.validates else None
+        return RoundLoop(self.strategy, fleet, arrays, config, self._score, systems, validate)
+
+    def _checkpoint(
+        self, number: int, loop: RoundLoop, grid: Grid, tally: dict[str, float], seconds: float
+    ) -> None:
+        self.checkpoints.write(
+            Checkpoint(
+                number,
+                loop.arrays,
+                self.checkpoints.memory(),
+                grid.client_states,  # type: ignore[attr-defined]  # our engine's
+                add_up(tally, {"seconds": seconds}),
+            )
+        )
 
     def _score(self, arrays: ArrayRecord, number: int) -> dict[str, Score]:
         """The model of each size on the global test set, after a round, the largest first.
@@ -272,39 +319,43 @@ class Federation:
             )
 
     def _finish(
-        self, loop: RoundLoop, records: Sequence[RoundRecord], seconds: float
+        self, arrays: ArrayRecord, last: RoundRecord, tally: Mapping[str, float]
     ) -> dict[str, Any]:
         """Write the model and ``result.json``: last round, never the best one."""
-        last = records[-1]
         score = last.score  # the last round is always evaluated
         if score is not None:
-            self._save_models(loop.arrays, last.round)
+            self._save_models(arrays, last.round)
         result: dict[str, Any] = {
             "algorithm": self.config.label,
             "seed": self.config.seed,
             "accuracy": score.accuracy if score else None,
             "loss": score.loss if score else None,
-            "rounds": len(records),
-            "seconds": round(seconds, 3),
+            "rounds": last.round,
+            "seconds": round(tally["seconds"], 3),
             "client_accuracy_mean": last.clients.mean if last.clients else None,
             "client_accuracy_worst10": last.clients.worst10 if last.clients else None,
             "client_accuracy_std": last.clients.std if last.clients else None,
             "client_accuracy_jain": last.clients.jain if last.clients else None,
-            **{key: sum(len(getattr(r, key)) for r in records) for key in _COUNTED},
+            **{key: tally[key] for key in _COUNTED},
         }
         if last.validation is not None:
             result["validation_accuracy"] = last.validation.accuracy
             result["validation_loss"] = last.validation.loss
-        costs = [r.costs for r in records if r.costs is not None]
-        if costs:
-            result["bytes_down"] = sum(c.bytes_down for c in costs)
-            result["bytes_up"] = sum(c.bytes_up for c in costs)
-            result["simulated_seconds"] = sum(c.seconds for c in costs)
+        result |= {key: tally[key] for key in _COSTS if key in tally}
         if self.config.clients.sizes is not None:
             result["sizes"] = {size: score.accuracy for size, score in last.sizes.items()}
         text = json.dumps(result, indent=2) + "\n"
         (self.folder / "result.json").write_text(text, encoding="utf-8")
         return result
+
+
+def _tally(record: RoundRecord) -> dict[str, float]:
+    """What a round adds to the sums in the result."""
+    found: dict[str, float] = {key: len(getattr(record, key)) for key in _COUNTED}
+    if (costs := record.costs) is not None:
+        sums = (costs.bytes_down, costs.bytes_up, costs.seconds)
+        found |= dict(zip(_COSTS, sums, strict=True))
+    return found
 
 
 def initial_arrays(models: Mapping[str, nn.Module], strategy: Strategy) -> ArrayRecord:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from uuid import uuid4
 
 import ray
@@ -20,6 +20,7 @@ from fedwsa.simulation.transport import (
     PackedContent,
     PackedRecord,
     Record,
+    pack,
     pack_record,
     shell,
     unpack,
@@ -81,6 +82,17 @@ class RayGrid(Grid):
     def set_run(self, run: Run) -> None:
         """Set the run."""
         self._run = run
+
+    @property
+    def client_states(self) -> dict[int, RecordDict]:
+        """What the clients keep, by partition; those who keep nothing are not in it."""
+        kept: dict[int, PackedContent] = {n: ray.get(s) for n, s in self._states.items()}
+        return {self.known_partitions[node]: unpack(content) for node, content in kept.items()}
+
+    @client_states.setter
+    def client_states(self, states: Mapping[int, RecordDict]) -> None:
+        nodes = {partition: node for node, partition in self.known_partitions.items()}
+        self._states = {nodes[p]: ray.put(pack(content)) for p, content in states.items()}
 
     def get_node_ids(self) -> Iterable[int]:
         """Node ids, in the order of their partitions."""

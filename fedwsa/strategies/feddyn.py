@@ -35,6 +35,7 @@ class FedDyn(FedAvg):
     """
 
     averages_by = messages.DYN_COUNT
+    transient = ("_received",)  # no memory: set in each round
 
     def __init__(
         self, alpha: PositiveFloat, *, buffers: Sequence[str] = (), **sampling: Unpack[Sampling]

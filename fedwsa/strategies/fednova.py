@@ -39,6 +39,7 @@ class FedNova(FedAvg):
 
     averages_by = messages.NOVA_WEIGHT
     needs_sgd = True
+    transient = ("_received",)  # no memory: set in each round
 
     def __init__(self, *, buffers: Sequence[str] = (), **sampling: Unpack[Sampling]) -> None:
         super().__init__(**sampling)

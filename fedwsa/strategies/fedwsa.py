@@ -99,6 +99,8 @@ class FedWSA(Strategy):
     >>> strategy = FedWSA(FedAvg(fraction_train=0.1), strength=10.0)
     """
 
+    transient = ("report",)  # no memory: of the last round alone
+
     def __init__(
         self,
         strategy: Strategy,

@@ -14,13 +14,25 @@ from server.rounds import RoundRecord
 
 
 class _Table:
-    """A CSV file that is on disk after every row."""
+    """A CSV file that is on disk after every row; the first column is the round.
 
-    def __init__(self, file: Path, columns: Sequence[str]) -> None:
+    Parameters
+    ----------
+    columns
+        Its head.
+    begun
+        The rounds that are in it already, of a run that is resumed; what stands there of later
+        ones goes.
+    """
+
+    def __init__(self, file: Path, columns: Sequence[str], begun: int = 0) -> None:
+        kept = _rows(file, begun) if begun else []
         # Opened for the length of the run, closed by close().
         self._file = file.open("w", newline="", encoding="utf-8")
         self._writer = csv.writer(self._file, lineterminator="\n")
         self.write(columns)
+        for row in kept:
+            self.write(row)
 
     def write(self, row: Sequence[Any]) -> None:
         # repr gives the shortest digits that read back to the same float.
@@ -29,6 +41,15 @@ class _Table:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _rows(file: Path, begun: int) -> list[list[str]]:
+    """The rows of rounds up to ``begun``; the last one may be cut off where a run was killed."""
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as opened:
+        head, *rows = csv.reader(opened)
+    return [row for row in rows if len(row) == len(head) and int(row[0]) <= begun]
 
 
 class History:
@@ -40,9 +61,11 @@ class History:
         Of the run.
     validates
         Whether there is a validation split.
+    begun
+        The rounds that are over, of a run that is resumed; so for the other tables.
     """
 
-    def __init__(self, folder: Path, validates: bool = False) -> None:
+    def __init__(self, folder: Path, validates: bool = False, begun: int = 0) -> None:
         self._columns = [
             "round",
             "accuracy",
@@ -63,8 +86,9 @@ class History:
             "failed_evaluation",
             "cohort",
         ]
-        self._history = _Table(folder / "history.csv", self._columns)
-        self._timing = _Table(folder / "timing.csv", ["round", "train", "aggregate", "evaluate"])
+        self._history = _Table(folder / "history.csv", self._columns, begun)
+        columns = ["round", "train", "aggregate", "evaluate"]
+        self._timing = _Table(folder / "timing.csv", columns, begun)
 
     def on_round(self, record: RoundRecord) -> None:
         """Write both rows."""
@@ -83,7 +107,7 @@ class History:
 class Scopes:
     """``scopes.csv``: per round and layer the fused scope, that of the average, and the KL."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, begun: int = 0) -> None:
         self._table = _Table(
             folder / "scopes.csv",
             [
@@ -95,6 +119,7 @@ class Scopes:
                 "averaged_std",
                 "client_kl",
             ],
+            begun,
         )
 
     def on_round(self, record: RoundRecord) -> None:
@@ -131,10 +156,10 @@ class SizeTable:
         The size of each client.
     """
 
-    def __init__(self, folder: Path, of_client: Sequence[str]) -> None:
+    def __init__(self, folder: Path, of_client: Sequence[str], begun: int = 0) -> None:
         self._of_client = of_client
         columns = ["round", "size", "accuracy", "loss", "clients"]
-        self._table = _Table(folder / "sizes.csv", columns)
+        self._table = _Table(folder / "sizes.csv", columns, begun)
 
     def on_round(self, record: RoundRecord) -> None:
         """Write a row per size, with how many clients of the cohort have it."""
@@ -151,9 +176,9 @@ class SizeTable:
 class ClientScoreTable:
     """``client_scores.csv``: the model on each client's hold-out, a row per client and round."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, begun: int = 0) -> None:
         columns = ["round", "client", "accuracy", "loss", "examples"]
-        self._table = _Table(folder / "client_scores.csv", columns)
+        self._table = _Table(folder / "client_scores.csv", columns, begun)
 
     def on_round(self, record: RoundRecord) -> None:
         """Write a row per client that has a hold-out."""
@@ -171,8 +196,8 @@ class ClientScoreTable:
 class ClientTable:
     """``clients.csv``: what each client reported of its training, a row per client and round."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, begun: int = 0) -> None:
+        self._folder, self._begun = folder, begun
         self._table: _Table | None = None
         self._columns: list[str] = []
 
@@ -183,7 +208,7 @@ class ClientTable:
         if self._table is None:
             self._columns = sorted({key for m in record.answers.values() for key in m})
             columns = ["round", "client", *self._columns]
-            self._table = _Table(self._folder / "clients.csv", columns)
+            self._table = _Table(self._folder / "clients.csv", columns, self._begun)
         for client, metrics in sorted(record.answers.items()):
             cells = [metrics.get(key) for key in self._columns]
             joined = [" ".join(map(repr, c)) if isinstance(c, list) else c for c in cells]

@@ -1,0 +1,163 @@
+"""Checkpoints: all that the next round depends on, so that a run goes on where it stopped.
+
+Every draw is keyed by (seed, purpose, round, client), so that there is no state of random
+generators; the model, what the strategy remembers, and what the clients keep are all.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, RecordDict
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fedwsa.components import ConfigError
+from server import state_files
+
+logger = logging.getLogger("fedwsa")
+
+_KEPT = 2
+"""How many checkpoints stay: the one before the newest, should that be damaged."""
+
+
+@dataclass
+class Checkpoint:
+    """A run after a round.
+
+    Attributes
+    ----------
+    round : int
+        That is over.
+    arrays : ArrayRecord
+        The global model.
+    strategy : list of dict
+        What the strategy remembers, and what each strategy that it wraps does.
+    clients : dict of int to RecordDict
+        What clients keep, by partition.
+    tally : dict
+        What the result sums up over the rounds.
+    """
+
+    round: int
+    arrays: ArrayRecord
+    strategy: list[dict[str, Any]]
+    clients: dict[int, RecordDict] = field(default_factory=dict)
+    tally: dict[str, float] = field(default_factory=dict)
+
+
+class Checkpoints:
+    """The checkpoints of a run, in ``checkpoints/`` of its folder.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    strategy
+        As it was made, before the first round: what is in it now and cannot be stored is taken
+        for settings, which another run of the same configuration has again.
+    """
+
+    def __init__(self, folder: Path, strategy: Strategy) -> None:
+        self._folder = folder / "checkpoints"
+        self._strategy = strategy
+        self._settings = [
+            {name: value for name, value in vars(part).items() if not _storable(value)}
+            for part in _chain(strategy)
+        ]
+
+    def memory(self) -> list[dict[str, Any]]:
+        """What the strategy, and each that it wraps, remembers.
+
+        Raises
+        ------
+        ConfigError
+            If one remembers what a checkpoint cannot hold.
+        """
+        found = []
+        for part, settings in zip(_chain(self._strategy), self._settings, strict=True):
+            transient = getattr(part, "transient", ())
+            own: dict[str, Any] = {}
+            for name, value in vars(part).items():
+                if name in transient or (name in settings and settings[name] is value):
+                    continue
+                if not _storable(value):
+                    raise ConfigError(
+                        f"checkpoint.every: {type(part).__name__} remembers {name}, a "
+                        f"{type(value).__name__}, which a checkpoint cannot hold; it holds "
+                        "numbers, strings, arrays, and lists and dicts of them"
+                    )
+                own[name] = value
+            found.append(own)
+        return found
+
+    def restore(self, memory: list[dict[str, Any]]) -> None:
+        """Give the strategy back what it remembered."""
+        for part, own in zip(_chain(self._strategy), memory, strict=True):
+            vars(part).update(own)
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Store a checkpoint, and remove the oldest.
+
+        Raises
+        ------
+        ConfigError
+            If it cannot be written; the ones before are as they were.
+        """
+        place = self._folder / f"round-{checkpoint.round:06d}"
+        try:
+            state_files.write(place, vars(checkpoint))
+        except OSError as error:
+            raise ConfigError(f"checkpoint.every: cannot write {place}: {error}") from None
+        except state_files.Unstorable as error:
+            raise ConfigError(
+                f"checkpoint.every: a client keeps a {error}, which a checkpoint cannot hold"
+            ) from None
+        for old in sorted(self._folder.glob("round-*"))[:-_KEPT]:
+            shutil.rmtree(old)
+
+    def newest(self) -> Checkpoint:
+        """The newest checkpoint that is whole.
+
+        Raises
+        ------
+        ConfigError
+            If there is none.
+        """
+        places = sorted(self._folder.glob("round-*"), reverse=True)
+        for place in places:
+            try:
+                return Checkpoint(**state_files.read(place))
+            except (ValueError, TypeError) as error:
+                logger.warning("%s is damaged (%s): trying the one before", place, error)
+        problem = "all its checkpoints are damaged" if places else "it has no checkpoint"
+        raise ConfigError(
+            f"resume: {self._folder.parent}: {problem}; runs with checkpoint.every=N have some"
+        )
+
+
+def _chain(strategy: Strategy) -> Iterator[Strategy]:
+    """The strategy, and what it wraps."""
+    inner: object = strategy
+    while isinstance(inner, Strategy):
+        yield inner
+        inner = getattr(inner, "strategy", None)
+
+
+def _storable(value: object) -> bool:
+    arrays: dict[str, Tensor] = {}
+    try:
+        state_files.encode(value, arrays)
+    except state_files.Unstorable:
+        return False
+    return True
+
+
+def add_up(tally: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
+    """Both sums together."""
+    return {key: tally.get(key, 0) + more.get(key, 0) for key in {**tally, **more}}

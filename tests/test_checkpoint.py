@@ -1,0 +1,260 @@
+"""Checkpoints: what a resumed run depends on is all in them, and they are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+import clients.app
+from experiments.simulate import resume, simulate
+from fedwsa.components import ConfigError
+from fedwsa.config import Config, compose
+from fedwsa.scope import WeightScope
+from server import state_files
+from server.checkpoint import Checkpoint, Checkpoints
+from server.rounds import RunError
+
+TINY = ["rounds=5", "clients.count=4", "clients.fraction=0.5", "local.epochs=1", "model.width=0.2"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def until(config: Config, last: int) -> ClientApp:
+    """Our client, until a round after which all fail."""
+    app, ours = ClientApp(), clients.app.build(config)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        if message.content["config"]["server-round"] > last:
+            raise RuntimeError("the power is off")
+        return ours(message, context)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return ours(message, context)
+
+    return app
+
+
+def interrupted(folder: Path, cache: str, every: int, last: int, *overrides: str) -> Config:
+    own = [*TINY, *overrides, f"cache_dir={cache}", "runtime.cohort=off", "clients.table=true"]
+    config = compose([*own, f"checkpoint.every={every}"])
+    with pytest.raises(RunError, match="all 2 clients failed"):
+        simulate(config, folder, until(config, last))
+    return config
+
+
+def same_run(one: Path, other: Path, *files: str) -> None:
+    for file in ("history.csv", "clients.csv", *files):
+        assert (one / file).read_bytes() == (other / file).read_bytes(), file
+    left, right = (load_file(run / "model.safetensors") for run in (one, other))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
+    for result in results:
+        del result["seconds"]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "strategy=scaffold",
+        "strategy=feddyn",
+        "strategy=moon",
+        "strategy=fedadam",
+        "strategy=fedavgm",
+        "strategy=scaffold wsa=on",
+        "strategy=dp_server_adaptive",
+        "strategy=wave",
+    ],
+)
+def test_a_resumed_run_ends_as_one_that_was_not_interrupted(
+    strategy: str, cache: str, tmp_path: Path
+) -> None:
+    """Two rounds lie between the last checkpoint and the interruption: they are run again."""
+    config = interrupted(tmp_path / "stopped", cache, 2, 3, *strategy.split())
+    whole = config.model_copy(update={"checkpoint": compose().checkpoint})
+    simulate(whole, tmp_path / "whole")
+    resume(tmp_path / "stopped")
+    scopes = ["scopes.csv"] if "wsa=on" in strategy else []
+    same_run(tmp_path / "whole", tmp_path / "stopped", *scopes)
+
+
+def test_control_variates_and_clients_memory_are_in_the_checkpoint(
+    cache: str, tmp_path: Path
+) -> None:
+    config = interrupted(tmp_path / "run", cache, 1, 2, "strategy=scaffold")
+    strategy = FedAvg()
+    found = Checkpoints(tmp_path / "run", strategy).newest()
+    assert found.round == 2
+    [memory] = found.strategy
+    assert max(t.abs().max() for t in memory["control"].values()) > 0
+    rounds = (tmp_path / "run" / "history.csv").read_text().splitlines()[1:]
+    seen = {int(c) for row in rounds for c in row.rpartition(",")[2].split()}
+    assert set(found.clients) == seen
+    for content in found.clients.values():
+        kept = content["scaffold"]
+        assert set(kept) == set(found.arrays)
+    assert config.checkpoint.every == 1
+
+
+def test_a_killed_run_goes_on_by_the_command(cache: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments.cli"]
+    own = [*TINY, "rounds=12", "strategy=scaffold", f"cache_dir={cache}", "runtime.workers=1"]
+    folder = tmp_path / "run"
+    run = [*command, *own, "checkpoint.every=1", f"hydra.run.dir={folder}"]
+    with subprocess.Popen(run, stdout=subprocess.DEVNULL, start_new_session=True) as process:
+        end = time.monotonic() + 120
+        while not list((folder / "checkpoints").glob("round-00000[3-9]")):
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    assert not (folder / "result.json").exists()
+    done = subprocess.run([*command, f"resume={folder}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    whole = compose([*own, "runtime.cohort=off"])
+    simulate(whole, tmp_path / "whole")
+    assert (folder / "history.csv").read_bytes() == (tmp_path / "whole/history.csv").read_bytes()
+    again = subprocess.run([*command, f"resume={folder}"], capture_output=True, text=True)
+    assert again.returncode == 1
+    assert again.stderr.strip() == f"fedwsa: resume: the run in {folder} is finished"
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(cache: str, tmp_path: Path) -> None:
+    interrupted(tmp_path / "run", cache, 1, 3, "strategy=scaffold")
+    strategy = FedAvg()
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert [place.name for place in newest] == ["round-000002", "round-000003"]
+    blob = bytearray((newest[1] / "arrays.safetensors").read_bytes())
+    blob[-1] ^= 1
+    (newest[1] / "arrays.safetensors").write_bytes(blob)
+    assert Checkpoints(tmp_path / "run", strategy).newest().round == 2
+    (newest[0] / "state.json").write_text("{")
+    with pytest.raises(ConfigError, match="all its checkpoints are damaged"):
+        Checkpoints(tmp_path / "run", strategy).newest()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "there is no run in"),
+        (lambda folder: folder.mkdir(), "there is no run in"),
+        (lambda folder: simulate(compose([*TINY, "rounds=1"]), folder), "is finished"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused_in_one_line(
+    make, message: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("FEDWSA_CACHE", str(tmp_path / "cache"))
+    make(tmp_path / "run")
+    with pytest.raises(ConfigError, match=message) as caught:
+        resume(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+class Remembers(FedAvg):
+    """Somebody's strategy with a memory that is neither number nor array."""
+
+    def aggregate_train(self, server_round, replies):
+        self.notes = open(os.devnull)  # noqa: SIM115
+        return super().aggregate_train(server_round, replies)
+
+
+def test_a_memory_that_cannot_be_stored_is_named(cache: str, tmp_path: Path) -> None:
+    own = ["strategy._target_=tests.test_checkpoint.Remembers", "checkpoint.every=1"]
+    with pytest.raises(ConfigError, match="Remembers remembers notes, a TextIOWrapper, which"):
+        simulate(compose([*TINY, *own, f"cache_dir={cache}"]), tmp_path / "run")
+
+
+def test_flower_s_runtime_cannot_tell_what_clients_keep() -> None:
+    with pytest.raises(ConfigError, match=r"checkpoint\.every needs runtime=ray"):
+        compose(["checkpoint.every=1", "runtime=flower"])
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+KEYS = st.integers() | st.text()
+VALUES = st.recursive(
+    PLAIN,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(KEYS, inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(VALUES)
+def test_plain_values_come_back_as_they_were(value: object) -> None:
+    arrays: dict[str, torch.Tensor] = {}
+    tree = json.loads(json.dumps(state_files.encode(value, arrays)))
+    assert state_files.decode(tree, arrays) == value
+
+
+def test_arrays_and_records_come_back_as_they_were(tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    tensor = torch.randn(3, 2, generator=random, dtype=torch.float64)
+    scope = WeightScope.of(["a"], [0.5], [2.0])
+    arrays = ArrayRecord({"w": Array(np.arange(3.0))})
+    content = RecordDict({"arrays": arrays, "m": MetricRecord({"x": [1.0, 2.0]})})
+    state = {
+        "tensor": tensor,
+        "nothing": torch.zeros(0),
+        "numpy": {3: [np.arange(4, dtype=np.int32), np.float64(0.1)]},
+        "scope": scope,
+        "content": {7: content},
+        "config": ConfigRecord({"k": "v", "n": 3}),
+    }
+    state_files.write(tmp_path / "deep" / "state", state)
+    found = state_files.read(tmp_path / "deep" / "state")
+    assert torch.equal(found["tensor"], tensor)
+    assert found["nothing"].shape == (0,)
+    array, number = found["numpy"][3]
+    assert array.dtype == np.int32
+    assert array.tolist() == [0, 1, 2, 3]
+    assert number == 0.1
+    assert (found["scope"].names, found["scope"].mean.tolist()) == (scope.names, [0.5])
+    assert torch.equal(found["scope"].variance, scope.variance)
+    assert found["content"][7]["arrays"]["w"].numpy().tolist() == [0.0, 1.0, 2.0]
+    assert dict(found["content"][7]["m"]) == {"x": [1.0, 2.0]}
+    assert dict(found["config"]) == {"k": "v", "n": 3}
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["state"]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_those_before(tmp_path: Path) -> None:
+    strategy = FedAvg()
+    checkpoints = Checkpoints(tmp_path, strategy)
+    good = Checkpoint(1, ArrayRecord(), checkpoints.memory())
+    checkpoints.write(good)
+    bad = Checkpoint(2, ArrayRecord(), [], {0: RecordDict({"c": ConfigRecord({"b": b"x"})})})
+    with pytest.raises(ConfigError, match="a client keeps a bytes, which a checkpoint cannot"):
+        checkpoints.write(bad)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["round-000001"]
+    assert checkpoints.newest().round == 1
