@@ -45,7 +45,12 @@ def run_folder(
         write(folder / "cell.json", cell)
     packages = {"fedwsa": made_by or version("fedwsa")}
     write(folder / "environment.json", {"packages": packages})
-    write(folder / "partition.json", {"name": "iid", "hash": partition, "label_counts": [[1, 2]]})
+    shares = {"name": "iid", "arguments": {}, "hash": partition, "samples": 6}
+    severity = dict.fromkeys(("jensen_shannon", "earth_movers", "gini"), 0.0)
+    write(
+        folder / "partition.json",
+        {**shares, "severity": severity, "label_counts": [[1, 2], [3, 0]]},
+    )
     last = accuracies[-1]
     result = {"algorithm": "FedAvg", "seed": seed, "accuracy": last, "loss": 1.0, "seconds": 2.0}
     write(folder / "result.json", {**result, "rounds": len(accuracies)})

@@ -92,7 +92,7 @@ def test_few_lines_stand_in_a_panel_and_looks_tell_them_apart_in_grey() -> None:
 def test_the_command_writes_png_and_svg(runs: Path, capsys, monkeypatch) -> None:
     plot([str(runs), "--panels", "setting", "--quantity", "accuracy"], Console(width=300))
     written = capsys.readouterr().out.split()
-    names = ["accuracy", "client-accuracies", "scopes-differing", "scopes-equal"]
+    names = ["accuracy", "client-accuracies", "scopes-differing", "scopes-equal", "partition-iid"]
     assert sorted(Path(w).name for w in written) == sorted(
         f"{name}.{suffix}" for name in names for suffix in ("png", "svg")
     )

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.tables.build import Request, build
+from experiments.tables.build import Request, Row, build
 from experiments.tables.cli import warn
 from experiments.tables.collect import collect
+from experiments.tables.runs import read_json
 from fedwsa.components import ConfigError
 
 _EXAMPLES = """\
@@ -25,6 +26,7 @@ Writes, as PNG and SVG in the size of a paper's column or page:
   accuracy     over rounds, a line per group of runs that differ in the seed alone, with a band of
                95 % over the seeds (of --quantity: accuracy, loss, clients)
   client-accuracies  how accuracy on the hold-outs is spread over the clients of all seeds
+  partition    who holds how much of which class, at the first seed
   scopes       of runs with WSA: σ of each layer over rounds, fused and of the average
 Axes with panels of their own are chosen so that few lines stand in each, unless --panels says.
 """
@@ -89,12 +91,29 @@ def plot(arguments: Sequence[str], console: Console) -> None:
                     suffix = re.sub(r"[^\w.+-]+", "-", title)
                     file = f"scopes-{suffix}" if suffix else "scopes"
                     written += style.save(figure, out / file)
+            written += _partitions(rows, out)
         except OSError as error:
             raise ConfigError(f"--out: cannot write {out}: {error.strerror}") from None
     if not written:
         raise ConfigError(f"no run has {', '.join(names)}: there is nothing to draw")
     for path in written:
         console.print(str(path), highlight=False, soft_wrap=True)
+
+
+def _partitions(rows: Sequence[Row], out: Path) -> list[Path]:
+    """Who holds what: a picture for each partition of the rows, at their first seed."""
+    from experiments.partition_plots import plot_labels
+
+    first = {row.runs[0].partition: row.runs[0].folder for row in reversed(rows)}
+    first.pop(None, None)
+    files = []
+    for number, folder in enumerate(reversed(first.values())):
+        values = read_json(folder / "partition.json")
+        name = f"partition-{values['name']}" + (f"-{number}" if len(first) > 1 else "")
+        for suffix in ("png", "svg"):
+            files.append(out / f"{name}.{suffix}")
+            plot_labels(values, files[-1])
+    return files
 
 
 def _panels(text: str | None, known: Sequence[str], chosen: list[str]) -> list[str]:

@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 CELL, FAILED, STUDY = "cell.json", "failed.json", "study.json"
-_MACHINE = ("runtime.", "cache_dir", "device")  # keys that say where a run was made, not what
+# Keys that say where a run was made and who was told of it, not what it is.
+_MACHINE = ("runtime.", "cache_dir", "device", "tracker")
 
 
 @dataclass
