@@ -17,8 +17,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from clients.training import Samples
 from fedwsa.conditions import Conditions, batch_sizes
-from fedwsa.config import Local
 from fedwsa.objectives import Objective
+from fedwsa.sections import Local
 
 MOST_BYTES = 1 << 28
 """Inputs of an epoch, of all clients together, that are held at once."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedwsa.conditions import Conditions, batch_sizes
-from fedwsa.config import Local
 from fedwsa.objectives import Objective
+from fedwsa.sections import Local
 
 Prepare = Callable[[Tensor], Tensor]
 """Inputs as stored → the input of the model (normalised, perhaps augmented)."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedwsa import seeding
-from fedwsa.config import Local, Optimiser
+from fedwsa.sections import Local, Optimiser
 
 
 @dataclass(frozen=True)

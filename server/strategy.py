@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fedwsa.components import Component, ConfigError, build, locate
-from fedwsa.config import Config, Wsa
+from fedwsa.config import Config
 from fedwsa.scope import WeightScope
+from fedwsa.sections import Wsa
 from fedwsa.strategies.fedwsa import FedWSA
 from fedwsa.strategies.personal import Personal
 from fedwsa.strategies.scaffold import Scaffold

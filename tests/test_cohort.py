@@ -9,13 +9,14 @@ from torch import nn
 from clients.cohort import Stack, train_stack, why_not
 from clients.training import Samples, train
 from fedwsa.conditions import Conditions
-from fedwsa.config import Local, compose
+from fedwsa.config import compose
 from fedwsa.models import build_model
 from fedwsa.objectives import LocalRun, Objective
 from fedwsa.objectives.proximal import Proximal
 from fedwsa.objectives.scaffold import Scaffold
 from fedwsa.objectives.scope import ScopeAlignment
 from fedwsa.scope import WeightScope
+from fedwsa.sections import Local
 
 SIZES = (23, 17, 9, 8, 5, 1)
 """Unequal: six, five, two, two, one and one batches of four; 17 and 9 end in one of five."""

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from clients.cohort import Stack, train_stack, why_not
 from clients.training import Conditions, Samples, train
 from fedwsa.components import ConfigError
-from fedwsa.config import Local, compose, options
+from fedwsa.config import compose, options
 from fedwsa.data.examples import Examples
 from fedwsa.data.text import TextData
 from fedwsa.evaluation import evaluate
@@ -20,6 +20,7 @@ from fedwsa.learngene.fit import distillation
 from fedwsa.models import build_model
 from fedwsa.models.architecture import architecture_of, first_units, selection, take
 from fedwsa.models.flops import forward_flops
+from fedwsa.sections import Local
 
 LENGTH, CLASSES = 12, 9
 MODELS = ["char_lstm", "char_transformer"]

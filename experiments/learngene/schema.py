@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from fedwsa.components import Component, ConfigError
-from fedwsa.config import Dataset, Init, Pretraining, compose_as
+from fedwsa.config import compose_as
 from fedwsa.devices import Device
 from fedwsa.learngene import METHODS
+from fedwsa.sections import Dataset, Init, Pretraining
 
 
 class _Section(BaseModel):

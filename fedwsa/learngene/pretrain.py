@@ -13,7 +13,6 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fedwsa.components import Component, ConfigError, build
-from fedwsa.config import Init, Pretraining
 from fedwsa.evaluation import evaluate
 from fedwsa.learngene.base import Method, Target, Task
 from fedwsa.learngene.fit import Lesson, Recipe, Report, fit, plain_loss
@@ -22,6 +21,7 @@ from fedwsa.learngene.resume import Resume
 from fedwsa.models import InputShape, build_model
 from fedwsa.models.files import load_network
 from fedwsa.models.flops import forward_flops, step_flops
+from fedwsa.sections import Init, Pretraining
 
 Watch = Callable[[str, int], Report]
 """(what is trained, steps) → the report to call after each step."""

@@ -1,0 +1,210 @@
+"""The sections of a run's schema: types and ranges of what stands in ``conf/``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from fedwsa import sizes as size_rules
+from fedwsa import systems
+from fedwsa.components import Component
+from fedwsa.scope import DEFAULT_STRENGTH, Fusion, Reduction
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+def _cohort(value: int | str) -> int | str:
+    if value not in ("auto", "off") and not (isinstance(value, int) and value >= 1):
+        raise ValueError("must be auto, off, or a number above 0")
+    return value
+
+
+Cohort = Annotated[int | str, AfterValidator(_cohort)]
+
+
+class Section(BaseModel):
+    """Closed, strict, unchangeable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Dataset(Component):
+    """The examples; keys that are not named here go to the source."""
+
+    augment: Literal["none", "crop_flip"]
+
+    @property
+    def source(self) -> Component:
+        """The source alone."""
+        return Component(**{"_target_": self.target, **self.arguments})
+
+
+class Subset(Section):
+    """How many of the examples are used; null: all."""
+
+    train: PositiveInt | None
+    test: PositiveInt | None
+
+
+class Strategy(Section):
+    """A Flower strategy by its dotted path, with free arguments."""
+
+    target: str = Field(alias="_target_")
+    args: dict[str, Any]
+
+    @property
+    def component(self) -> Component:
+        """Path and arguments in the form that other parts have."""
+        return Component(**{"_target_": self.target, **self.args})
+
+
+class Clients(Section):
+    """The fleet, and who takes part in a round."""
+
+    count: PositiveInt
+    fraction: Fraction
+    timeout: PositiveFloat | None
+    table: bool
+    sizes: Annotated[Any, AfterValidator(size_rules.check_wish)]
+    speeds: Annotated[list[PositiveFloat], Field(min_length=1)]
+    availability: Annotated[Any, AfterValidator(systems.check_availability)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    speed_spread: NonNegativeFloat
+    flops_per_second: PositiveFloat
+    bytes_per_second: PositiveFloat
+    deadline: PositiveFloat | None
+    late: Literal["drop", "cut"]
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a client may have to stop before its epochs are done."""
+        return self.deadline is not None and self.late == "cut"
+
+
+Optimiser = Literal["sgd", "adam", "adamw"]
+
+
+class Local(Section):
+    """Local training."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    optimiser: Optimiser
+    lr: PositiveFloat
+    adam_lr: PositiveFloat
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: NonNegativeFloat
+    lr_factors: Annotated[list[PositiveFloat], Field(min_length=1)]
+    weight_decays: Annotated[list[NonNegativeFloat], Field(min_length=1)] | None
+    batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)] | None
+    epoch_factors: Annotated[list[PositiveFloat], Field(min_length=1)]
+    optimisers: Annotated[list[Optimiser], Field(min_length=1)] | None
+    clip_norm: PositiveFloat | None
+    mask_absent: bool
+    precision: Literal["fp32", "bf16"]
+    channels_last: bool
+    fused: bool
+
+
+class Wsa(Section):
+    """Weight scope alignment; see :class:`fedwsa.strategies.fedwsa.FedWSA`."""
+
+    enabled: bool
+    strength: NonNegativeFloat
+    reduction: Reduction
+    fusion: Fusion
+    target: Literal["fused", "initial", "fixed"]
+    scope: str | None
+    align: Literal["none", "after"]
+    layers: str | None
+    floor: PositiveFloat
+    normalise: bool | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_strength(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(values, dict) and values.get("strength", 0) is None:
+            return {**values, "strength": DEFAULT_STRENGTH.get(str(values.get("reduction")))}
+        return values
+
+    @model_validator(mode="after")
+    def _fixed_needs_a_scope(self) -> Wsa:
+        if self.target == "fixed" and self.scope is None:
+            raise ValueError("target=fixed needs wsa.scope=FILE, a model.safetensors")
+        return self
+
+
+class Init(Component):
+    """How the model is initialised; keys that are not named here go to the method."""
+
+    file: str | None
+    public: Annotated[float, Field(ge=0, lt=1)]
+
+    @property
+    def method(self) -> Component:
+        """The method alone."""
+        return Component(**{"_target_": self.target, **self.arguments})
+
+
+class Training(Section):
+    """Training in one place, with AdamW."""
+
+    steps: Annotated[int, Field(ge=0)]
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat
+
+
+class Pretraining(Section):
+    """How a learngene is learned from public images, and fitted to them."""
+
+    teacher: str | None
+    temperature: PositiveFloat
+    hard: NonNegativeFloat
+    teach: Training
+    learn: Training
+    fit: Training
+
+
+class Evaluation(Section):
+    """How often the global model is evaluated, in rounds."""
+
+    every: PositiveInt
+    clients_every: PositiveInt
+    batch_size: PositiveInt
+    validation: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Checkpoint(Section):
+    """How often a run leaves a checkpoint, in rounds; null: never."""
+
+    every: PositiveInt | None
+
+
+class Runtime(Section):
+    """What runs the clients."""
+
+    name: Literal["ray", "flower"]
+    workers: PositiveInt | None
+    address: str | None
+    gpus_per_worker: NonNegativeFloat | None
+    cohort: Cohort
+
+    @model_validator(mode="after")
+    def _flower_has_less(self) -> Runtime:
+        if self.name == "flower":
+            if self.address is not None:
+                raise ValueError("address needs runtime=ray")
+            if self.cohort not in ("auto", "off"):
+                raise ValueError("cohort needs runtime=ray")
+        return self
