@@ -20,20 +20,34 @@ from experiments.partition_plots import severity_line
 _SIZE = (9.0, 3.4)
 
 
+_MANY = 8  # lines, from which on their names stand below
+
+
 def plot_curves(histories: Sequence[tuple[str, pd.DataFrame]], file: Path) -> None:
-    """Accuracy and loss on the global test set over rounds, a line per run."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=_SIZE, layout="constrained")
+    """Accuracy and loss on the global test set over rounds, a line per run.
+
+    Where each client has a model of its own, the accuracy is the mean of theirs on their own data,
+    and dashed.
+    """
+    rows = -(-len(histories) // 3) if len(histories) > _MANY else 0
+    size = (_SIZE[0], _SIZE[1] + 0.2 * rows)
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, layout="constrained")
     for label, history in histories:
-        seen = history.dropna(subset=["accuracy"])
-        marker = "o" if len(seen) < 2 else None
-        left.plot(seen["round"], seen["accuracy"], label=label, marker=marker)
-        right.plot(seen["round"], seen["loss"], label=label, marker=marker)
-    left.set(xlabel="round", ylabel="accuracy, global test set", ylim=(0, 1))
+        has_global = history["accuracy"].notna().any()
+        column = "accuracy" if has_global else "client_accuracy_mean"
+        seen = history.dropna(subset=[column])
+        look = {"marker": "o" if len(seen) < 2 else None, "linestyle": "-" if has_global else "--"}
+        left.plot(seen["round"], seen[column], label=label, **look)
+        right.plot(seen["round"], seen["loss"], **look)
+    left.set(xlabel="round", ylabel="accuracy", ylim=(0, 1))
     right.set(xlabel="round", ylabel="loss, global test set", ylim=(0, None))
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend()
+    if rows:
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    else:
+        left.legend()
     figure.savefig(file, dpi=150)
     plt.close(figure)
 
