@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from fedwsa.learngene import wave
+from fedwsa.learngene import kronecker, wave
+from fedwsa.learngene.kronecker import kronecker as weight_of
 from fedwsa.models import build_model
 from fedwsa.models.architecture import Architecture, Outline, architecture_of, outline
 from tests.test_architecture import CLASSES, IMAGE, SMALL, component, network
@@ -34,28 +35,31 @@ def random_wave(name: str, count: int = 3, **changes: object) -> nn.Module:
 def test_the_rule_is_a_sum_of_kronecker_products() -> None:
     s, t = torch.randn(3, 2, 4), torch.randn(3, 5, 6)
     expected = sum(torch.kron(s[i], t[i]) for i in range(3))
-    torch.testing.assert_close(wave.kronecker(s, t), expected)
+    torch.testing.assert_close(weight_of(s, t), expected)
 
 
 def test_a_convolution_s_kernel_is_kept_whole() -> None:
     """For each place of the kernel the rule is that of a linear layer."""
     s, t = torch.randn(3, 2, 4), torch.randn(3, 5, 6, 3, 2)
-    weight = wave.kronecker(s, t)
+    weight = weight_of(s, t)
     assert weight.shape == (10, 24, 3, 2)
     for i in range(3):
         for j in range(2):
-            torch.testing.assert_close(weight[..., i, j], wave.kronecker(s, t[..., i, j]))
+            torch.testing.assert_close(weight[..., i, j], weight_of(s, t[..., i, j]))
 
 
 def test_one_template_and_a_scaler_of_one_give_the_template() -> None:
     t = torch.randn(1, 5, 6)
-    assert torch.equal(wave.kronecker(torch.ones(1, 1, 1), t), t[0])
+    assert torch.equal(weight_of(torch.ones(1, 1, 1), t), t[0])
 
 
 def test_the_structured_forward_equals_the_materialised_one() -> None:
     s, t, x = (torch.randn(*n, dtype=torch.float64) for n in ((3, 2, 4), (3, 5, 6), (7, 2, 24)))
     torch.testing.assert_close(
-        wave.structured_linear(x, s, t), x @ wave.kronecker(s, t).T, rtol=1e-12, atol=1e-12
+        kronecker.structured_linear(x, s, t),
+        x @ weight_of(s, t).T,
+        rtol=1e-12,
+        atol=1e-12,
     )
 
 
@@ -63,8 +67,8 @@ def test_a_linear_layer_takes_the_cheaper_way_and_both_have_its_gradients() -> N
     layer = nn.Linear(64, 64).double()
     wave.attach(nn.ModuleDict({"l": layer}), TABLE, {"all": torch.randn(8, 16, 16).double()})
     rule, scalers = layer.parametrizations.weight[0], layer.parametrizations.weight.original
-    assert wave.structured_is_cheaper(1, scalers, rule.templates)
-    assert not wave.structured_is_cheaper(64, scalers, rule.templates)
+    assert kronecker.structured_is_cheaper(1, scalers, rule.templates)
+    assert not kronecker.structured_is_cheaper(64, scalers, rule.templates)
     for rows in (1, 64):
         x = torch.randn(rows, 64, dtype=torch.float64)
         grads = []
@@ -77,12 +81,12 @@ def test_a_linear_layer_takes_the_cheaper_way_and_both_have_its_gradients() -> N
 
 def test_a_planted_weight_is_recovered_by_least_squares() -> None:
     s, t = torch.randn(3, 2, 4), torch.randn(3, 5, 6, 3, 3)
-    torch.testing.assert_close(wave.fit_scalers(wave.kronecker(s, t), t), s, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kronecker.fit_scalers(weight_of(s, t), t), s, rtol=1e-4, atol=1e-5)
 
 
 def test_templates_that_repeat_each_other_give_finite_scalers() -> None:
     t = torch.randn(1, 5, 6).repeat(2, 1, 1)
-    s = wave.fit_scalers(wave.kronecker(torch.ones(2, 2, 2), t), t)
+    s = kronecker.fit_scalers(weight_of(torch.ones(2, 2, 2), t), t)
     torch.testing.assert_close(s, torch.ones(2, 2, 2), rtol=1e-4, atol=1e-4)
 
 
@@ -186,10 +190,10 @@ def test_the_gradient_of_a_shared_template_is_the_sum_over_its_layers() -> None:
     s, t = torch.randn(2, 3, 2, 2), torch.randn(3, 4, 4)
     x = torch.randn(5, 8)
     shared = t.clone().requires_grad_()
-    y = x @ wave.kronecker(s[0], shared).T @ wave.kronecker(s[1], shared).T
+    y = x @ weight_of(s[0], shared).T @ weight_of(s[1], shared).T
     y.square().sum().backward()
     own = [t.clone().requires_grad_() for _ in range(2)]
-    y = x @ wave.kronecker(s[0], own[0]).T @ wave.kronecker(s[1], own[1]).T
+    y = x @ weight_of(s[0], own[0]).T @ weight_of(s[1], own[1]).T
     y.square().sum().backward()
     torch.testing.assert_close(shared.grad, own[0].grad + own[1].grad)
 

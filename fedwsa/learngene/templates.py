@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedwsa import seeding
 from fedwsa.components import Component, ConfigError
-from fedwsa.learngene import wave
+from fedwsa.learngene import kronecker, wave
 from fedwsa.learngene.base import Method, Target, Task, require_kind
 from fedwsa.learngene.fit import fit
 from fedwsa.learngene.gene import Learngene
@@ -191,7 +191,7 @@ def expected(gene: Learngene) -> dict[str, Sequence[int]]:
         if group not in templates:
             raise ConfigError(f"the wave learngene has no templates for {group}")
         try:
-            a, b = wave.grid(shape, templates[group][1:])
+            a, b = kronecker.grid(shape, templates[group][1:])
         except ValueError as error:
             raise ConfigError(f"the wave learngene is damaged: {error}") from None
         shapes[wave.SCALERS + name.removesuffix(".weight")] = (templates[group][0], a, b)
@@ -226,7 +226,7 @@ def _makes(templates: Mapping[str, Sequence[int]], model: Component, gene: Learn
         made: Outline = outline(model, gene.shape, gene.classes)
         for name, shape in made.shapes.items():
             if (group := gene.architecture.group(name)) is not None:
-                wave.grid(shape, templates[group][1:])
+                kronecker.grid(shape, templates[group][1:])
     except (ConfigError, ValueError, KeyError):
         return False
     return True

@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord
 from torch import Tensor
 
 from fedwsa import messages
-from fedwsa.learngene import wave
+from fedwsa.learngene import kronecker, wave
 from fedwsa.models.architecture import Architecture, Axes, Outline
 from fedwsa.strategies.averaging import Sampling
 from fedwsa.strategies.sizes import Shapes, SizedFedAvg
@@ -73,7 +73,7 @@ class FedWave(SizedFedAvg):
         for of in shapes.values():
             for name, shape in of.items():
                 if (group := architecture.group(name)) is not None:
-                    there[group] += wave.scaler_count(shape, blocks[group], 1)
+                    there[group] += kronecker.scaler_count(shape, blocks[group], 1)
         self._templates = {
             group: (min(count, there[group], torch.Size(block).numel()), *block)
             for group, block in blocks.items()
@@ -122,7 +122,7 @@ class FedWave(SizedFedAvg):
             else:
                 count, *block = self._templates[group]
                 layer = name.removesuffix(".weight")
-                sent[wave.SCALERS + layer] = (count, *wave.grid(shape, block))
+                sent[wave.SCALERS + layer] = (count, *kronecker.grid(shape, block))
         return sent
 
     def join(self, states: Mapping[str, Mapping[str, Tensor]]) -> ArrayRecord:
@@ -136,7 +136,7 @@ class FedWave(SizedFedAvg):
                 if group is None:
                     made[size][name] = state[name]
                     continue
-                scalers = wave.fit_scalers(state[name], templates[group])
+                scalers = kronecker.fit_scalers(state[name], templates[group])
                 layer = name.removesuffix(".weight")
                 made[size][wave.SCALERS + layer] = _as_loud(scalers, templates[group], state[name])
         return super().join(made)
@@ -147,7 +147,7 @@ class FedWave(SizedFedAvg):
         for group, (count, *block) in self._templates.items():
             blocks = torch.cat(
                 [
-                    wave.blocks_of(state[name], block)
+                    kronecker.blocks_of(state[name], block)
                     for size, state in states.items()
                     for name in self._whole[size]
                     if self._known.group(name) == group
@@ -168,7 +168,7 @@ class FedWave(SizedFedAvg):
                 state[name] = tensors[name]
             else:
                 scalers = tensors[wave.SCALERS + name.removesuffix(".weight")]
-                state[name] = wave.kronecker(scalers, tensors[wave.TEMPLATES + group])
+                state[name] = kronecker.kronecker(scalers, tensors[wave.TEMPLATES + group])
         return messages.to_arrays(state)
 
     def aligned(self, arrays: ArrayRecord, server_round: int) -> ArrayRecord:
@@ -180,5 +180,5 @@ class FedWave(SizedFedAvg):
 
 def _as_loud(scalers: Tensor, templates: Tensor, weight: Tensor) -> Tensor:
     """The scalers times a factor that gives their weight the variance of another one."""
-    variance = wave.kronecker(scalers, templates).var(correction=0)
+    variance = kronecker.kronecker(scalers, templates).var(correction=0)
     return scalers * (weight.var(correction=0) / variance).sqrt() if variance > 0 else scalers
