@@ -34,7 +34,7 @@ from fedwsa.learngene.stages import share_stages
 from fedwsa.models import build_model
 from fedwsa.models.architecture import architecture_of, outline
 from fedwsa.models.flops import forward_flops, step_flops
-from tests.test_architecture import IMAGE, SMALL, component
+from tests.test_architecture import IMAGE, SMALL, component, shape
 from tests.test_wave import random_wave
 
 CLASSES = 7
@@ -56,15 +56,21 @@ def task(model: Component, steps: int = 0, **changes: Any) -> Task:
     return replace(Task(model, [model], IMAGE, CLASSES, lesson(), recipe), **changes)
 
 
-def built(model: Component, state: dict[str, Tensor], classes: int = CLASSES) -> nn.Module:
-    made = build_model(model, IMAGE, classes, seed=5)
+def built(
+    model: Component, state: dict[str, Tensor], classes: int = CLASSES, example=IMAGE
+) -> nn.Module:
+    made = build_model(model, example, classes, seed=5)
     made.load_state_dict(state)
     return made.eval()
 
 
-def output(model: nn.Module) -> Tensor:
+def output(model: nn.Module, example=IMAGE) -> Tensor:
+    random = torch.Generator().manual_seed(2)
+    inputs = torch.randn(3, *IMAGE, generator=random)
+    if example != IMAGE:
+        inputs = torch.randint(0, CLASSES, (3, *example), generator=random)
     with torch.no_grad():
-        return model.eval()(torch.randn(3, *IMAGE, generator=torch.Generator().manual_seed(2)))
+        return model.eval()(inputs)
 
 
 # Depth and width
@@ -100,10 +106,12 @@ def test_a_network_that_is_widened_by_repeating_its_units_is_the_same_function(n
     wide = Component(
         **{"_target_": f"fedwsa.models.{name}", **PLAIN[name], "width": 2 * PLAIN[name]["width"]}
     )
-    model = build_model(narrow, IMAGE, CLASSES, seed=0)
-    source, target = outline(narrow, IMAGE, CLASSES), outline(wide, IMAGE, CLASSES)
+    example = shape(name)
+    model = build_model(narrow, example, CLASSES, seed=0)
+    source, target = outline(narrow, example, CLASSES), outline(wide, example, CLASSES)
     made = resized(model.state_dict(), source, target, architecture_of(narrow))
-    torch.testing.assert_close(output(built(wide, made)), output(model), rtol=1e-4, atol=1e-5)
+    twice = output(built(wide, made, example=example), example)
+    torch.testing.assert_close(twice, output(model, example), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["vit.vit", "mlp.mlp", "cnn.cnn"])

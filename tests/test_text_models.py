@@ -18,7 +18,6 @@ from fedwsa.data.text import TextData
 from fedwsa.evaluation import evaluate
 from fedwsa.learngene.fit import distillation
 from fedwsa.models import build_model
-from fedwsa.models.architecture import architecture_of, first_units, selection, take
 from fedwsa.models.flops import forward_flops
 from fedwsa.sections import Local
 
@@ -107,24 +106,6 @@ def test_a_transformer_of_no_whole_heads_is_refused() -> None:
         network("char_transformer", "model.width=0.3")
     with pytest.raises(ConfigError, match="heads=5 does not divide 32 units"):
         network("char_transformer", "model.heads=5")
-
-
-@torch.no_grad()
-def test_a_narrow_lstm_is_a_wide_one_whose_other_units_are_cut_off() -> None:
-    """Whether the gates' rows are found: a selection that mixed them would answer otherwise."""
-    wide, narrow = network("char_lstm", "model.width=0.5"), network("char_lstm")
-    for name, weight in wide.named_parameters():
-        if weight.dim() == 2:
-            weight[:, 32:] = 0.0  # nothing is read of units 32 to 63
-        assert name in narrow.state_dict()
-    axes = architecture_of(compose(["model=char_lstm"]).model).axes(wide)
-    state = {}
-    for name, tensor in wide.state_dict().items():
-        wanted = narrow.state_dict()[name].shape
-        state[name] = take(tensor, selection(tensor.shape, wanted, axes.get(name, {}), first_units))
-    narrow.load_state_dict(state)
-    text = tokens(4, LENGTH)
-    torch.testing.assert_close(narrow(text), wide(text))
 
 
 def test_operations_of_a_recurrent_layer_are_counted() -> None:

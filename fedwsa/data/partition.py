@@ -166,7 +166,8 @@ def _check(shares: Shares, labels: Labels, classes: int, where: str, may_lose: b
     held = np.bincount(labels[everything], minlength=classes)
     gone = np.flatnonzero((np.bincount(labels, minlength=classes) > 0) & (held == 0)).tolist()
     if gone and may_lose:
-        logger.warning("%s: no client has any sample of class %s", where, gone)
+        named = gone if len(gone) <= 10 else f"{gone[:10]} and {len(gone) - 10} others"
+        logger.warning("%s: no client has any sample of class %s", where, named)
     elif gone:
         raise ConfigError(f"{where}: no client has any sample of class {gone}; take more clients")
     elif not may_lose and (lost := int((holders == 0).sum())):

@@ -6,7 +6,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from fedwsa.models import TextShape, scaled
 from fedwsa.models.architecture import Architecture, Axes, Axis, described
@@ -15,12 +15,27 @@ UNITS, HEAD = 128, 32
 """Units at width 1, and of an attention head where ``heads`` is not given."""
 
 
+class _Lookup(nn.Module):
+    """A vector for each code: the linear layer that would read the codes as one-hot vectors.
+
+    Its weight is that layer's, ``(units, codes)``, so that outputs come first as everywhere: what
+    a unit reads (normalised scopes) and which dimension gets wider are the same in all layers.
+    """
+
+    def __init__(self, codes: int, units: int, std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(units, codes).normal_(std=std))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return embedding(codes, self.weight.t())
+
+
 class _CharLSTM(nn.Module):
     """Embedding, recurrent layers, classifier; tokens ``(N, T)`` → logits ``(N, classes, T)``."""
 
     def __init__(self, classes: int, units: int, depth: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(classes, units)
+        self.embedding = _Lookup(classes, units, std=1.0)
         # A module each, so that layers are named by number and any of them is a block.
         self.layers = nn.ModuleList(nn.LSTM(units, units, batch_first=True) for _ in range(depth))
         self.head = nn.Linear(units, classes)
@@ -103,15 +118,14 @@ class _CharTransformer(nn.Module):
         self, length: int, classes: int, units: int, depth: int, heads: int, hidden: int
     ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(classes, units)
-        self.positions = nn.Parameter(torch.empty(length, units))
+        self.embedding = _Lookup(classes, units, std=0.02)
+        self.positions = _Lookup(length, units, std=0.02)
         self.blocks = nn.ModuleList(_Block(units, heads, hidden) for _ in range(depth))
         self.norm, self.head = nn.LayerNorm(units), nn.Linear(units, classes)
-        for weight in (self.embedding.weight, self.positions):
-            nn.init.normal_(weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embedding(tokens) + self.positions[: tokens.shape[1]]
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.embedding(tokens) + self.positions(places)
         for block in self.blocks:
             x = block(x)
         logits: Tensor = self.head(self.norm(x))
