@@ -14,9 +14,9 @@ from torch.func import functional_call
 
 from fedwsa.learngene import kronecker, wave
 from fedwsa.learngene.kronecker import kronecker as weight_of
-from fedwsa.models import build_model
+from fedwsa.models import blank_inputs, build_model
 from fedwsa.models.architecture import Architecture, Outline, architecture_of, outline
-from tests.test_architecture import CLASSES, IMAGE, SMALL, component, network
+from tests.test_architecture import CLASSES, IMAGE, SMALL, component, network, shape
 
 TABLE = Architecture(groups={"all": r"weight$"})
 
@@ -90,12 +90,20 @@ def test_templates_that_repeat_each_other_give_finite_scalers() -> None:
     torch.testing.assert_close(s, torch.ones(2, 2, 2), rtol=1e-4, atol=1e-4)
 
 
+def some_inputs(name: str) -> torch.Tensor:
+    """Two images, or two sequences of characters."""
+    blank = blank_inputs(shape(name), 2)
+    if blank.is_floating_point():
+        return torch.randn(blank.shape)
+    return torch.randint(CLASSES, blank.shape)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_a_planted_network_is_recovered(name: str) -> None:
     """Materialise a network made from templates, attach them again: the same scalers."""
     model, known = random_wave(name), architecture_of(component(name))
     before = {k: t.detach().clone() for k, t in wave.state(model, known).items()}
-    x = torch.randn(2, *IMAGE)
+    x = some_inputs(name)
     y = model.eval()(x)
     templates = {k: t.detach() for k, t in wave.templates_of(model, known).items()}
     wave.materialise(model)
@@ -121,7 +129,7 @@ def test_templates_are_shared_saved_once_and_loaded(name: str) -> None:
         for p in other.parameters():
             p.add_(1.0)
     wave.load(other, known, tensors)
-    x = torch.randn(2, *IMAGE)
+    x = some_inputs(name)
     torch.testing.assert_close(other.eval()(x), model.eval()(x))
 
 
