@@ -6,14 +6,17 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binom, kstest
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from fedwsa.components import ConfigError
+from fedwsa.components import Component, ConfigError
 from fedwsa.conditions import Conditions
 from fedwsa.config import compose
 from fedwsa.evaluation import jain_index
-from fedwsa.models.flops import step_flops, training_flops
+from fedwsa.models import build_model
+from fedwsa.models.flops import forward_flops, training_flops
 from fedwsa.systems import Device, Task, available, drops_out, share_of_round, speed
 
 CLIENTS, ROUNDS = 20, 200
@@ -112,17 +115,36 @@ def test_training_operations_of_dense_layers_by_hand() -> None:
     assert training_flops(compose().model, (1, 8, 8), 10) == expected
 
 
-def test_operations_counted_on_shapes_alone_are_those_of_real_tensors() -> None:
-    for name in ("cnn", "resnet20"):
-        component = compose([f"model={name}", "model.width=0.25"]).model
-        real = step_flops(_built(component), (3, 32, 32), 2) / 2
-        assert training_flops(component, (3, 32, 32), 10) == real
+@pytest.mark.parametrize("name", ["cnn", "resnet20"])
+def test_operations_counted_on_shapes_alone_are_those_of_real_tensors(name: str) -> None:
+    component = compose([f"model={name}", "model.width=0.25"]).model
+    model = build_model(component, (3, 32, 32), 10, seed=0)
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(model(torch.randn(2, 3, 32, 32)).sum())
+    assert training_flops(component, (3, 32, 32), 10) == counter.get_total_flops() / 2
 
 
-def _built(component) -> nn.Module:
-    from fedwsa.models import build_model
+class Looks(nn.Module):
+    """A stranger's network, which goes by the values of its inputs and its weights."""
 
-    return build_model(component, (3, 32, 32), 10, seed=0)
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+        self.begins_at = float(self.layer.weight.detach().sum())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.flatten(1) * (1 if x.abs().max().item() < 9 else 0))
+
+
+def looks(image: tuple[int, int, int], classes: int) -> nn.Module:
+    return Looks()
+
+
+def test_a_network_that_looks_at_values_is_counted_too() -> None:
+    component = Component(**{"_target_": "tests.test_systems.looks"})
+    # Forward and the gradient of the weights; images need none.
+    assert training_flops(component, (1, 8, 8), 10) == 2 * 2 * 64 * 10
+    assert forward_flops(Looks(), (1, 8, 8), 3) == 3 * 2 * 64 * 10
 
 
 def test_devices_of_a_run_scale_with_their_client_s_speed() -> None:

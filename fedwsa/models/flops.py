@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from functools import lru_cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedwsa.components import Component, ConfigError
@@ -15,26 +16,41 @@ from fedwsa.models import InputShape, blank_inputs, build_model
 
 def forward_flops(model: nn.Module, shape: InputShape, batch: int) -> int:
     """Of an answer to a batch of examples."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        _without_values(model).eval()(blank_inputs(shape, batch, "meta"))
-    return int(counter.get_total_flops())
+
+    def answer(model: nn.Module, inputs: Tensor) -> None:
+        with torch.no_grad():
+            model.eval()(inputs)
+
+    return _count(answer, model, shape, batch)
 
 
 def step_flops(model: nn.Module, shape: InputShape, batch: int) -> int:
     """Of a training step on a batch: forward, and the gradients of all parameters."""
-    with FlopCounterMode(display=False) as counter:
-        answer = _without_values(model)(blank_inputs(shape, batch, "meta"))
-        torch.autograd.backward(answer.sum())
-    return int(counter.get_total_flops())
+
+    def step(model: nn.Module, inputs: Tensor) -> None:
+        torch.autograd.backward(model(inputs).sum())
+
+    return _count(step, model, shape, batch)
 
 
-def _without_values(model: nn.Module) -> nn.Module:
-    """A copy of which only the shapes are known.
+def _count(
+    work: Callable[[nn.Module, Tensor], None], model: nn.Module, shape: InputShape, batch: int
+) -> int:
+    """Operations of something done with a copy of a model, of which only the shapes are known.
 
     There recurrent layers are the products that they stand for; a processor runs them in one
-    piece, which torch does not count.
+    piece, which torch does not count. A model that looks at values has to have some.
     """
-    return deepcopy(model).to("meta")
+    try:
+        return _counted(work, deepcopy(model).to("meta"), blank_inputs(shape, batch, "meta"))
+    except (RuntimeError, NotImplementedError):
+        return _counted(work, deepcopy(model).cpu(), blank_inputs(shape, batch, "cpu"))
+
+
+def _counted(work: Callable[[nn.Module, Tensor], None], model: nn.Module, inputs: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work(model, inputs)
+    return int(counter.get_total_flops())
 
 
 def training_flops(component: Component, shape: InputShape, classes: int) -> float:
@@ -51,8 +67,8 @@ def _training(component: str, shape: InputShape, classes: int) -> float:
     batch = 2  # a norm over the batch has none over a single example
     known = Component.model_validate_json(component)
     try:
-        with torch.device("meta"):  # shapes alone: nothing is drawn, nothing computed
+        with torch.device("meta"):  # no weights are drawn
             model = build_model(known, shape, classes, seed=0)
         return step_flops(model, shape, batch) / batch
-    except (ConfigError, RuntimeError, NotImplementedError):  # it looks at values
+    except (ConfigError, RuntimeError, NotImplementedError):  # it, too, may look at values
         return step_flops(build_model(known, shape, classes, seed=0), shape, batch) / batch
