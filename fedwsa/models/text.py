@@ -10,6 +10,7 @@ from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from fedwsa.models import TextShape, scaled
 from fedwsa.models.architecture import Architecture, Axes, Axis, described
+from fedwsa.models.transformer import TRANSFORMER
 
 UNITS, HEAD = 128, 32
 """Units at width 1, and of an attention head where ``heads`` is not given."""
@@ -73,13 +74,13 @@ class _Attention(nn.Module):
 
     def __init__(self, units: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.head_dim = heads, units // heads
         self.qkv = nn.Linear(units, 3 * units)
         self.proj = nn.Linear(units, units)
 
     def forward(self, x: Tensor) -> Tensor:
         n, length, units = x.shape
-        split = self.qkv(x).view(n, length, 3, self.heads, units // self.heads)
+        split = self.qkv(x).view(n, length, 3, self.heads, self.head_dim)
         q, k, v = split.permute(2, 0, 3, 1, 4).unbind()
         with sdpa_kernel(SDPBackend.MATH):  # as fast on short sequences, and clients can be stacked
             x = scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -132,30 +133,7 @@ class _CharTransformer(nn.Module):
         return logits.transpose(1, 2)
 
 
-def _heads(model: nn.Module) -> Axes:
-    """The rows of q, k and v lie one after another, each by heads; the projection undoes it."""
-    axes: dict[str, dict[int, Axis]] = {}
-    for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
-        head = block.attn.proj.in_features // block.attn.heads
-        attention = f"blocks.{i}.attn"
-        axes[f"{attention}.qkv.weight"] = axes[f"{attention}.qkv.bias"] = {0: Axis(3, head)}
-        axes[f"{attention}.proj.weight"] = {1: Axis(1, head)}
-    return axes
-
-
-@described(
-    Architecture(
-        groups={
-            "attn.qkv": r"^blocks\.\d+\.attn\.qkv\.weight$",
-            "attn.proj": r"^blocks\.\d+\.attn\.proj\.weight$",
-            "mlp.fc1": r"^blocks\.\d+\.mlp\.fc1\.weight$",
-            "mlp.fc2": r"^blocks\.\d+\.mlp\.fc2\.weight$",
-        },
-        blocks=r"^blocks\.(\d+)\.",
-        axes=_heads,
-        head=r"(norm|head)\.",
-    )
-)
+@described(TRANSFORMER)
 def char_transformer(
     text: TextShape,
     classes: int,

@@ -11,36 +11,14 @@ import fedwsa.torchvision_loader  # noqa: F401
 from timm.models.vision_transformer import VisionTransformer  # after it: timm takes torchvision
 
 from fedwsa.models import ImageShape, scaled
-from fedwsa.models.architecture import Architecture, Axes, Axis, described
+from fedwsa.models.architecture import described
+from fedwsa.models.transformer import TRANSFORMER
 
 UNITS, HEAD = 192, 24
 """Units at width 1, and of an attention head where ``heads`` is not given."""
 
 
-def _axes(model: nn.Module) -> Axes:
-    """The rows of q, k and v lie one after another, each by heads; the projection undoes it."""
-    axes: dict[str, dict[int, Axis]] = {}
-    for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
-        head = int(block.attn.head_dim)
-        attention = f"blocks.{i}.attn"
-        axes[f"{attention}.qkv.weight"] = axes[f"{attention}.qkv.bias"] = {0: Axis(3, head)}
-        axes[f"{attention}.proj.weight"] = {1: Axis(1, head)}
-    return axes
-
-
-@described(
-    Architecture(
-        groups={
-            "attn.qkv": r"^blocks\.\d+\.attn\.qkv\.weight$",
-            "attn.proj": r"^blocks\.\d+\.attn\.proj\.weight$",
-            "mlp.fc1": r"^blocks\.\d+\.mlp\.fc1\.weight$",
-            "mlp.fc2": r"^blocks\.\d+\.mlp\.fc2\.weight$",
-        },
-        blocks=r"^blocks\.(\d+)\.",
-        axes=_axes,
-        head=r"(norm|head)\.",
-    )
-)
+@described(TRANSFORMER)
 def vit(
     image: ImageShape,
     classes: int,
