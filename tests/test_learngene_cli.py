@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from experiments.learngene.__main__ import main
 from experiments.statistics import interval
 from fedwsa.components import ConfigError
+from fedwsa.data.examples import Examples
 from fedwsa.data.federated import public_share
+from fedwsa.data.images import ImageData
 from fedwsa.learngene.fit import Report
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.progress import Watcher
@@ -239,10 +241,14 @@ def test_the_public_share_is_keyed_and_sorted() -> None:
 
 def test_network_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     file, model = tmp_path / "m.safetensors", network("mlp.mlp")
-    save_network(file, model.state_dict(), component("mlp.mlp"), (3, 32, 32), 7)
-    assert load_network(file).model == component("mlp.mlp")
+    one = Examples(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1).long())
+    data = ImageData(one, one, 7, [0.1, 0.2, 0.3], [1.0, 1.0, 1.0])
+    save_network(file, model.state_dict(), component("mlp.mlp"), data)
+    saved = load_network(file)
+    assert (saved.model, saved.shape, saved.classes) == (component("mlp.mlp"), (3, 32, 32), 7)
+    assert saved.data == {"kind": "images", "mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}
     tensors = {k: t for k, t in load_file(file).items() if k != "head.bias"}
-    save_network(file, tensors, component("mlp.mlp"), (3, 32, 32), 7)
+    save_network(file, tensors, component("mlp.mlp"), data)
     with pytest.raises(ConfigError, match=r"does not fit its network: head\.bias"):
         load_network(file)
     save_file(tensors, file)
