@@ -140,7 +140,11 @@ def make_shares(
     shares = [np.sort(np.asarray(s, dtype=np.int64)) for s in made]
     if clients not in (None, len(shares)):
         raise ConfigError(f"{where}: made {len(shares)} shares for {clients} clients")
-    _check(shares, labels, classes, where, getattr(function, "leaves_out", False))
+    may_lose = getattr(function, "leaves_out", False)
+    gone = _check(shares, labels, classes, where, may_lose)
+    if gone and not _are_ids(labels, facts):
+        named = gone if len(gone) <= 10 else f"{gone[:10]} and {len(gone) - 10} others"
+        logger.warning("%s: no client has any sample of class %s", where, named)
     return shares
 
 
@@ -154,7 +158,8 @@ def _knows_its_clients(function: Callable[..., Any]) -> bool:
     return type(None) in typing.get_args(hint)
 
 
-def _check(shares: Shares, labels: Labels, classes: int, where: str, may_lose: bool) -> None:
+def _check(shares: Shares, labels: Labels, classes: int, where: str, may_lose: bool) -> list[int]:
+    """Refuse shares that cannot be; the classes that nobody has, where some may be left out."""
     if empty := sum(len(s) == 0 for s in shares):
         raise ConfigError(f"{where}: {empty_clients(empty, len(shares))}")
     everything = np.concatenate(shares)
@@ -165,16 +170,20 @@ def _check(shares: Shares, labels: Labels, classes: int, where: str, may_lose: b
         raise ConfigError(f"{where}: some samples are at two clients")
     held = np.bincount(labels[everything], minlength=classes)
     gone = np.flatnonzero((np.bincount(labels, minlength=classes) > 0) & (held == 0)).tolist()
-    if gone and may_lose:
-        named = gone if len(gone) <= 10 else f"{gone[:10]} and {len(gone) - 10} others"
-        logger.warning("%s: no client has any sample of class %s", where, named)
-    elif gone:
+    if gone and not may_lose:
         raise ConfigError(f"{where}: no client has any sample of class {gone}; take more clients")
-    elif not may_lose and (lost := int((holders == 0).sum())):
+    if not may_lose and (lost := int((holders == 0).sum())):
         raise ConfigError(
             f"{where}: {lost} samples are at no client; a function that leaves some out on "
             "purpose is marked with @leaves_out"
         )
+    return gone
+
+
+def _are_ids(labels: Labels, facts: Facts | None) -> bool:
+    """Whether the labels are natural ids, as text has them: who is left out is no lost class."""
+    ids = facts["ids"]() if facts and "ids" in facts else None
+    return ids is not None and np.array_equal(ids, labels)
 
 
 def empty_clients(count: int, clients: int) -> str:
