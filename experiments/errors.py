@@ -36,6 +36,8 @@ def explain(
         return _unknown_key(group[1], overrides, config, command)
     if isinstance(error, OverrideParseException):
         typed = str(error.override).lstrip("+")
+        if "=" not in typed:
+            return f"{typed!r} is no KEY=VALUE; {command} --help lists the keys"
         return (
             f"cannot read {typed!r}; a value with special characters needs quotes that "
             "reach Hydra, for instance 'wsa.layers=\"^conv\"'"

@@ -77,12 +77,17 @@ def read_config(folder: Path) -> Config:
     ConfigError
         If there is none, or it is of another version.
     """
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"resume: there is no run in {folder}: no config.yaml")
     try:
-        composed = OmegaConf.load(folder / "config.yaml")
+        composed = OmegaConf.load(file)
     except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"resume: there is no run in {folder}: {error}") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"resume: {file} is damaged{where}") from None
     if not isinstance(composed, DictConfig):
-        raise ConfigError(f"resume: {folder / 'config.yaml'} is no configuration")
+        raise ConfigError(f"resume: {file} is damaged: it holds no configuration")
     return parse(composed)
 
 

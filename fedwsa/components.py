@@ -105,7 +105,10 @@ def check_arguments(
     for key in arguments:
         if key not in names and not free:
             allowed = ", ".join(names) or "nothing"
-            raise ConfigError(f"{where}.{key}: {label} has no such argument; it takes {allowed}")
+            raise ConfigError(
+                f"{where}.{key}: {label} has no such argument; it takes {allowed} "
+                f"('~{where}.{key}' removes what a default brought)"
+            )
     for p in parameters:
         if p.name in names and p.default is p.empty and p.name not in arguments:
             raise ConfigError(f"{where}.{p.name}: {label} needs it")
@@ -156,7 +159,7 @@ def build(
     ConfigError
         If the path or an argument is wrong, or the callable raises.
     """
-    function = locate(component.target, where.partition(".")[0])
+    function = locate(component.target, where.removesuffix(".args"))
     supplied = supplied or {}
     arguments = check_arguments(function, component.arguments, where, len(given), supplied)
     try:

@@ -33,7 +33,14 @@ from fedwsa.strategies.sizes import sized
 from fedwsa.strategies.wave import FedWave
 from server.callbacks import Callback
 from server.callbacks.progress import ProgressDisplay
-from server.callbacks.tables import ClientScoreTable, ClientTable, History, Scopes, SizeTable
+from server.callbacks.tables import (
+    ClientScoreTable,
+    ClientTable,
+    History,
+    Scopes,
+    SizeTable,
+    require_history,
+)
 from server.callbacks.tracker import build_trackers
 from server.checkpoint import Checkpoint, Checkpoints, add_up
 from server.initial import initialise
@@ -108,6 +115,8 @@ class Federation:
         self.strategy = build_strategy(config, self.sizes)
         self.checkpoints = Checkpoints(folder, self.strategy)
         self.begun = self.checkpoints.newest() if resumed else None
+        if self.begun is not None:
+            require_history(folder, self.begun.round)
         self.systems = Systems(config, self.data, self.sizes)
         self.trackers = build_trackers(config)
         used = initialise(

@@ -135,9 +135,11 @@ class Checkpoints:
                 return Checkpoint(**state_files.read(place))
             except (ValueError, TypeError) as error:
                 logger.warning("%s is damaged (%s): trying the one before", place, error)
-        problem = "all its checkpoints are damaged" if places else "it has no checkpoint"
+        folder = self._folder.parent
+        if places:
+            raise ConfigError(f"resume: {folder}: all its checkpoints are damaged; run it again")
         raise ConfigError(
-            f"resume: {self._folder.parent}: {problem}; runs with checkpoint.every=N have some"
+            f"resume: {folder}: it has no checkpoint; runs with checkpoint.every=N have some"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -148,6 +149,7 @@ class RoundLoop:
         self.systems = systems
         self.validate = validate
         self._reference = messages.to_tensors(arrays)
+        self._reasons: list[str] = []  # why clients failed, in the last exchange
 
     def run(self, number: int) -> RoundRecord:
         """Run one round; :attr:`arrays` is the new global model afterwards.
@@ -188,7 +190,10 @@ class RoundLoop:
         record.seconds["train"] = time.perf_counter() - start
         start = time.perf_counter()
         if not usable and (instructions or not record.cohort):
-            raise RunError(f"round {number}: all {len(instructions)} clients failed in training")
+            [(reason, _)] = Counter(self._reasons).most_common(1) or [("none was asked", 0)]
+            raise RunError(
+                f"round {number}: all {len(instructions)} clients failed in training: {reason}"
+            )
         if usable:
             self._aggregate(record, replies)
         else:
@@ -308,9 +313,11 @@ class RoundLoop:
                 timeout = self.config.clients.timeout
                 late = "" if timeout is None else f" in {timeout:g} s"
                 reasons[self.grid.client(node)] = f"no answer{late}"
+        self._reasons = []
         for client, reason in sorted(reasons.items()):
             line, where, traceback = reason.partition("Traceback (most recent call last)")
             line = " ".join(line.split())
+            self._reasons.append(line)
             logger.warning("round %d, %s: client %d failed: %s", number, stage, client, line)
             if where:
                 logger.debug("client %d: %s", client, where + traceback)  # for run.log

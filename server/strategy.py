@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Bulyan, Krum, MultiKrum, Strategy
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -16,6 +16,7 @@ from fedwsa.config import Config
 from fedwsa.scope import WeightScope
 from fedwsa.sections import Wsa
 from fedwsa.strategies.fedwsa import FedWSA
+from fedwsa.strategies.local import LocalOnly
 from fedwsa.strategies.personal import Personal
 from fedwsa.strategies.scaffold import Scaffold
 from fedwsa.strategies.sizes import SizedFedAvg
@@ -47,6 +48,7 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
             f"clients.sizes: {component.name} averages models of one size; those for several "
             f"are strategy={', '.join(SIZED)}"
         )
+    cohort = max(1, int(config.clients.count * config.clients.fraction))
     facts = {
         "shapes": sizes.shapes,
         "axes": sizes.axes,
@@ -54,13 +56,15 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
         "architecture": sizes.known,
         "norms": sizes.norms,
         "buffers": sizes.buffers,
-        "num_sampled_clients": max(1, int(config.clients.count * config.clients.fraction)),
+        "num_sampled_clients": cohort,
     }
     strategy = _make(component, "strategy.args", facts)
     if not isinstance(strategy, Strategy):
         raise ConfigError(f"strategy._target_: {component.target} is no Flower Strategy")
     _set_sampling(strategy, config)
     _check_optimisers(strategy, config)
+    _check_majority(strategy, config, cohort)
+    _check_personal(strategy, sizes)
     return _aligned(strategy, config.wsa, sizes) if config.wsa.enabled else strategy
 
 
@@ -70,7 +74,7 @@ def _make(component: Component, where: str, facts: Mapping[str, Any]) -> Any:
     It gets what it asks for, by the names of its parameters, of the models; arguments that are
     mappings with a ``_target_`` are built likewise.
     """
-    asked = inspect.signature(locate(component.target, "strategy")).parameters
+    asked = inspect.signature(locate(component.target, where.removesuffix(".args"))).parameters
     given = {name: fact for name, fact in facts.items() if name in asked}
     for name, value in component.arguments.items():
         if isinstance(value, dict) and "_target_" in value:
@@ -98,10 +102,51 @@ def _check_wrapping(outer: Component, inner: object) -> None:
         )
 
 
+def _chain(strategy: Strategy) -> Iterator[Strategy]:
+    """The strategy, and what it wraps."""
+    inner: object = strategy
+    while isinstance(inner, Strategy):
+        yield inner
+        inner = getattr(inner, "strategy", None)
+
+
 def _check_optimisers(strategy: Strategy, config: Config) -> None:
-    if getattr(strategy, "needs_sgd", False) and config.optimisers != {"sgd"}:
-        name = config.strategy.component.name
-        raise ConfigError(f"local.optimiser: {name} counts steps of SGD; set it to sgd for all")
+    counts = [s for s in _chain(strategy) if getattr(s, "needs_sgd", False)]
+    if counts and config.optimisers != {"sgd"}:
+        key = "optimiser" if config.local.optimisers is None else "optimisers"
+        name = type(counts[0]).__name__
+        raise ConfigError(f"local.{key}: {name} counts steps of SGD; set it to sgd for all")
+
+
+def _check_majority(strategy: Strategy, config: Config, cohort: int) -> None:
+    """Refuse to look for more liars than a robust rule can bear (arXiv 1703.02757, 1802.07927)."""
+    for part in _chain(strategy):
+        liars = getattr(part, "num_malicious_nodes", 0)
+        if not liars or not isinstance(part, Krum | MultiKrum | Bulyan):
+            continue
+        needed = 4 * liars + 3 if isinstance(part, Bulyan) else 2 * liars + 3
+        if cohort < needed:
+            raise ConfigError(
+                f"strategy.args.num_malicious_nodes: {type(part).__name__} bears {liars} of at "
+                f"least {needed} clients a round; there are {cohort}"
+            )
+
+
+def _check_personal(strategy: Strategy, sizes: SizedModels) -> None:
+    """Refuse a pattern that leaves nothing, or everything, with the clients."""
+    for part in _chain(strategy):
+        if not isinstance(part, Personal) or isinstance(part, LocalOnly):
+            continue
+        names = [name for of in sizes.shapes.values() for name in of]
+        own = [name for name in names if part.is_personal(name)]
+        if not own:
+            raise ConfigError(
+                f"strategy.args.personal: matches no array; there are {', '.join(names)}"
+            )
+        if len(own) == len(names):
+            raise ConfigError(
+                "strategy.args.personal: leaves everything with the clients; that is strategy=local"
+            )
 
 
 def _set_sampling(strategy: Strategy, config: Config) -> None:

@@ -179,6 +179,28 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("damage", ["remove", "cut", "garble"])
+def test_a_history_with_gaps_is_not_gone_on_with(damage: str, cache: str, tmp_path: Path) -> None:
+    interrupted(tmp_path / "run", cache, 1, 2)
+    file = tmp_path / "run" / "history.csv"
+    rows = file.read_text().splitlines()
+    if damage == "remove":
+        file.unlink()
+    else:
+        kept = [rows[0], *rows[2:]] if damage == "cut" else ["x" * 9, *rows[1:]]
+        file.write_text("\n".join(kept) + "\n")
+    before = {f.name: f.read_bytes() for f in (tmp_path / "run").iterdir() if f.is_file()}
+    with pytest.raises(ConfigError, match=r"history.csv lacks some of the 2 rounds"):
+        resume(tmp_path / "run")
+    assert before == {f.name: f.read_bytes() for f in (tmp_path / "run").iterdir() if f.is_file()}
+
+
+def test_a_damaged_configuration_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("rounds: 3\n: [\n")
+    with pytest.raises(ConfigError, match=r"config.yaml is damaged, line 2$"):
+        resume(tmp_path)
+
+
 class Remembers(FedAvg):
     """Somebody's strategy with a memory that is neither number nor array."""
 

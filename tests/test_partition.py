@@ -130,6 +130,16 @@ def test_a_subset_is_the_same_in_all_runs_and_not_more_than_there_is(tmp_path: P
         run("subset.train=9999")
 
 
+@pytest.mark.parametrize("made", ["5", "None", "[['a']]"])
+def test_what_is_no_list_of_indices_is_refused(made: str, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "no_shares.py").write_text(f"def cut(labels, clients, seed):\n    return {made}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("no_shares", None)
+    own = Component(**{"_target_": "no_shares.cut"})
+    with pytest.raises(ConfigError, match="partition=cut: must return a list of arrays of indi"):
+        make_shares(own, LABELS, 10, 1, 0)
+
+
 def test_partitions_are_cached_and_described(tmp_path: Path) -> None:
     first = digits(tmp_path, part("iid"), 7, 3)
     digits(tmp_path, part("iid"), 7, 4)  # another one, so that 3 is read from disk

@@ -117,6 +117,56 @@ def test_a_model_without_norms_is_refused(cache: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("nomatch", r"personal: matches no array; there are hidden0\.weight, hidden0\.bias, "),
+        ('".*"', r"personal: leaves everything with the clients; that is strategy=local"),
+    ],
+)
+def test_a_pattern_that_leaves_nothing_or_everything_is_refused(
+    cache: str, tmp_path: Path, pattern: str, message: str
+) -> None:
+    config = configured(cache, "strategy=fedper", f"strategy.args.personal={pattern}")
+    with pytest.raises(ConfigError, match=message):
+        simulate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            "strategy=dp_server_fixed local.optimiser=adam "
+            "strategy.args.strategy._target_=fedwsa.strategies.fednova.FedNova",
+            r"local\.optimiser: FedNova counts steps of SGD",
+        ),
+        (
+            "strategy=scaffold local.optimisers=[sgd,adam]",
+            r"local\.optimisers: Scaffold counts steps of SGD",
+        ),
+        (
+            "strategy=krum strategy.args.num_malicious_nodes=1",
+            "Krum bears 1 of at least 5 clients a round; there are 3",
+        ),
+        (
+            "strategy=bulyan strategy.args.num_malicious_nodes=1",
+            "Bulyan bears 1 of at least 7 clients a round; there are 3",
+        ),
+        (
+            "strategy=dp_server_fixed strategy.args.strategy._target_=nope.Mine",
+            r"strategy\.args\.strategy\._target_: cannot import nope\.Mine",
+        ),
+    ],
+)
+def test_what_cannot_go_together_is_refused_before_the_first_round(
+    cache: str, tmp_path: Path, overrides: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        simulate(configured(cache, *overrides.split()), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("strategy", "reason"),
     [("local", "no weights are averaged"), ("centralised", "one model, trained in one place")],
 )

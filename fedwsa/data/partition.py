@@ -137,7 +137,12 @@ def make_shares(
     asked = inspect.signature(function).parameters
     supplied = {name: fact() for name, fact in (facts or {}).items() if name in asked}
     made = build(component, "partition", labels, clients, seed, supplied=supplied)
-    shares = [np.sort(np.asarray(s, dtype=np.int64)) for s in made]
+    try:
+        shares = [np.sort(np.asarray(s, dtype=np.int64)) for s in made]
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{where}: must return a list of arrays of indices, one for each client"
+        ) from None
     if clients not in (None, len(shares)):
         raise ConfigError(f"{where}: made {len(shares)} shares for {clients} clients")
     may_lose = getattr(function, "leaves_out", False)

@@ -54,9 +54,10 @@ def play(*, path: str, sequence: PositiveInt, test: Share) -> Source:
                 f"dataset.path: {file} is not UTF-8 text (byte {error.start})"
             ) from None
         roles = speeches(text)
-        if not roles:
+        if len(roles) < 2:
+            found = f"only one role, {next(iter(roles))}" if roles else "no roles"
             raise ConfigError(
-                f"dataset.path: {file} has no roles: a speech is a line 'ROLE:', then its lines, "
+                f"dataset.path: {file} has {found}: a speech is a line 'ROLE:', then its lines, "
                 "then an empty line"
             )
         vocabulary = vocabulary_of(text)

@@ -33,7 +33,7 @@ class Personal(FedAvg):
 
     def __init__(self, is_personal: Callable[[str], bool], **sampling: Unpack[Sampling]) -> None:
         super().__init__(**sampling)
-        self._is_personal = is_personal
+        self.is_personal = is_personal
         self._personal: ArrayRecord | None = None
 
     def configure_train(
@@ -53,7 +53,7 @@ class Personal(FedAvg):
     def _split(self, arrays: ArrayRecord) -> ArrayRecord:
         """What is shared of the arrays; the rest is kept."""
         if self._personal is None:
-            own = {k: array for k, array in arrays.items() if self._is_personal(k)}
+            own = {k: array for k, array in arrays.items() if self.is_personal(k)}
             if not own:
                 raise ValueError("no array of the model is personal")
             self._personal = ArrayRecord(own)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedwsa import messages
+from fedwsa.components import ConfigError
 from server.callbacks.facts import facts
 from server.rounds import RoundRecord
 
@@ -41,6 +42,26 @@ class _Table:
 
     def close(self) -> None:
         self._file.close()
+
+
+def require_history(folder: Path, begun: int) -> None:
+    """Refuse to go on with a run whose history lacks rounds that are over.
+
+    Raises
+    ------
+    ConfigError
+        Names the file.
+    """
+    file = folder / "history.csv"
+    try:
+        found = [int(row[0]) for row in _rows(file, begun)]
+    except (ValueError, IndexError, OSError):
+        found = []
+    if found != list(range(1, begun + 1)):
+        raise ConfigError(
+            f"resume: {file} lacks some of the {begun} rounds that are over, or is damaged; "
+            "run it again from the start"
+        )
 
 
 def _rows(file: Path, begun: int) -> list[list[str]]:
