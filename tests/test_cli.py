@@ -56,7 +56,10 @@ def test_help_explains_groups_keys_and_examples(tmp_path: Path) -> None:
     [
         ("rounds=0 clients.fraction=0", "rounds: input should be greater than 0 (got 0); clients."),
         ("clients.cuont=3", "clients.cuont: unknown key; did you mean clients.count?"),
-        ("model=transformer", "model=transformer: no such option; allowed: cnn, cnn_pfl, mlp"),
+        (
+            "model=transformer",
+            "model=transformer: no such option; allowed: char_lstm, char_transformer, cnn, ",
+        ),
         ("partition.alpha=-1", "partition.alpha: input should be greater than 0 (got -1)"),
         ("model=vgg11", "model: vgg11 needs images of at least 32x32 pixels"),
         ("clients.count=5000", "clients.count: 5000 clients, but there are only 1437 samples"),
