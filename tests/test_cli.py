@@ -58,7 +58,7 @@ def test_help_explains_groups_keys_and_examples(tmp_path: Path) -> None:
         ("clients.cuont=3", "clients.cuont: unknown key; did you mean clients.count?"),
         (
             "model=transformer",
-            "model=transformer: no such option; allowed: char_lstm, char_transformer, cnn, ",
+            "model=transformer: no such option; allowed: char_lstm, ",
         ),
         ("partition.alpha=-1", "partition.alpha: input should be greater than 0 (got -1)"),
         ("model=vgg11", "model: vgg11 needs images of at least 32x32 pixels"),
