@@ -133,6 +133,7 @@ def _run_on_ray(federation: Federation, client_app: ClientApp | None) -> None:
         address=runtime.address,
         work=_work(federation),
         cohort=runtime.cohort if isinstance(runtime.cohort, int) else 1,
+        keep_workers=True,  # for the next run of a sweep or a study
     )
 
 

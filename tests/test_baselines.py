@@ -36,7 +36,7 @@ def test_scaffold_has_the_mean_of_the_clients_controls_and_reaches_the_joint_min
 ) -> None:
     # All clients, plain SGD: c = mean(c_i) after every round (algorithm 1, option II).
     strategy = Scaffold(**ALL)
-    models, metrics = run(strategy, app(Descent((5, 5, 5), lr=0.05)), workers, 200)
+    models, metrics = run(strategy, app(Descent((5, 5, 5))), workers, 50)
     assert strategy.control is not None
     np.testing.assert_allclose(strategy.control["w"], metrics[-1]["control"], atol=1e-12)
     np.testing.assert_allclose(models[-1], JOINT, atol=1e-4)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,8 @@ from fedwsa.simulation.transport import PackedContent
 from fedwsa.simulation.worker import Answers, Job, Worker
 
 logger = logging.getLogger("fedwsa")
+
+_PATIENCE = 1.0  # seconds that a worker which is to be kept has, to end what it does
 
 Number = tuple[int, int, int]
 """The exchange that a job belongs to, and where it stands in the order of sums: its own number,
@@ -84,16 +88,29 @@ class Pool:
         How many; each has a CPU.
     gpus
         Share of a GPU that each has.
+    keep
+        Leave the workers for the next pool of this process that keeps them, and take those of the
+        last: starting one takes seconds, most of them for imports.
     """
 
     def __init__(
-        self, app: ClientApp, run_id: int, partitions: int, workers: int, gpus: float = 0.0
+        self,
+        app: ClientApp,
+        run_id: int,
+        partitions: int,
+        workers: int,
+        gpus: float = 0.0,
+        keep: bool = False,
     ) -> None:
         app_ref = ray.put(app)
         options = {"num_cpus": 1, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
         actor: Any = ray.remote(Worker).options(**options)
         self._make: Callable[[], Any] = lambda: actor.remote(app_ref, run_id, partitions)
-        self._actors: list[Any] = [self._make() for _ in range(workers)]
+        self._kind = _kind(gpus) if keep else None
+        kept = _take(self._kind, workers)
+        for worker in kept:
+            worker.begin.remote(app_ref, run_id, partitions)
+        self._actors: list[Any] = kept + [self._make() for _ in range(workers - len(kept))]
         self._starting = [actor.ready.remote() for actor in self._actors]
         self._free = deque(range(workers))
         self._queue: deque[_Waiting] = deque()
@@ -166,9 +183,17 @@ class Pool:
                 del self._running[stream]
 
     def close(self) -> None:
-        """End the actors."""
-        for actor in self._actors:
-            ray.kill(actor)
+        """End the actors, or leave those that have nothing to do for the next pool."""
+        end = time.monotonic() + _PATIENCE
+        while self._kind is not None and self._running and time.monotonic() < end:
+            for _ in self.collect(0.1):  # the ends of streams whose last answer has been taken
+                pass
+        working = {running.worker for running in self._running.values()}
+        for i, actor in enumerate(self._actors):
+            if self._kind is None or i in working:
+                ray.kill(actor)
+            else:
+                _kept.append((self._kind, actor))
 
     def _dispatch(self) -> None:
         while self._queue and self._free:
@@ -268,6 +293,32 @@ class Pool:
         ray.kill(self._actors[worker])
         self._actors[worker] = self._make()
         self._starting[worker] = self._actors[worker].ready.remote()
+
+
+_kept: list[tuple[tuple[Any, ...], Any]] = []
+"""Workers without a run, each with what it must have in common with the next one's."""
+
+
+def _kind(gpus: float) -> tuple[Any, ...]:
+    """What a worker that was started now would have: Ray's job, a share, where code is found."""
+    return _session(), gpus, os.getcwd(), tuple(sys.path)
+
+
+def _session() -> str:
+    """Which Ray this is; jobs of two are numbered alike."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _take(kind: tuple[Any, ...] | None, most: int) -> list[Any]:
+    """Kept workers of a kind; all others end, as they hold the places of new ones."""
+    taken: list[Any] = []
+    for other, actor in _kept:
+        if other == kind and len(taken) < most:
+            taken.append(actor)
+        elif other[0] == _session():  # else they ended with their Ray
+            ray.kill(actor)
+    _kept.clear()
+    return taken
 
 
 def _describe(error: RayError) -> str:

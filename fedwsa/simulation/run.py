@@ -33,6 +33,7 @@ def run_simulation(
     address: str | None = None,
     work: Sequence[float] | None = None,
     cohort: int = 1,
+    keep_workers: bool = False,
 ) -> None:
     """Run a Flower app on this machine or on a Ray cluster; a drop-in for Flower's function.
 
@@ -68,6 +69,10 @@ def run_simulation(
     cohort
         How many clients a worker may train at once, if ``client_app`` is a
         :class:`~fedwsa.simulation.cohort.CohortApp`.
+    keep_workers
+        Leave the workers to the next call of this process that keeps them, and take those of the
+        last one, while Ray stays up between them. Their processes remember what the apps before
+        left in globals.
 
     Raises
     ------
@@ -100,7 +105,7 @@ def run_simulation(
         # Flower asks who is speaking when a Message is made, and has no public way to say it.
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run.run_id, 1, 1
         count = count_workers(workers, gpus)
-        pool = Pool(client_app, run.run_id, num_supernodes, count, gpus)
+        pool = Pool(client_app, run.run_id, num_supernodes, count, gpus, keep_workers)
         grid = RayGrid(pool, run, num_supernodes, work, cohort)
         server_app(grid, Context(run.run_id, 0, {}, RecordDict(), {}))
     finally:

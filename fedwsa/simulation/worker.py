@@ -125,6 +125,10 @@ class Worker:
     """
 
     def __init__(self, app: ClientApp, run_id: int, partitions: int) -> None:
+        self.begin(app, run_id, partitions)
+
+    def begin(self, app: ClientApp, run_id: int, partitions: int) -> None:
+        """Serve a run; what the process has loaded and cached for another one stays."""
         # Flower asks who is speaking, and has no public way to say it.
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 1, 1
         self._app, self._run_id, self._partitions = app, run_id, partitions

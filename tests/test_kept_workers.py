@@ -1,0 +1,96 @@
+"""Workers that are left for the next run of a process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import ray
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedwsa.simulation import pool, run_simulation
+from fedwsa.simulation.cluster import connect
+
+
+@pytest.fixture
+def running_ray() -> Iterator[None]:
+    ours = connect(None, num_cpus=2)
+    yield
+    if ours:
+        ray.shutdown()
+
+
+def clients(says: str) -> ClientApp:
+    """Answer with the process, and keep a note of this app's own."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        if says == "dies":
+            os._exit(1)
+        before = context.state.config_records.get("note")
+        metrics = MetricRecord({"pid": os.getpid(), "knew": int(before is not None)})
+        context.state["note"] = message.content["config"]
+        reply = RecordDict({"metrics": metrics, says: ArrayRecord()})
+        return Message(reply, reply_to=message)
+
+    return app
+
+
+def run(says: str, workers: int, keep: bool) -> tuple[set[int], set[str], set[int]]:
+    """Processes that answered, what they said, and whether they remembered anything."""
+    from flwr.app import ConfigRecord, MessageType
+
+    answers: list[Message] = []
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        sent = [
+            Message(RecordDict({"config": ConfigRecord({"n": 1})}), node, MessageType.TRAIN)
+            for node in grid.get_node_ids()
+        ]
+        answers.extend(grid.send_and_receive(sent))
+
+    run_simulation(server, clients(says), 6, workers=workers, keep_workers=keep)
+    good = [a.content for a in answers if a.has_content()]
+    pids = {int(c["metrics"]["pid"]) for c in good}
+    knew = {int(c["metrics"]["knew"]) for c in good}
+    return pids, {name for c in good for name in c.array_records}, knew
+
+
+def test_the_next_run_has_the_same_processes_and_nothing_else_of_the_last(running_ray) -> None:
+    first, said, _ = run("one", 2, True)
+    assert said == {"one"}
+    second, said, knew = run("two", 2, True)
+    assert second == first
+    assert said == {"two"}
+    assert knew == {0}  # a client's state belongs to its run
+
+
+def test_workers_that_are_not_wanted_make_place(running_ray) -> None:
+    first, _, _ = run("one", 2, True)
+    second, _, _ = run("two", 1, True)
+    assert len(second) == 1
+    assert second <= first
+    third, _, _ = run("three", 2, False)  # a run of its own: new ones, and none is left
+    assert not third & first
+    assert pool._kept == []
+
+
+def test_a_worker_that_died_is_not_kept(running_ray) -> None:
+    first, _, _ = run("one", 1, True)
+    assert run("dies", 1, True)[0] == set()
+    after, said, _ = run("two", 1, True)
+    assert said == {"two"}
+    assert after != first
+
+
+def test_code_that_is_found_elsewhere_gets_new_workers(running_ray, monkeypatch, tmp_path) -> None:
+    first, _, _ = run("one", 1, True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    second, _, _ = run("two", 1, True)
+    assert not second & first
