@@ -155,6 +155,17 @@ def test_the_same_run_on_another_machine_is_the_same(tmp_path: Path) -> None:
     )
 
 
+def test_how_often_a_run_is_looked_at_makes_it_no_other_run(tmp_path: Path) -> None:
+    evaluation = {"every": 1, "clients_every": 5, "batch_size": 512, "validation": 0.0}
+    config = {"checkpoint": {"every": None}, "evaluation": evaluation}
+    cell = run_folder(tmp_path / "cell", config=config)
+    seldom = {**evaluation, "every": 7, "clients_every": 7, "batch_size": 64}
+    here = {"rounds": 1, "seed": 0, "checkpoint": {"every": 3}, "evaluation": seldom}
+    assert differing(cell, here) is None
+    held_out = {**here, "evaluation": {**seldom, "validation": 0.1}}  # images that no client gets
+    assert differing(cell, held_out) == "evaluation.validation was 0.0, is 0.1"
+
+
 def test_a_folder_is_kept_to_one_study_at_a_time(tmp_path: Path) -> None:
     with (
         locked(tmp_path / "s"),

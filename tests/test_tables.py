@@ -89,6 +89,22 @@ def test_runs_without_cells_are_told_by_their_configurations(tmp_path: Path, cap
     assert float(rows[1]["difference"]) == pytest.approx(0.01)
 
 
+def test_how_often_a_run_is_evaluated_or_saved_is_no_axis(tmp_path: Path) -> None:
+    for seed, every in enumerate((1, 2)):
+        for share in (0.0, 0.1):
+            evaluation = {"every": every, "clients_every": every, "batch_size": 64 * every}
+            config = {
+                "evaluation": {**evaluation, "validation": share},
+                "checkpoint": {"every": None if seed else every},
+            }
+            run_folder(tmp_path / f"{seed}{share}", config=config, seed=seed)
+    runs = collect([str(tmp_path)]).runs
+    assert {tuple(run.axes.items()) for run in runs} == {
+        (("evaluation.validation", "0.0"),),
+        (("evaluation.validation", "0.1"),),
+    }
+
+
 def test_cells_of_two_studies_with_the_same_words_are_not_mixed(tmp_path: Path) -> None:
     for study, rounds in (("a", 1), ("b", 2)):
         for seed in (0, 1):

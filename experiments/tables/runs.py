@@ -15,8 +15,12 @@ from typing import Any
 import yaml
 
 CELL, FAILED, STUDY = "cell.json", "failed.json", "study.json"
-# Keys that say where a run was made and who was told of it, not what it is.
-_MACHINE = ("runtime.", "cache_dir", "device", "tracker")
+# Keys that say where a run was made, who was told of it and how often it was looked at: what is
+# learned does not depend on them. (evaluation.validation is none: clients lose those images.)
+_BESIDE = (
+    *("runtime.", "cache_dir", "device", "tracker", "checkpoint."),
+    *("evaluation.every", "evaluation.clients_every", "evaluation.batch_size"),
+)
 
 
 @dataclass
@@ -110,8 +114,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def described(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is, flat, without where it was made."""
-    return {key: v for key, v in flat(config) if not key.startswith(_MACHINE)}
+    """What a run is, flat, without where it was made and how often it was evaluated."""
+    return {key: v for key, v in flat(config) if not key.startswith(_BESIDE)}
 
 
 def fingerprint(config: Mapping[str, Any], *without: str) -> str:
