@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -164,7 +165,9 @@ def read_result(folder: Path) -> dict[str, Any]:
         If it is not, or another version made it.
     """
     if not (folder / "result.json").exists():
-        raise Unusable("the run is not finished")
+        hint = f"; fedwsa resume={shlex.quote(str(folder))} goes on"
+        saved = any((folder / "checkpoints").glob("round-*"))
+        raise Unusable("the run is not finished" + hint * saved)
     result = read_json(folder / "result.json")
     if missing := [key for key in ("accuracy", "seed", "rounds", "algorithm") if key not in result]:
         raise Unusable(f"its result.json has no {missing[0]}: another version of fedwsa made it")
