@@ -244,6 +244,34 @@ def test_a_file_gets_the_format_of_its_name(tmp_path: Path, capsys) -> None:
         assert out.read_text().startswith(begin)
 
 
+def test_an_interrupted_run_with_checkpoints_is_told_how_to_go_on(tmp_path: Path, capsys) -> None:
+    killed = run_folder(tmp_path / "killed")
+    (killed / "result.json").unlink()
+    (killed / "checkpoints" / "round-000002").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="no run is left to show"):
+        table([str(killed)], Console())
+    assert capsys.readouterr().err == (
+        f"fedwsa-table: skipped {killed}: the run is not finished; fedwsa resume={killed} goes on\n"
+    )
+
+
+def test_a_test_without_a_pair_says_why_there_is_none(tmp_path: Path) -> None:
+    run_folder(tmp_path / "off", axes={"wsa": "off"})
+    asked = [str(tmp_path), "--baseline", "wsa=off", "--test", "wilcoxon"]
+    with pytest.raises(ConfigError) as refused:
+        table(asked, Console())
+    assert str(refused.value) == (
+        "--test wilcoxon: no row can be compared with wsa=off: there is no other row"
+    )
+    run_folder(tmp_path / "on", axes={"wsa": "on"}, seed=1)
+    with pytest.raises(ConfigError) as refused:
+        table(asked, Console())
+    assert str(refused.value) == (
+        "--test wilcoxon: no row can be compared with wsa=off: wsa=on: not compared: no seed has "
+        "finished in both"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -258,7 +286,10 @@ def test_a_file_gets_the_format_of_its_name(tmp_path: Path, capsys) -> None:
         ("{runs} --baseline was=off", "--baseline was=off: there is no axis was; axes: wsa"),
         ("{runs} --baseline wsa=of", "--baseline wsa=of: wsa is one of off, on"),
         ("{runs} --test t", "--test t: needs --baseline AXIS=LABEL"),
-        ("{runs} --baseline wsa=off --test wilcoxon", "--test wilcoxon: the Wilcoxon signed-rank"),
+        (
+            "{runs} --baseline wsa=off --test wilcoxon",
+            "--test wilcoxon: the Wilcoxon signed-rank test needs at least 8 seeds; wsa=on has 4",
+        ),
         ("{one} --baseline wsa=off --test t", "--test t: the paired t-test needs at least 2 seeds"),
         ("{runs} --out t.doc", "--out t.doc: give --format, or a name that ends in .md, .tex"),
     ],
