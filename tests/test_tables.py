@@ -68,7 +68,7 @@ def test_what_sets_runs_apart_is_read_from_their_configurations() -> None:
     ]
     # FedAvg has no proximal_mu, FedProx two: an axis; weight_decays says no more than lr_factors.
     assert differences(runs) == [
-        {"strategy": "FedAvg", "strategy.args.proximal_mu": "null", "wsa": "off"}
+        {"strategy": "FedAvg", "strategy.args.proximal_mu": "-", "wsa": "off"}
         | {"local.lr_factors": "[1.0]"},
         {"strategy": "FedProx", "strategy.args.proximal_mu": "0.1", "wsa": "on"}
         | {"local.lr_factors": "[1.0]"},
@@ -87,6 +87,19 @@ def test_runs_without_cells_are_told_by_their_configurations(tmp_path: Path, cap
     rows = as_csv(capsys, str(tmp_path), "--baseline", "wsa=off")
     assert [(row["wsa"], row["seeds"]) for row in rows] == [("off", "2"), ("on", "2")]
     assert float(rows[1]["difference"]) == pytest.approx(0.01)
+
+
+def test_what_a_run_does_not_have_is_a_dash() -> None:
+    runs = [
+        {"skew._target_": None, "strategy.args": {}, "clients.deadline": None},
+        {"skew._target_": "a.Noise", "strategy.args.mu": 1, "clients.deadline": 5.0},
+        {"strategy.args.mu": 2, "clients.deadline": 5.0},
+    ]
+    assert differences(runs) == [
+        {"skew": "-", "strategy.args.mu": "-", "clients.deadline": "-"},
+        {"skew": "Noise", "strategy.args.mu": "1", "clients.deadline": "5.0"},
+        {"skew": "-", "strategy.args.mu": "2", "clients.deadline": "5.0"},
+    ]
 
 
 def test_how_often_a_run_is_evaluated_or_saved_is_no_axis(tmp_path: Path) -> None:
