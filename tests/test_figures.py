@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 from rich.console import Console
 
@@ -87,6 +88,32 @@ def test_few_lines_stand_in_a_panel_and_looks_tell_them_apart_in_grey() -> None:
     assert [look.dash for look in found[::2]] == [found[0].dash] * 4  # wsa by the dash
     alone = style.looks([{"strategy": a} for a in "abcd"])
     assert len({str(look.dash) for look in alone}) == 4
+
+
+def test_a_group_looks_the_same_in_all_panels_and_others_do_not(tmp_path: Path) -> None:
+    for setting, wsa in (("equal", "off"), ("differing", "on")):  # one line in each panel
+        folder = run_folder(tmp_path / setting, [0.2, 0.4], axes={"setting": setting, "wsa": wsa})
+        (folder / "client_scores.csv").write_text("round,client,accuracy\n2,0,0.5\n2,1,0.9\n")
+    found = rows(tmp_path)
+    curves = draw.curves(found, ["setting"], draw.QUANTITIES["accuracy"])
+    assert curves is not None
+    one, other = (panel.lines[0] for panel in curves.axes)
+    assert one.get_label() != other.get_label()
+    assert one.get_color() != other.get_color()
+    assert one.get_marker() != other.get_marker()
+    with draw.plt.rc_context(style.STYLE):
+        boxes = draw.clients(found, ["setting"])
+        assert boxes is not None
+        boxes.draw_without_rendering()
+    colours = [panel.patches[0].get_facecolor()[:3] for panel in boxes.axes]
+    lines = [to_rgb(line.get_color()) for line in (one, other)]
+    assert colours == lines  # and the same in both pictures
+    for panel in boxes.axes:  # the mark of the mean leaves the box to be seen
+        (mean,) = [line for line in panel.lines if line.get_marker() == "D"]
+        box = panel.patches[0].get_window_extent()
+        assert mean.get_markersize() * boxes.dpi / 72 < box.height / 2
+    draw.plt.close(curves)
+    draw.plt.close(boxes)
 
 
 def test_the_command_writes_png_and_svg(runs: Path, capsys, monkeypatch) -> None:

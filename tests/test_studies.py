@@ -75,15 +75,21 @@ def test_only_takes_any_label_of_an_axis_and_all_of_several(tmp_path: Path) -> N
         ("baseline: {wsa: off}|baseline: {seed: 0}", "baseline: seeds are what pairs are made"),
         ("strategy: fedavg, wsa: on|strategy: fedavgg", "main.strategy: there is no label fedavgg"),
         ("seeds: 4|seed: 4", "main.0.seed: extra inputs are not permitted (got '4')"),
-        ("seeds: 4|seeds: many", "main.0.seeds.int: input should be a valid integer"),
+        ("seeds: 4|seeds: many", "main.0.seeds: how many seeds, or a list of them"),
         ("seed: [0, 1]|seed: [a, b]", "axes.seed: must be a list of numbers"),
         ("wsa: [off, on]|wsa: [off, off]", "axes.wsa: a value stands there twice"),
         ("wsa: [off, on]|local.lr: [1, 2]\n  rounds: [1]", "axes: setting and rounds both set"),
         ("strategy: [fedavg, fedprox]|strategy: ['[a,b]']", "axes.strategy: '[a,b]' cannot name"),
-        ("seed: [0, 1]|seed: [0, 1]\n  seed: [2]", "the key seed stands twice"),
-        ("axes:|axes: [", "while parsing a flow sequence"),
+        ("seed: [0, 1]|seed: [0, 1]\n  seed: [2]", "line 8: the key seed stands twice"),
+        ("axes:|axes: [", "line 5: while parsing a flow sequence, "),
+        ("base:|base: \0", "special characters are not allowed"),
+        ("seed: [0, 1]|seed: 0", "axes.seed: a list of values, or LABEL: [OVERRIDES] (got 0)"),
+        ("seed: [0, 1]|seed:", "axes.seed: a list of values, or LABEL: [OVERRIDES] (got nothing)"),
+        ("seed: [0, 1]|seed: [[0, 1]]", "axes.seed.0: input should be a valid string"),
+        ("{equal: [],|{equal: ['!x'],", "axes.setting.equal.0: string should match pattern"),
         ("base: [rounds=2|metric: speed\nbase: [rounds=2", "metric: input should be 'accuracy'"),
         ("base: [|metric: rounds_to_target\nbase: [", "metric=rounds_to_target: needs target"),
+        ("base: [|target: 60\nbase: [", "target: a share between 0 and 1; did you mean 0.6?"),
     ],
 )
 def test_a_wrong_study_is_one_line(tmp_path: Path, change: str, message: str) -> None:
@@ -94,7 +100,16 @@ def test_a_wrong_study_is_one_line(tmp_path: Path, change: str, message: str) ->
     text = str(refused.value)
     assert text.startswith(f"{tmp_path}/study.yaml: ")
     assert message in text
+    assert text.count("study.yaml") == 1
     assert "\n" not in text
+    for internal in ("unicode string", "list[", "dict["):
+        assert internal not in text
+
+
+@pytest.mark.parametrize("text", ["", "base: [rounds=2]", "axes:", "axes: {}", "axes: wsa", "[]"])
+def test_a_study_without_axes_is_told_what_they_look_like(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"as in `axes: \{wsa: \[off, on\], seed: \[0, 1, 2\]\}`"):
+        load(study(tmp_path, text))
 
 
 def test_what_an_axis_sets_is_not_overridden(tmp_path: Path) -> None:
@@ -153,6 +168,17 @@ def test_the_same_run_on_another_machine_is_the_same(tmp_path: Path) -> None:
     assert differing(cell, {**here, "wsa": {"strength": 2}, "local": {"lr": 3}}) == (
         "local.lr was absent, is 3; wsa.strength was 1.0, is 2"
     )
+
+
+def test_how_often_a_run_is_looked_at_makes_it_no_other_run(tmp_path: Path) -> None:
+    evaluation = {"every": 1, "clients_every": 5, "batch_size": 512, "validation": 0.0}
+    config = {"checkpoint": {"every": None}, "evaluation": evaluation}
+    cell = run_folder(tmp_path / "cell", config=config)
+    seldom = {**evaluation, "every": 7, "clients_every": 7, "batch_size": 64}
+    here = {"rounds": 1, "seed": 0, "checkpoint": {"every": 3}, "evaluation": seldom}
+    assert differing(cell, here) is None
+    held_out = {**here, "evaluation": {**seldom, "validation": 0.1}}  # images that no client gets
+    assert differing(cell, held_out) == "evaluation.validation was 0.0, is 0.1"
 
 
 def test_a_folder_is_kept_to_one_study_at_a_time(tmp_path: Path) -> None:

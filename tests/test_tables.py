@@ -68,7 +68,7 @@ def test_what_sets_runs_apart_is_read_from_their_configurations() -> None:
     ]
     # FedAvg has no proximal_mu, FedProx two: an axis; weight_decays says no more than lr_factors.
     assert differences(runs) == [
-        {"strategy": "FedAvg", "strategy.args.proximal_mu": "null", "wsa": "off"}
+        {"strategy": "FedAvg", "strategy.args.proximal_mu": "-", "wsa": "off"}
         | {"local.lr_factors": "[1.0]"},
         {"strategy": "FedProx", "strategy.args.proximal_mu": "0.1", "wsa": "on"}
         | {"local.lr_factors": "[1.0]"},
@@ -87,6 +87,35 @@ def test_runs_without_cells_are_told_by_their_configurations(tmp_path: Path, cap
     rows = as_csv(capsys, str(tmp_path), "--baseline", "wsa=off")
     assert [(row["wsa"], row["seeds"]) for row in rows] == [("off", "2"), ("on", "2")]
     assert float(rows[1]["difference"]) == pytest.approx(0.01)
+
+
+def test_what_a_run_does_not_have_is_a_dash() -> None:
+    runs = [
+        {"skew._target_": None, "strategy.args": {}, "clients.deadline": None},
+        {"skew._target_": "a.Noise", "strategy.args.mu": 1, "clients.deadline": 5.0},
+        {"strategy.args.mu": 2, "clients.deadline": 5.0},
+    ]
+    assert differences(runs) == [
+        {"skew": "-", "strategy.args.mu": "-", "clients.deadline": "-"},
+        {"skew": "Noise", "strategy.args.mu": "1", "clients.deadline": "5.0"},
+        {"skew": "-", "strategy.args.mu": "2", "clients.deadline": "5.0"},
+    ]
+
+
+def test_how_often_a_run_is_evaluated_or_saved_is_no_axis(tmp_path: Path) -> None:
+    for seed, every in enumerate((1, 2)):
+        for share in (0.0, 0.1):
+            evaluation = {"every": every, "clients_every": every, "batch_size": 64 * every}
+            config = {
+                "evaluation": {**evaluation, "validation": share},
+                "checkpoint": {"every": None if seed else every},
+            }
+            run_folder(tmp_path / f"{seed}{share}", config=config, seed=seed)
+    runs = collect([str(tmp_path)]).runs
+    assert {tuple(run.axes.items()) for run in runs} == {
+        (("evaluation.validation", "0.0"),),
+        (("evaluation.validation", "0.1"),),
+    }
 
 
 def test_cells_of_two_studies_with_the_same_words_are_not_mixed(tmp_path: Path) -> None:
@@ -228,6 +257,34 @@ def test_a_file_gets_the_format_of_its_name(tmp_path: Path, capsys) -> None:
         assert out.read_text().startswith(begin)
 
 
+def test_an_interrupted_run_with_checkpoints_is_told_how_to_go_on(tmp_path: Path, capsys) -> None:
+    killed = run_folder(tmp_path / "killed")
+    (killed / "result.json").unlink()
+    (killed / "checkpoints" / "round-000002").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="no run is left to show"):
+        table([str(killed)], Console())
+    assert capsys.readouterr().err == (
+        f"fedwsa-table: skipped {killed}: the run is not finished; fedwsa resume={killed} goes on\n"
+    )
+
+
+def test_a_test_without_a_pair_says_why_there_is_none(tmp_path: Path) -> None:
+    run_folder(tmp_path / "off", axes={"wsa": "off"})
+    asked = [str(tmp_path), "--baseline", "wsa=off", "--test", "wilcoxon"]
+    with pytest.raises(ConfigError) as refused:
+        table(asked, Console())
+    assert str(refused.value) == (
+        "--test wilcoxon: no row can be compared with wsa=off: there is no other row"
+    )
+    run_folder(tmp_path / "on", axes={"wsa": "on"}, seed=1)
+    with pytest.raises(ConfigError) as refused:
+        table(asked, Console())
+    assert str(refused.value) == (
+        "--test wilcoxon: no row can be compared with wsa=off: wsa=on: not compared: no seed has "
+        "finished in both"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -235,11 +292,17 @@ def test_a_file_gets_the_format_of_its_name(tmp_path: Path, capsys) -> None:
         ("{empty}", "{empty}: there is no run folder"),
         ("{runs} --metric speed", "--metric speed: must be one of accuracy, last5"),
         ("{runs} --metric rounds_to_target", "--metric rounds_to_target: needs --target, the"),
+        ("{runs} --target 90", "--target: a share between 0 and 1; did you mean 0.9? (got 90)"),
+        ("{runs} --target 0", "--target: a share between 0 and 1 (got 0)"),
+        ("{runs} --target nan", "--target: a share between 0 and 1 (got nan)"),
         ("{runs} --baseline wsa", "--baseline wsa: must be AXIS=LABEL"),
         ("{runs} --baseline was=off", "--baseline was=off: there is no axis was; axes: wsa"),
         ("{runs} --baseline wsa=of", "--baseline wsa=of: wsa is one of off, on"),
         ("{runs} --test t", "--test t: needs --baseline AXIS=LABEL"),
-        ("{runs} --baseline wsa=off --test wilcoxon", "--test wilcoxon: the Wilcoxon signed-rank"),
+        (
+            "{runs} --baseline wsa=off --test wilcoxon",
+            "--test wilcoxon: the Wilcoxon signed-rank test needs at least 8 seeds; wsa=on has 4",
+        ),
         ("{one} --baseline wsa=off --test t", "--test t: the paired t-test needs at least 2 seeds"),
         ("{runs} --out t.doc", "--out t.doc: give --format, or a name that ends in .md, .tex"),
     ],

@@ -47,6 +47,13 @@ def split(rows: Sequence[Row], axes: Sequence[str]) -> dict[str, list[tuple[Row,
     return found
 
 
+def _looks_of(rows: Sequence[Row], axes: Sequence[str]) -> dict[tuple[str, ...], Look]:
+    """The look of each group by its labels, the same in all panels and pictures of the rows."""
+    parts = split(rows, axes).values()
+    rests = {tuple(rest.values()): rest for groups in parts for _, rest in groups}
+    return dict(zip(rests, looks(list(rests.values())), strict=True))
+
+
 def over_seeds(series: Sequence[Mapping[int, float]]) -> tuple[Array, Array, Array]:
     """Rounds that all seeds have, with mean and half the 95 % interval; zero for one seed."""
     rounds = sorted(set.intersection(*(set(one) for one in series)))
@@ -64,14 +71,15 @@ def curves(rows: Sequence[Row], axes: Sequence[str], quantity: Quantity) -> Figu
     if not parts:
         return None
     figure, drawn = panels(len(parts))
+    shown = _looks_of(rows, axes)
     for panel, (title, groups) in zip(drawn, parts.items(), strict=True):
         panel.set_title(title)
         lines = []
-        shown = looks([rest for _, rest in groups])
-        for i, ((row, rest), look) in enumerate(zip(groups, shown, strict=True)):
+        for i, (row, rest) in enumerate(groups):
             series = [
                 {r: quantity.scale * v for r, v in one.items()} for one in _histories(row, quantity)
             ]
+            look = shown[tuple(rest.values())]
             lines.append(_line(panel, series, look, name(rest) or None, i))
         _frame(panel, lines, bounded=quantity.scale == 100)
         panel.set_xlabel("round")
@@ -149,7 +157,10 @@ def clients(rows: Sequence[Row], axes: Sequence[str]) -> Figure | None:
     if not parts:
         return None
     most, beside = max(len(groups) for groups in parts.values()), [""]
-    figure, drawn = panels(len(parts), height=0.5 + 0.22 * most)
+    figure, drawn = panels(
+        len(parts), height=max(1.15, 0.65 + 0.22 * most)
+    )  # 0.65: what is written around
+    shown = _looks_of(rows, axes)
     for i, (panel, (title, groups)) in enumerate(zip(drawn, parts.items(), strict=True)):
         panel.set_title(title)
         boxes = panel.boxplot(
@@ -162,10 +173,16 @@ def clients(rows: Sequence[Row], axes: Sequence[str]) -> Figure | None:
             patch_artist=True,
             tick_labels=[name(rest) or "all" for _, rest in groups],
             medianprops={"color": "black"},
-            meanprops={"marker": "D", "markerfacecolor": "white", "markeredgecolor": "black"},
+            meanprops={
+                "marker": "D",
+                "markersize": 3,
+                "markerfacecolor": "white",
+                "markeredgecolor": "black",
+                "markeredgewidth": 0.6,
+            },
         )
-        shown = looks([rest for _, rest in groups])
-        for box, look in zip(boxes["boxes"], shown, strict=True):
+        for box, (_, rest) in zip(boxes["boxes"], groups, strict=True):
+            look = shown[tuple(rest.values())]
             box.set(facecolor=look.colour, alpha=0.6, linestyle=look.dash)
         panel.set(xlim=(-2, 102), xlabel="accuracy of a client's hold-out, %")
         panel.invert_yaxis()

@@ -126,7 +126,7 @@ def legend(figure: Figure, drawn: Sequence[Axes]) -> None:
 def name(axes: Mapping[str, str]) -> str:
     """A group in words: labels that say enough, others with their axis."""
     return " ".join(
-        f"{axis} {label}" if label in ("on", "off") or _is_number(label) else label
+        f"{axis} {label}" if label in ("on", "off", "-") or _is_number(label) else label
         for axis, label in axes.items()
     )
 

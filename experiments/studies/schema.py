@@ -11,15 +11,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    model_validator,
+)
 from pydantic import ValidationError as PydanticError
 
-from experiments.tables.metrics import METRICS, Metric
+from experiments.tables.metrics import METRICS, Metric, share_to_reach
 from fedwsa.components import ConfigError, one_line
 
 FOLDER = Path(__file__).parent
 SEED = "seed"
 _LABEL = re.compile(r"[\w+-][\w.+-]*", re.ASCII)
+_AXES = "needed: what the cells differ in, as in `axes: {wsa: [off, on], seed: [0, 1, 2]}`"
 _LONGEST = 240  # bytes of a folder's name that every file system takes
 
 
@@ -43,6 +52,35 @@ Overrides = Annotated[
 ]
 Labels = dict[str, Overrides] | list[str]
 Partial = dict[str, str]
+_NAMED, _LISTED = TypeAdapter(dict[str, Overrides]), TypeAdapter(list[str])
+
+
+def _check_axes(axes: Any) -> None:
+    """Each axis by the type that it means to be: what pydantic says of both at once is no help.
+
+    Raises
+    ------
+    ConfigError
+        If an axis is of neither.
+    """
+    if not isinstance(axes, Mapping) or not axes:
+        raise ConfigError(f"axes: {_AXES}")
+    for axis, labels in axes.items():
+        if not isinstance(labels, Mapping | list):
+            got = labels or "nothing"
+            raise ConfigError(f"axes.{axis}: a list of values, or LABEL: [OVERRIDES] (got {got})")
+        try:
+            (_NAMED if isinstance(labels, Mapping) else _LISTED).validate_python(labels)
+        except PydanticError as error:
+            raise ConfigError(one_line(error, f"axes.{axis}")) from None
+
+
+def _seeds(value: Any) -> Any:
+    """A number of seeds, or which."""
+    numbers = value if isinstance(value, list) else [value]
+    if not all(isinstance(n, str | int) and str(n).isdigit() for n in numbers):
+        raise ValueError("how many seeds, or a list of them, as in `seeds: 8`")
+    return value
 
 
 class _Section(BaseModel):
@@ -53,7 +91,7 @@ class Main(_Section):
     """Cells that were named beforehand as those which the study is about."""
 
     cell: Partial
-    seeds: int | list[int] | None = None
+    seeds: Annotated[int | list[int] | None, BeforeValidator(_seeds)] = None
 
     @property
     def all_seeds(self) -> list[int]:
@@ -71,7 +109,7 @@ class Study(_Section):
     main: list[Main] = []
     baseline: Partial = {}
     metric: Metric = "accuracy"
-    target: Annotated[float, Field(gt=0, lt=1)] | None = None
+    target: Annotated[float, AfterValidator(share_to_reach)] | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Study:
@@ -141,10 +179,10 @@ class _Loader(yaml.BaseLoader):  # type: ignore[misc]  # yaml has no types
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
     keys = [loader.construct_object(key) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            line = node.start_mark.line + 1
-            raise yaml.MarkedYAMLError(problem=f"the key {key} stands twice below line {line}")
+    for i, key in enumerate(keys):
+        if key in keys[:i]:
+            mark = node.value[i][0].start_mark
+            raise yaml.MarkedYAMLError(problem=f"the key {key} stands twice", problem_mark=mark)
     return {
         str(key): loader.construct_object(value, deep=True)
         for key, (_, value) in zip(keys, node.value, strict=True)
@@ -190,24 +228,36 @@ def load(file: Path) -> Study:
     try:
         values = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{file}: {_what_is_wrong(error)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
     return parse(values, str(file))
 
 
+def _what_is_wrong(error: yaml.YAMLError) -> str:
+    """The line, and what is wrong there, without YAML's picture of it."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error).partition("\n")[0]
+    mark = error.problem_mark or error.context_mark
+    words = ", ".join(filter(None, [error.context, error.problem]))
+    return f"line {mark.line + 1}: {words}" if mark else words
+
+
 def parse(values: Any, where: str) -> Study:
     """Check the values of a study; see :func:`load`."""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: is no study; it needs at least `axes:`")
+        raise ConfigError(f"{where}: is no study; axes: {_AXES}")
     for key in values:
         if key not in Study.model_fields:
             text = _unknown(str(key), Study.model_fields, "key", "keys of a study")
             raise ConfigError(f"{where}: {text}")
     try:
+        _check_axes(values.get("axes"))
         return Study.model_validate(values)
     except PydanticError as error:
         raise ConfigError(f"{where}: {one_line(error)}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True)

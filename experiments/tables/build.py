@@ -128,9 +128,11 @@ def build(runs: Sequence[Run], request: Request) -> Table:
             read = [measure.read(run, request.target) for run in row.runs]
             row.values[name] = [value for value in read if value is not None]
     notes = [_cohorts(rows)] if any(row.runs for row in rows) else []
+    left_out: list[str] = []
     if request.baseline:
-        notes += _compare(rows, request)
-    _require(rows, request)
+        left_out = _compare(rows, request)
+        notes += [*left_out, *_explained(rows, request)]
+    _require(rows, request, left_out)
     if any(len(row.runs) < 2 for row in rows):
         notes.append("an interval and a test need at least two seeds")
     for row in rows:
@@ -164,7 +166,7 @@ def _cohorts(rows: Sequence[Row]) -> str:
 
 
 def _compare(rows: Sequence[Row], request: Request) -> list[str]:
-    """Fill in the comparisons of the first metric; returns what is to be said of them."""
+    """Fill in the comparisons of the first metric; returns which rows have none, and why."""
     labels = {axis: {row.axes.get(axis) for row in rows} for axis in request.baseline}
     for axis, label in request.baseline.items():
         known = sorted(value for value in labels[axis] if value is not None)
@@ -191,13 +193,19 @@ def _compare(rows: Sequence[Row], request: Request) -> list[str]:
         corrected = holm([getattr(row.compared, f"p_{name}") for row in family])
         for row, p in zip(family, corrected, strict=True):
             setattr(row, f"holm_{name}", p)
+    return notes
+
+
+def _explained(rows: Sequence[Row], request: Request) -> list[str]:
+    """How comparisons are to be read."""
+    family = [row for row in rows if row.main and row.compared]
     against = _name(request.baseline)
     whose = "named as main" if request.main else "in the table"
-    notes.append(
+    notes = [
         f"Δ: difference to {against}, pairs of the same seed; p: two-sided "
         f"{TESTS['t']}, corrected (Holm) for {_counted(len(family), 'comparison')} {whose}"
         + ("; (p): of the others, not corrected" if len(family) < _compared(rows) else "")
-    )
+    ]
     test = TESTS[request.test or "t"]
     notes.append(f"bold: the corrected {test} finds a difference at {LEVEL:g}")
     return notes
@@ -229,28 +237,35 @@ def _pair(row: Row, base: Row, request: Request, notes: list[str]) -> Paired | N
             return None
     read = [(measure.read(a, target), measure.read(b, target)) for a, b in pairs]
     both = [(a, b) for a, b in read if a is not None and b is not None]
-    return paired(*zip(*both, strict=True)) if both else None
+    if not both:
+        why = f"no pair has {request.metrics[0]}" if pairs else "no seed has finished in both"
+        notes.append(f"{_name(row.axes)}: not compared: {why}")
+        return None
+    return paired(*zip(*both, strict=True))
 
 
 def _matches(axes: Mapping[str, str], partial: Mapping[str, str]) -> bool:
     return all(axes.get(axis) == label for axis, label in partial.items() if axis != "seed")
 
 
-def _require(rows: Sequence[Row], request: Request) -> None:
-    """Refuse a test that was asked for where no comparison has the seeds for it."""
+def _require(rows: Sequence[Row], request: Request, left_out: Sequence[str]) -> None:
+    """Refuse a test that was asked for where there is no comparison, or one has too few seeds."""
     if request.test is None:
         return
     if not request.baseline:
         raise ConfigError(f"--test {request.test}: needs --baseline AXIS=LABEL")
-    need = 2 if request.test == "t" else WILCOXON_FROM
-    short = [row for row in rows if row.main and row.compared and row.compared.pairs < need]
-    if short or not _compared(rows):
-        row = _name(short[0].axes) if short else "no row"
-        found = short[0].compared.pairs if short and short[0].compared else 0
+    if not _compared(rows):
+        why = left_out[0] if left_out else "there is no other row"
         raise ConfigError(
-            f"--test {request.test}: the {TESTS[request.test]} needs at least {need} seeds; "
-            f"{row} has {found}"
+            f"--test {request.test}: no row can be compared with {_name(request.baseline)}: {why}"
         )
+    need = 2 if request.test == "t" else WILCOXON_FROM
+    for row in rows:
+        if row.main and row.compared and row.compared.pairs < need:
+            raise ConfigError(
+                f"--test {request.test}: the {TESTS[request.test]} needs at least {need} seeds; "
+                f"{_name(row.axes)} has {row.compared.pairs}"
+            )
 
 
 def _name(axes: Mapping[str, str]) -> str:

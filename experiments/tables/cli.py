@@ -13,7 +13,7 @@ from rich.console import Console
 from experiments.tables.build import TESTS, Request, build
 from experiments.tables.collect import Collection, collect
 from experiments.tables.formats import FORMATS, show
-from experiments.tables.metrics import METRICS
+from experiments.tables.metrics import METRICS, share_to_reach
 from fedwsa.components import ConfigError
 
 _EXAMPLES = """\
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME[,NAME]",
         help=f"what to show, the first of them compared: {', '.join(METRICS)}",
     )
-    parser.add_argument("--target", type=float, help="accuracy for NAME_to_target, as 0.6")
+    parser.add_argument("--target", type=float, help="accuracy for NAME_to_target, a share: 0.6")
     parser.add_argument(
         "--baseline", metavar="AXIS=LABEL[,...]", help="compare with these; none: do not compare"
     )
@@ -70,7 +70,7 @@ def request_of(study: dict[str, Any], **given: Any) -> Request:
     Raises
     ------
     ConfigError
-        If a metric is unknown, or the baseline cannot be read.
+        If a metric is unknown, the target is no share, or the baseline cannot be read.
     """
     metrics = (given.get("metric") or study.get("metric") or "accuracy").split(",")
     for name in metrics:
@@ -83,6 +83,11 @@ def request_of(study: dict[str, Any], **given: Any) -> Request:
             raise ConfigError(f"--baseline {text}: must be AXIS=LABEL, as wsa=off")
         baseline = {axis: label for axis, _, label in pairs}
     target = given.get("target")
+    if target is not None:
+        try:
+            share_to_reach(target)
+        except ValueError as error:
+            raise ConfigError(f"--target: {error} (got {target:g})") from None
     return Request(
         metrics,
         study.get("target") if target is None else target,

@@ -211,6 +211,8 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def _label(key: str, value: Any) -> str:
+    if value is None or value == {}:
+        return "off" if key.endswith(".enabled") else "-"
     if key.endswith("._target_"):
         return str(value).rpartition(".")[2]
     if key.endswith(".enabled"):

@@ -51,6 +51,20 @@ class Measure:
     to_target: bool = False
 
 
+def share_to_reach(target: float) -> float:
+    """The accuracy to reach, checked.
+
+    Raises
+    ------
+    ValueError
+        If it is no share between 0 and 1.
+    """
+    if not 0 < target < 1:
+        hint = f"; did you mean {target / 100:g}?" if 1 < target < 100 else ""
+        raise ValueError(f"a share between 0 and 1{hint}")
+    return target
+
+
 def _result(key: str) -> Callable[[Run, float | None], float | None]:
     """What the result says, else the last value in the history."""
 

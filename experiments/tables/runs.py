@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,8 +16,12 @@ from typing import Any
 import yaml
 
 CELL, FAILED, STUDY = "cell.json", "failed.json", "study.json"
-# Keys that say where a run was made and who was told of it, not what it is.
-_MACHINE = ("runtime.", "cache_dir", "device", "tracker")
+# Keys that say where a run was made, who was told of it and how often it was looked at: what is
+# learned does not depend on them. (evaluation.validation is none: clients lose those images.)
+_BESIDE = (
+    *("runtime.", "cache_dir", "device", "tracker", "checkpoint."),
+    *("evaluation.every", "evaluation.clients_every", "evaluation.batch_size"),
+)
 
 
 @dataclass
@@ -110,8 +115,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def described(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is, flat, without where it was made."""
-    return {key: v for key, v in flat(config) if not key.startswith(_MACHINE)}
+    """What a run is, flat, without where it was made and how often it was evaluated."""
+    return {key: v for key, v in flat(config) if not key.startswith(_BESIDE)}
 
 
 def fingerprint(config: Mapping[str, Any], *without: str) -> str:
@@ -160,7 +165,9 @@ def read_result(folder: Path) -> dict[str, Any]:
         If it is not, or another version made it.
     """
     if not (folder / "result.json").exists():
-        raise Unusable("the run is not finished")
+        hint = f"; fedwsa resume={shlex.quote(str(folder))} goes on"
+        saved = any((folder / "checkpoints").glob("round-*"))
+        raise Unusable("the run is not finished" + hint * saved)
     result = read_json(folder / "result.json")
     if missing := [key for key in ("accuracy", "seed", "rounds", "algorithm") if key not in result]:
         raise Unusable(f"its result.json has no {missing[0]}: another version of fedwsa made it")
