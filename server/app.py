@@ -225,6 +225,8 @@ class Federation:
                 if config.checkpoint.every and number % config.checkpoint.every == 0:
                     self._checkpoint(number, loop, grid, tally, time.perf_counter() - start)
             tally = add_up(tally, {"seconds": time.perf_counter() - start})
+            if not tally["moved"]:
+                logger.warning("no round brought a model: the result is that of the first one")
             result = self._finish(loop.arrays, record, tally)
             for tracker in self.trackers:
                 tracker.on_result(result)
@@ -361,6 +363,7 @@ class Federation:
 def _tally(record: RoundRecord) -> dict[str, float]:
     """What a round adds to the sums in the result."""
     found: dict[str, float] = {key: len(getattr(record, key)) for key in _COUNTED}
+    found["moved"] = int(record.moved)
     if (costs := record.costs) is not None:
         sums = (costs.bytes_down, costs.bytes_up, costs.seconds)
         found |= dict(zip(_COSTS, sums, strict=True))

@@ -87,6 +87,8 @@ class RoundRecord:
         Likewise of its evaluation, in rounds that have one.
     costs : Costs or None
         What the training took of the simulated devices; None: it did not happen on them.
+    moved : bool
+        Whether the round brought a model.
     seconds : dict
         Wall time of the phases ``train``, ``aggregate``, ``evaluate``.
     """
@@ -106,6 +108,7 @@ class RoundRecord:
     answers: dict[int, MetricRecord] = field(default_factory=dict)
     evaluations: dict[int, MetricRecord] = field(default_factory=dict)
     costs: Costs | None = None
+    moved: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -221,6 +224,7 @@ class RoundLoop:
             logger.warning("round %d: the strategy returned no model, the old one stays", number)
         else:
             self.arrays = self._accepted(arrays, number)
+            record.moved = True
             if isinstance(self.strategy, FedWSA):
                 record.scopes = self.strategy.report
 
