@@ -126,6 +126,12 @@ def test_control_variates_and_clients_memory_are_in_the_checkpoint(
 
 def test_a_killed_run_goes_on_by_the_command(cache: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.cli"]
+    plain = {**os.environ, "HYDRA_FULL_ERROR": "0"}  # which the tests' own process has set
+
+    def resumed() -> subprocess.CompletedProcess[str]:
+        words = [*command, f"resume={folder}"]
+        return subprocess.run(words, capture_output=True, text=True, env=plain)
+
     own = [*TINY, "rounds=12", "strategy=scaffold", f"cache_dir={cache}", "runtime.workers=1"]
     folder = tmp_path / "run"
     run = [*command, *own, "checkpoint.every=1", f"hydra.run.dir={folder}"]
@@ -137,12 +143,12 @@ def test_a_killed_run_goes_on_by_the_command(cache: str, tmp_path: Path) -> None
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
     assert not (folder / "result.json").exists()
-    done = subprocess.run([*command, f"resume={folder}"], capture_output=True, text=True)
+    done = resumed()
     assert done.returncode == 0, done.stderr
     whole = compose([*own, "runtime.cohort=off"])
     simulate(whole, tmp_path / "whole")
     assert (folder / "history.csv").read_bytes() == (tmp_path / "whole/history.csv").read_bytes()
-    again = subprocess.run([*command, f"resume={folder}"], capture_output=True, text=True)
+    again = resumed()
     assert again.returncode == 1
     assert again.stderr.strip() == f"fedwsa: resume: the run in {folder} is finished"
 
