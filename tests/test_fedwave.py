@@ -210,9 +210,9 @@ def test_a_learngene_of_other_images_is_warned_of(
     gene.save(tmp_path / "w.safetensors")
     words = [*RUN, *BRIEF, cache, f"init.file={tmp_path / 'w.safetensors'}"]
     Federation(compose(words), tmp_path)
-    assert "learned from other images" not in caplog.text
+    assert "learned from other data" not in caplog.text
     Federation(compose([*words, "seed=1"]), tmp_path)
-    assert "init.file was learned from other images" in caplog.text
+    assert "init.file was learned from other data" in caplog.text
 
 
 @pytest.mark.parametrize(
