@@ -36,7 +36,7 @@ class RayStart:
     def at(cls, address: str | None, **init: Any) -> RayStart:
         """The start that is under way or done, or a new one, with arguments for ``ray.init``."""
         current = cls._current
-        if current is None or current.address != address or current._error is not None:
+        if current is None or current.address != address or current._failed_or_gone:
             if current is not None:
                 current.wait()
                 sys.modules["ray"].shutdown()
@@ -59,6 +59,13 @@ class RayStart:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code if isinstance(code, int) else 1)
+
+    @property
+    def _failed_or_gone(self) -> bool:
+        """Whether it came to nothing, or somebody has shut Ray down since."""
+        if not self._done.is_set():
+            return False
+        return self._error is not None or not sys.modules["ray"].is_initialized()
 
     def _connect(self) -> None:
         from fedwsa.simulation.cluster import connect
