@@ -75,7 +75,7 @@ def test_a_cluster_of_two_nodes_gives_the_same_model_and_each_node_reads_its_own
     for key, weight in here.items():
         torch.testing.assert_close(other[key], weight, rtol=1e-4, atol=1e-6)
     for node in ("node0", "node1", "driver"):
-        assert list((tmp_path / node / "images").glob("*.safetensors"))
+        assert list((tmp_path / node / "data").glob("*.safetensors"))
 
 
 def test_ctrl_c_ends_at_once_with_the_history_and_without_a_process(tmp_path: Path) -> None:
