@@ -108,7 +108,7 @@ def simulate(
     """
     from experiments import runtimes
     from experiments.runs import describe_run, draw_pictures, read_result
-    from experiments.tables.runs import write_failure
+    from experiments.tables.runs import FAILED, write_failure
     from server.app import Federation
     from server.rounds import RunError
 
@@ -120,7 +120,9 @@ def simulate(
     if config.runtime.address is not None:  # settling asks the cluster
         runtimes.await_ray(start)
     federation.config = config = runtimes.settled(federation)
-    if not resumed:
+    if resumed:
+        (folder / FAILED).unlink(missing_ok=True)  # why it ended early is over
+    else:
         describe_run(config, federation.data.partition, folder, federation.sizes.of_client)
     runtimes.await_ray(start)
     log_file = logging.FileHandler(folder / "run.log", encoding="utf-8")

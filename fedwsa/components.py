@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -171,3 +171,12 @@ def build(
     except Exception as error:  # a stranger's code may raise anything; the cause is kept
         reason = " ".join(str(error).split())
         raise ConfigError(f"{where}: {type(error).__name__}: {reason}") from error
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys of nested mappings joined by dots, as on the command line, and what stands there."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

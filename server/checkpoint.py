@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedwsa.components import ConfigError
+from fedwsa.strategies.wrapping import chain
 from server import state_files
 
 logger = logging.getLogger("fedwsa")
@@ -68,7 +69,7 @@ class Checkpoints:
         self._strategy = strategy
         self._settings = [
             {name: value for name, value in vars(part).items() if not _storable(value)}
-            for part in _chain(strategy)
+            for part in chain(strategy)
         ]
 
     def memory(self) -> list[dict[str, Any]]:
@@ -80,7 +81,7 @@ class Checkpoints:
             If one remembers what a checkpoint cannot hold.
         """
         found = []
-        for part, settings in zip(_chain(self._strategy), self._settings, strict=True):
+        for part, settings in zip(chain(self._strategy), self._settings, strict=True):
             transient = getattr(part, "transient", ())
             own: dict[str, Any] = {}
             for name, value in vars(part).items():
@@ -98,7 +99,7 @@ class Checkpoints:
 
     def restore(self, memory: list[dict[str, Any]]) -> None:
         """Give the strategy back what it remembered."""
-        for part, own in zip(_chain(self._strategy), memory, strict=True):
+        for part, own in zip(chain(self._strategy), memory, strict=True):
             vars(part).update(own)
 
     def write(self, checkpoint: Checkpoint) -> None:
@@ -141,14 +142,6 @@ class Checkpoints:
         raise ConfigError(
             f"resume: {folder}: it has no checkpoint; runs with checkpoint.every=N have some"
         )
-
-
-def _chain(strategy: Strategy) -> Iterator[Strategy]:
-    """The strategy, and what it wraps."""
-    inner: object = strategy
-    while isinstance(inner, Strategy):
-        yield inner
-        inner = getattr(inner, "strategy", None)
 
 
 def _storable(value: object) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from flwr.serverapp.strategy import Bulyan, Krum, MultiKrum, Strategy
@@ -20,6 +20,7 @@ from fedwsa.strategies.local import LocalOnly
 from fedwsa.strategies.personal import Personal
 from fedwsa.strategies.scaffold import Scaffold
 from fedwsa.strategies.sizes import SizedFedAvg
+from fedwsa.strategies.wrapping import chain
 from server.sizes import SizedModels
 
 logger = logging.getLogger("fedwsa")
@@ -102,16 +103,8 @@ def _check_wrapping(outer: Component, inner: object) -> None:
         )
 
 
-def _chain(strategy: Strategy) -> Iterator[Strategy]:
-    """The strategy, and what it wraps."""
-    inner: object = strategy
-    while isinstance(inner, Strategy):
-        yield inner
-        inner = getattr(inner, "strategy", None)
-
-
 def _check_optimisers(strategy: Strategy, config: Config) -> None:
-    counts = [s for s in _chain(strategy) if getattr(s, "needs_sgd", False)]
+    counts = [s for s in chain(strategy) if getattr(s, "needs_sgd", False)]
     if counts and config.optimisers != {"sgd"}:
         key = "optimiser" if config.local.optimisers is None else "optimisers"
         name = type(counts[0]).__name__
@@ -120,7 +113,7 @@ def _check_optimisers(strategy: Strategy, config: Config) -> None:
 
 def _check_majority(strategy: Strategy, config: Config, cohort: int) -> None:
     """Refuse to look for more liars than a robust rule can bear (arXiv 1703.02757, 1802.07927)."""
-    for part in _chain(strategy):
+    for part in chain(strategy):
         liars = getattr(part, "num_malicious_nodes", 0)
         if not liars or not isinstance(part, Krum | MultiKrum | Bulyan):
             continue
@@ -134,7 +127,7 @@ def _check_majority(strategy: Strategy, config: Config, cohort: int) -> None:
 
 def _check_personal(strategy: Strategy, sizes: SizedModels) -> None:
     """Refuse a pattern that leaves nothing, or everything, with the clients."""
-    for part in _chain(strategy):
+    for part in chain(strategy):
         if not isinstance(part, Personal) or isinstance(part, LocalOnly):
             continue
         names = [name for of in sizes.shapes.values() for name in of]
@@ -165,9 +158,7 @@ def _set_sampling(strategy: Strategy, config: Config) -> None:
         "min_evaluate_nodes": 1,
         "min_available_nodes": 1,  # all were awaited; who is away in a round is not waited for
     }
-    inner = strategy
-    while isinstance(getattr(inner, "strategy", None), Strategy):  # Flower's wrappers
-        inner = inner.strategy  # type: ignore[attr-defined]
+    *_, inner = chain(strategy)
     if not hasattr(inner, "fraction_train"):
         logger.warning(
             "%s samples by its own rule: clients.fraction is unused", type(inner).__name__

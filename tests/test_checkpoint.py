@@ -70,7 +70,7 @@ def interrupted(folder: Path, cache: str, every: int, last: int, *overrides: str
     return config
 
 
-def same_run(one: Path, other: Path, *files: str) -> None:
+def assert_same_run(one: Path, other: Path, *files: str) -> None:
     for file in ("history.csv", "clients.csv", *files):
         assert (one / file).read_bytes() == (other / file).read_bytes(), file
     left, right = (load_file(run / "model.safetensors") for run in (one, other))
@@ -101,9 +101,11 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(
     config = interrupted(tmp_path / "stopped", cache, 2, 3, *strategy.split())
     whole = config.model_copy(update={"checkpoint": compose().checkpoint})
     simulate(whole, tmp_path / "whole")
+    assert (tmp_path / "stopped" / "failed.json").exists()
     resume(tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / "failed.json").exists()
     scopes = ["scopes.csv"] if "wsa=on" in strategy else []
-    same_run(tmp_path / "whole", tmp_path / "stopped", *scopes)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped", *scopes)
 
 
 def test_control_variates_and_clients_memory_are_in_the_checkpoint(

@@ -7,13 +7,15 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from fedwsa.components import flat
 
 CELL, FAILED, STUDY = "cell.json", "failed.json", "study.json"
 # Keys that say where a run was made, who was told of it and how often it was looked at: what is
@@ -103,15 +105,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "seed" not in config:
         raise Unusable("its config.yaml is not that of a run")
     return config
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys with dots, and what stands there."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def described(config: Mapping[str, Any]) -> dict[str, Any]:

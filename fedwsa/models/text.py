@@ -10,7 +10,7 @@ from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from fedwsa.models import TextShape, scaled
 from fedwsa.models.architecture import Architecture, Axes, Axis, described
-from fedwsa.models.transformer import TRANSFORMER
+from fedwsa.models.transformer import TRANSFORMER, count_heads
 
 UNITS, HEAD = 128, 32
 """Units at width 1, and of an attention head where ``heads`` is not given."""
@@ -150,12 +150,5 @@ def char_transformer(
     Source: arXiv 1706.03762, the decoder alone, with norms before the layers.
     """
     units = scaled(UNITS, width)
-    if heads is None and units % HEAD:
-        raise ValueError(
-            f"width {width:g} gives {units} units, which are no heads of {HEAD}; take a multiple "
-            f"of {HEAD / UNITS:g}, or give heads"
-        )
-    count = heads or units // HEAD
-    if units % count:
-        raise ValueError(f"heads={count} does not divide {units} units (width {width:g})")
+    count = count_heads(heads, width, UNITS, HEAD)
     return _CharTransformer(text[0], classes, units, depth, count, round(units * mlp_ratio))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from fedwsa.models import scaled
 from fedwsa.models.architecture import Architecture, Axes, Axis
 
 
@@ -31,3 +32,25 @@ TRANSFORMER = Architecture(
 )
 """Of networks whose ``blocks`` have ``attn`` (with ``head_dim``, ``qkv``, ``proj``) and ``mlp``
 (``fc1``, ``fc2``), as timm's have."""
+
+
+def count_heads(heads: int | None, width: float, base: int, each: int) -> int:
+    """How many heads attention has: ``heads``, or one for ``each`` units.
+
+    There are ``base`` units at width 1.
+
+    Raises
+    ------
+    ValueError
+        If they do not divide the units.
+    """
+    units = scaled(base, width)
+    if heads is None and units % each:
+        raise ValueError(
+            f"width {width:g} gives {units} units, which are no heads of {each}; take a multiple "
+            f"of {each / base:g}, or give heads"
+        )
+    count = heads or units // each
+    if units % count:
+        raise ValueError(f"heads={count} does not divide {units} units (width {width:g})")
+    return count

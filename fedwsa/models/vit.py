@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer  # after it: timm t
 
 from fedwsa.models import ImageShape, scaled
 from fedwsa.models.architecture import described
-from fedwsa.models.transformer import TRANSFORMER
+from fedwsa.models.transformer import TRANSFORMER, count_heads
 
 UNITS, HEAD = 192, 24
 """Units at width 1, and of an attention head where ``heads`` is not given."""
@@ -41,14 +41,7 @@ def vit(
     patch = patch or max(1, min(image[1:]) // 4)
     if image[1] % patch or image[2] % patch:
         raise ValueError(f"patches of {patch} pixels do not fill images of {image[1]}x{image[2]}")
-    if heads is None and units % HEAD:
-        raise ValueError(
-            f"width {width:g} gives {units} units, which are no heads of {HEAD}; take a multiple "
-            f"of {HEAD / UNITS:g}, or give heads"
-        )
-    count = heads or units // HEAD
-    if units % count:
-        raise ValueError(f"heads={count} does not divide {units} units (width {width:g})")
+    count = count_heads(heads, width, UNITS, HEAD)
     model: nn.Module = VisionTransformer(
         img_size=image[1:],
         patch_size=patch,

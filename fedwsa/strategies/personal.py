@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedwsa import messages
 from fedwsa.strategies.averaging import Sampling
+from fedwsa.strategies.wrapping import chain
 
 
 class Personal(FedAvg):
@@ -94,9 +95,4 @@ def matcher(pattern: str) -> Callable[[str], bool]:
 
 def has_global_model(strategy: Strategy) -> bool:
     """Whether what a strategy aggregates is a model to test."""
-    inner: object = strategy
-    while isinstance(inner, Strategy):
-        if not getattr(inner, "has_global_model", True):
-            return False
-        inner = getattr(inner, "strategy", None)
-    return True
+    return all(getattr(part, "has_global_model", True) for part in chain(strategy))

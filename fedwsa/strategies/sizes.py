@@ -21,6 +21,7 @@ from fedwsa.objectives import find_record
 from fedwsa.overlap import overlap, window
 from fedwsa.scope import choose
 from fedwsa.strategies.averaging import Sampling
+from fedwsa.strategies.wrapping import chain
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Size → name of an array → its shape."""
@@ -381,9 +382,4 @@ class SizedFedAvg(FedAvg):
 
 def sized(strategy: Strategy) -> SizedFedAvg | None:
     """The strategy of sizes in a strategy, itself or what it wraps; None if there is none."""
-    inner: object = strategy
-    while isinstance(inner, Strategy):
-        if isinstance(inner, SizedFedAvg):
-            return inner
-        inner = getattr(inner, "strategy", None)
-    return None
+    return next((part for part in chain(strategy) if isinstance(part, SizedFedAvg)), None)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedwsa.components import flat
 from fedwsa.config import Config
 from server.callbacks.tracker import Tracker, require
 
@@ -45,7 +46,7 @@ class MLflow(Tracker):
         name = f"{config.label} seed {config.seed}"
         self._run = self._client.create_run(number, run_name=name, tags=tags).info.run_id
         param = self._mlflow.entities.Param
-        values = [param(k, str(v)) for k, v in _flat(config.model_dump(by_alias=True))]
+        values = [param(k, str(v)) for k, v in flat(config.model_dump(by_alias=True))]
         self._send("params", values)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -55,7 +56,7 @@ class MLflow(Tracker):
 
     def on_result(self, result: Mapping[str, Any]) -> None:
         """The numbers of the result as metrics ``result/NAME``."""
-        plain = {k: v for k, v in _flat(result) if isinstance(v, int | float)}
+        plain = {k: v for k, v in flat(result) if isinstance(v, int | float)}
         self.log({f"result/{k}": v for k, v in plain.items()}, int(result["rounds"]))
         self._status = "FINISHED"
 
@@ -66,12 +67,3 @@ class MLflow(Tracker):
     def _send(self, what: str, values: list[Any]) -> None:
         for start in range(0, len(values), _MOST):
             self._client.log_batch(self._run, **{what: values[start : start + _MOST]})
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys joined by dots, as on the command line."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
