@@ -8,17 +8,14 @@ import sys
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from experiments.errors import explain
+from experiments.commands import composing, fail, in_one_line
 from experiments.help import partition_help
-from fedwsa.components import ConfigError
 from fedwsa.config import Config, compose
 from fedwsa.data.cache import require_writable
 from fedwsa.data.federated import open_federated
@@ -80,27 +77,14 @@ def main() -> None:
             print(partition_help(), flush=True)
         return
     if flags := [word for word in words if word.startswith("-")]:
-        _fail(f"{flags[0]}: no such flag; --help shows groups and keys")
+        fail(_COMMAND, f"{flags[0]}: no such flag; --help shows groups and keys")
     overrides = [word for word in words if not word.startswith("out=")]
     named = [word.removeprefix("out=") for word in words if word.startswith("out=")]
     started = datetime.now().strftime("%Y-%m-%d/%H-%M-%S")
     folder = Path(named[-1] if named else f"runs/partitions/{started}")
     sys.path.append(os.getcwd())  # a partition or data source of one's own lies there
-    try:
+    with in_one_line(_COMMAND), composing(_COMMAND, overrides):
         report(compose(overrides), folder)
-    except ConfigError as error:
-        _fail(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        _fail(explain(error, overrides, "config", _COMMAND))
-    except OSError as error:
-        _fail(f"cannot write {error.filename}: {error.strerror}")
-    except KeyboardInterrupt:
-        _fail("interrupted")
-
-
-def _fail(line: str) -> NoReturn:
-    print(f"{_COMMAND}: {line}", file=sys.stderr, flush=True)
-    sys.exit(1)
 
 
 if __name__ == "__main__":

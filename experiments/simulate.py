@@ -7,9 +7,11 @@ import math
 import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 # Set before Flower, Ray and Hydra are imported, which read them once.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -29,6 +31,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from experiments.commands import fail
 from experiments.errors import explain
 from experiments.help import help_text
 from experiments.ray_start import RayStart
@@ -43,6 +46,7 @@ _START = time.time()
 _failures: list[str] = []  # of the runs of a sweep
 console = Console()
 logger = logging.getLogger("fedwsa")
+_fail = partial(fail, "fedwsa")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
@@ -125,19 +129,14 @@ def simulate(
     else:
         describe_run(config, federation.data.partition, folder, federation.sizes.of_client)
     runtimes.await_ray(start)
-    log_file = logging.FileHandler(folder / "run.log", encoding="utf-8")
-    log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(log_file)
-    try:
-        runtimes.run(federation, client_app)
-    except RunError as error:  # the terminal gets it from the command, the folder here
-        write_failure(folder, str(error))
-        log_file.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": str(error)}))
-        raise
-    finally:
-        logger.removeHandler(log_file)
-        log_file.close()
-        draw_pictures(folder, config.label)
+    with _run_log(folder):
+        try:
+            runtimes.run(federation, client_app)
+        except RunError as error:
+            write_failure(folder, str(error))
+            raise
+        finally:
+            draw_pictures(folder, config.label)
     result = read_result(folder)
     _show(result, folder)
     return result
@@ -186,6 +185,22 @@ def _quiet_libraries() -> None:
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG)  # for run.log
         logger.propagate = False
+
+
+@contextmanager
+def _run_log(folder: Path) -> Iterator[None]:
+    """Keep what the run says, and why it ended early, in its folder."""
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    except Exception as error:  # the terminal gets it from the command
+        handler.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": str(error)}))
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def _show(result: dict[str, Any], folder: Path) -> None:
@@ -258,11 +273,6 @@ def main() -> None:
 
         ray.shutdown()
         os._exit(130)
-
-
-def _fail(line: str) -> NoReturn:
-    print(f"fedwsa: {line}", file=sys.stderr, flush=True)
-    sys.exit(1)
 
 
 if __name__ == "__main__":

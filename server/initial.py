@@ -8,14 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedwsa.components import Component, ConfigError
+from fedwsa.components import ConfigError
 from fedwsa.config import Config
 from fedwsa.data.federated import FederatedData, open_source
 from fedwsa.learngene import Standard
 from fedwsa.learngene.fit import Lesson
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.pretrain import School, build_method
-from fedwsa.learngene.progress import watching
+from fedwsa.learngene.progress import Watcher, watching
 from server.sizes import SizedModels
 
 logger = logging.getLogger("fedwsa")
@@ -59,27 +59,19 @@ def initialise(
             raise ConfigError("init.file: init=standard takes no file")
         return {}
     public = data.whole.train[data.public]
-    lesson = Lesson(public, data.whole, device, config.seed)
-    names = list(dict.fromkeys(wanted))
-    used: dict[str, Learngene] = {}
     found = None if config.init.file is None else Learngene.load(Path(config.init.file))
     if found is None and not len(public):
         raise ConfigError(
             "init.public=0: there are no examples to learn from; give it a share, or init.file"
         )
+    lesson = Lesson(public, data.whole, device, config.seed)
+    names = list(dict.fromkeys(wanted))
+    used: dict[str, Learngene] = {}
     with watching(console) as watch:
         for name in names:
             auxiliary = largest if method.serves == "family" else name
-            school = School(
-                config.init,
-                config.pretraining,
-                config.model_of(auxiliary),
-                _family(config, names if auxiliary == largest else [name]),
-                lesson,
-                open_source(config.dataset.source).key,
-                config.dataset.augment,
-                watch,
-            )
+            family = names if auxiliary == largest else [name]
+            school = _school(config, auxiliary, family, lesson, watch)
             if auxiliary not in used:
                 used[auxiliary] = school.learn() if found is None else found
             if found is not None:
@@ -87,6 +79,22 @@ def initialise(
             state = school.make(used[auxiliary], config.model_of(name))
             sizes.models[name].load_state_dict(state)
     return used
+
+
+def _school(
+    config: Config, auxiliary: str, family: Iterable[str], lesson: Lesson, watch: Watcher
+) -> School:
+    """Where the learngene of some sizes is learned, on the network of one of them."""
+    return School(
+        config.init,
+        config.pretraining,
+        config.model_of(auxiliary),
+        [config.model_of(name) for name in family],
+        lesson,
+        open_source(config.dataset.source).key,
+        config.dataset.augment,
+        watch,
+    )
 
 
 def _warn_of_other_data(gene: Learngene, school: School) -> None:
@@ -97,7 +105,3 @@ def _warn_of_other_data(gene: Learngene, school: School) -> None:
             "init.file was learned from other data than this run's public ones, perhaps from "
             "clients' own; the same data set, seed and init.public keep them apart"
         )
-
-
-def _family(config: Config, names: Iterable[str]) -> list[Component]:
-    return [config.model_of(name) for name in names]

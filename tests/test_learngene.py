@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+from torch.nn.functional import cross_entropy
 
 from fedwsa.components import Component, ConfigError
 from fedwsa.data.examples import Examples
@@ -19,7 +17,7 @@ from fedwsa.data.images import ImageData
 from fedwsa.learngene import METHODS, LinearExpansion, Selection, Stages, Standard, Wave, wave
 from fedwsa.learngene.base import Target, Task
 from fedwsa.learngene.expansion import ExpandedNetwork
-from fedwsa.learngene.fit import Lesson, Recipe, distillation, fit
+from fedwsa.learngene.fit import Lesson, Recipe
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.resize import (
     first_blocks,
@@ -29,11 +27,9 @@ from fedwsa.learngene.resize import (
     stage_of_each,
     stages_as,
 )
-from fedwsa.learngene.resume import Resume
 from fedwsa.learngene.stages import share_stages
 from fedwsa.models import build_model
 from fedwsa.models.architecture import architecture_of, outline
-from fedwsa.models.flops import forward_flops, step_flops
 from tests.test_architecture import IMAGE, SMALL, component, shape
 from tests.test_wave import random_wave
 
@@ -323,154 +319,6 @@ def test_every_method_makes_a_network_of_finite_weights_and_is_saved(
         for k, t in build_model(VIT, IMAGE, CLASSES, 0).state_dict().items()
     )
     assert changed == (name != "standard")
-
-
-# Training
-
-
-def test_distillation_is_ce_plus_the_softened_kl() -> None:
-    teacher, given = nn.Linear(4, 3), torch.randn(5, 3)
-    x, y = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
-    wanted = softmax(teacher(x) / 2, 1)
-    soft = kl_div(log_softmax(given / 2, 1), wanted, reduction="sum") / 5
-    torch.testing.assert_close(
-        distillation(teacher, 2.0, 0.5)(x, given, y), 4 * soft + 0.5 * cross_entropy(given, y)
-    )
-    torch.testing.assert_close(distillation(teacher, 2.0, 0.0)(x, teacher(x), y), torch.tensor(0.0))
-
-
-def test_the_learning_rate_rises_and_falls_as_a_cosine() -> None:
-    recipe = Recipe(10, warmup=0.2)
-    assert [recipe.rate(s) for s in (0, 1, 2, 6)] == [0.5, 1.0, 1.0, 0.5]
-    assert replace(recipe, cosine=False).rate(9) == 1.0
-
-
-def test_a_training_that_is_interrupted_goes_on_to_the_same_end(tmp_path: Path) -> None:
-    recipe = Recipe(6, batch_size=16)
-
-    def model() -> nn.Module:
-        return build_model(component("resnet.resnet", norm="batch", depth=8), IMAGE, CLASSES, 0)
-
-    whole = model()
-    fit(whole, lesson(), recipe, purpose="test")
-
-    class Stop(Exception):
-        pass
-
-    def stop(step: int, loss: float) -> None:
-        if step == 4:
-            raise Stop
-
-    def resume(key: str = "same") -> Resume:
-        return Resume(tmp_path / "state.safetensors", key, every=0.0)
-
-    broken = model()
-    with pytest.raises(Stop):
-        fit(broken, lesson(), recipe, purpose="test", report=stop, resume=resume())
-    after = resume()
-    again = model()
-    fit(again, lesson(), recipe, purpose="test", resume=after)
-    assert after.found == 3
-    for key, tensor in whole.state_dict().items():
-        if "num_batches" not in key:
-            assert torch.equal(again.state_dict()[key], tensor), key
-    done = resume()
-    fit(again, lesson(), recipe, purpose="test", resume=done)  # nothing is left to do
-    assert done.found == 6
-    done.forget()
-    assert not (tmp_path / "state.safetensors").exists()
-
-
-def test_the_state_of_another_training_is_not_gone_on_with(tmp_path: Path) -> None:
-    file, model = tmp_path / "state.safetensors", nn.Linear(2, 2)
-    optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    Resume(file, "one", every=0.0).keep(3, model, list(model.parameters()), optimizer)
-    assert Resume(file, "other").restore(model, list(model.parameters()), optimizer) == 0
-    assert Resume(file, "one").restore(model, list(model.parameters()), optimizer) == 3
-
-
-def test_operations_are_counted_as_by_hand() -> None:
-    """A linear layer 3·2·2 → 5 for 4 images: 2·4·12·5 forward, the same for its weight's
-    gradient; the images need none."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-    assert forward_flops(model, (3, 2, 2), 4) == 2 * 4 * 12 * 5
-    assert step_flops(model, (3, 2, 2), 4) == 2 * 2 * 4 * 12 * 5
-
-
-# Files that cannot be used
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "wave.safetensors"
-    Wave(count=2).learn(task(VIT)).save(path)
-    return path
-
-
-def rewrite(file: Path, about: dict[str, Any]) -> None:
-    gene = Learngene.load(file)
-    facts = {
-        "kind": "fedwsa-learngene",
-        "version": 2,
-        "method": "wave",
-        "model": gene.model.model_dump(by_alias=True),
-        "shape": IMAGE,
-        "classes": CLASSES,
-        "facts": gene.facts,
-        **about,
-    }
-    save_file(load_file(file), file, {"fedwsa": json.dumps(facts)})
-
-
-@pytest.mark.parametrize(
-    ("about", "message"),
-    [
-        ({"version": 0}, "is of version 0, and this program reads 2; distil it anew"),
-        ({"kind": "model"}, "holds no learngene"),
-        ({"shape": None}, "has damaged metadata"),
-        ({"classes": "ten"}, "has damaged metadata: classes is no number"),
-        ({"facts": {}}, "does not say the shapes of its templates"),
-        ({"facts": {"templates": {}}}, "has no templates for attn.qkv"),
-        (
-            {"model": {**component("mlp.mlp").model_dump(by_alias=True)}},
-            "the learngene is of mlp, and cannot initialise a vit",
-        ),
-    ],
-)
-def test_files_of_something_else_are_refused(
-    file: Path, about: dict[str, Any], message: str
-) -> None:
-    rewrite(file, about)
-    with pytest.raises(ConfigError, match=message):
-        Wave().initialise(Learngene.load(file), Target(VIT, CLASSES))
-
-
-def test_files_with_wrong_tensors_are_refused(file: Path, tmp_path: Path) -> None:
-    gene, name = Learngene.load(file), "scalers/blocks.0.mlp.fc1"
-    tensors = dict(gene.tensors)
-    cases: dict[str, dict[str, Tensor]] = {
-        f"lacks {name}": {k: t for k, t in tensors.items() if k != name},
-        "has spare, which does not belong": {**tensors, "spare": torch.ones(1)},
-        rf"has {name} of \(1,\), not \(2, 1, 1\)": {**tensors, name: torch.ones(1)},
-        f"{name} has values that are NaN": {**tensors, name: tensors[name] * torch.nan},
-        f"{name} holds no floating-point": {**tensors, name: tensors[name].long()},
-    }
-    for message, changed in cases.items():
-        replace(gene, tensors=changed).save(tmp_path / "changed.safetensors")
-        with pytest.raises(ConfigError, match=message):
-            Wave().initialise(
-                Learngene.load(tmp_path / "changed.safetensors"), Target(VIT, CLASSES)
-            )
-
-
-def test_a_damaged_file_and_none_at_all_are_refused(file: Path, tmp_path: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ConfigError, match="is damaged or no safetensors file"):
-        Learngene.load(file)
-    with pytest.raises(ConfigError, match="there is no learngene file"):
-        Learngene.load(tmp_path / "none.safetensors")
 
 
 def test_standard_needs_nothing() -> None:

@@ -106,6 +106,7 @@ def runs(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
     config = configured(folder / "cache", request.param)
     sized = {n: configured(folder / "cache", request.param, *own) for n, own in SIZED.items()}
+    ray.shutdown()  # workers that are kept from other tests would leave Flower's no CPU
     flower.run_simulation(
         all_of(config, sized, folder / "flower"),
         clients.app.build(config),

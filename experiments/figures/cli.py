@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from experiments.commands import in_one_line
 from experiments.tables.build import Request, Row, build
 from experiments.tables.cli import warn
 from experiments.tables.collect import collect
@@ -134,13 +135,8 @@ def _beside(runs: str) -> Path:
 
 def main() -> None:
     """Entry point of ``fedwsa-plot``: every error ends in one line."""
-    try:
+    with in_one_line("fedwsa-plot"):
         plot(sys.argv[1:], Console())
-    except ConfigError as error:
-        print(f"fedwsa-plot: {error}", file=sys.stderr)
-        sys.exit(1)
-    except (KeyboardInterrupt, BrokenPipeError):
-        sys.exit(130)
 
 
 if __name__ == "__main__":

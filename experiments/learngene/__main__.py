@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+from experiments.commands import in_one_line
+
+_INTERRUPTED = "interrupted; distil and bench go on where they stopped when they are called again"
 
 
 def main() -> None:
     """Run the command; see :mod:`experiments.learngene.cli`."""
-    try:
+    with in_one_line("fedwsa-learngene", _INTERRUPTED):
         from experiments.learngene.cli import main as command
 
         command()
-    except KeyboardInterrupt:
-        print(
-            "fedwsa-learngene: interrupted; distil and bench go on where they stopped when they "
-            "are called again",
-            file=sys.stderr,
-        )
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,12 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from experiments.errors import explain
+from experiments.commands import composing, fail
 from experiments.help import learngene_help
 from experiments.learngene.schema import LearngeneConfig, compose
 from fedwsa.components import ConfigError
@@ -33,6 +30,7 @@ from fedwsa.models import build_model
 from fedwsa.models.architecture import outline
 from fedwsa.models.files import save_network
 
+_COMMAND = "fedwsa-learngene"
 console = Console()
 
 
@@ -147,20 +145,9 @@ def main() -> None:
         return
     command, overrides = words[0], words[1:]
     if flags := [word for word in words if word.startswith("-")]:
-        _fail(f"{flags[0]}: no such flag; --help shows commands, groups and keys")
+        fail(_COMMAND, f"{flags[0]}: no such flag; --help shows commands, groups and keys")
     if command not in COMMANDS:
-        _fail(f"{command}: no such command; there are {', '.join(COMMANDS)}")
+        fail(_COMMAND, f"{command}: no such command; there are {', '.join(COMMANDS)}")
     sys.path.append(os.getcwd())  # a model or method of one's own lies there
-    try:
+    with composing(_COMMAND, overrides, "learngene"):
         COMMANDS[command](compose(overrides))
-    except ConfigError as error:
-        _fail(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        _fail(explain(error, overrides, "learngene", "fedwsa-learngene"))
-    except OSError as error:
-        _fail(f"cannot write {error.filename}: {error.strerror}")
-
-
-def _fail(line: str) -> NoReturn:
-    print(f"fedwsa-learngene: {line}", file=sys.stderr, flush=True)
-    sys.exit(1)

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from experiments.commands import in_one_line
 from experiments.studies.folder import locked, state_of
 from experiments.studies.runner import Runner, write_study
 from experiments.studies.schema import Cell, expand, find, load, selected, shipped
@@ -141,18 +142,8 @@ def _show(folder: Path, console: Console) -> None:
 def main() -> None:
     """Entry point of ``fedwsa-study``: every error ends in one line."""
     signal.signal(signal.SIGTERM, _terminated)
-    try:
-        code = study(sys.argv[1:], Console())
-    except ConfigError as error:
-        print(f"fedwsa-study: {error}", file=sys.stderr)
-        code = 1
-    except KeyboardInterrupt:
-        print(
-            "fedwsa-study: interrupted; the same command goes on with what is left",
-            file=sys.stderr,
-        )
-        code = 130
-    sys.exit(code)
+    with in_one_line("fedwsa-study", "interrupted; the same command goes on with what is left"):
+        sys.exit(study(sys.argv[1:], Console()))
 
 
 def _terminated(*_: object) -> NoReturn:

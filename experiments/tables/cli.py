@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from experiments.commands import in_one_line
 from experiments.tables.build import TESTS, Request, build
 from experiments.tables.collect import Collection, collect
 from experiments.tables.formats import FORMATS, show
@@ -146,13 +147,8 @@ def _by_suffix(file: Path | None) -> str | None:
 
 def main() -> None:
     """Entry point of ``fedwsa-table``: every error ends in one line."""
-    try:
+    with in_one_line("fedwsa-table"):
         table(sys.argv[1:], Console())
-    except ConfigError as error:
-        print(f"fedwsa-table: {error}", file=sys.stderr)
-        sys.exit(1)
-    except (KeyboardInterrupt, BrokenPipeError):
-        sys.exit(130)
 
 
 if __name__ == "__main__":

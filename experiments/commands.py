@@ -1,0 +1,57 @@
+"""How commands end: an error is one line on standard error and exit code 1."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+from fedwsa.components import ConfigError
+
+
+def fail(command: str, line: str) -> NoReturn:
+    """End with a line that says what is wrong and what to do."""
+    print(f"{command}: {line}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+@contextmanager
+def in_one_line(command: str, interrupted: str = "interrupted") -> Iterator[None]:
+    """End a command in one line where it cannot go on, and quietly where nobody reads on.
+
+    Parameters
+    ----------
+    command
+        Its name, which begins the line.
+    interrupted
+        What is said after Ctrl-C; the exit code is 130.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        fail(command, str(error))
+    except BrokenPipeError:  # fedwsa-table RUNS | head
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print(f"{command}: {interrupted}", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextmanager
+def composing(command: str, overrides: Sequence[str], config: str = "config") -> Iterator[None]:
+    """Inside of :func:`in_one_line`: the same for Hydra's errors and for files it cannot write."""
+    # Only now: commands that compose nothing do without Hydra's half second.
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from experiments.errors import explain
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(command, explain(error, overrides, config, command))
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # everything else says itself what it cannot do
+        fail(command, f"cannot write {error.filename}: {error.strerror}")
