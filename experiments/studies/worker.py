@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,10 +30,11 @@ def main() -> None:
     threading.Thread(target=_read, args=[tasks], daemon=True).start()
     while True:
         task = tasks.get()
+        name = task.pop("task")
         try:
-            answer = {"ok": True, **_TASKS[task.pop("task")](**task)}
+            answer = {"ok": True, **_TASKS[name](**task)}
         except BaseException as error:
-            answer = {"ok": False, "error": _reason(error)}
+            answer = {"ok": False, "error": _reason(error, task.get("overrides", ()))}
             traceback.print_exc()
         sys.stdout.flush()
         channel.write(json.dumps(answer) + "\n")
@@ -97,7 +98,7 @@ def _run(config: dict[str, Any], folder: str) -> dict[str, Any]:
 _TASKS: dict[str, Callable[..., dict[str, Any]]] = {"begin": _begin, "check": _check, "run": _run}
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, overrides: Sequence[str]) -> str:
     """One line for a person."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -107,7 +108,7 @@ def _reason(error: BaseException) -> str:
     from server.rounds import RunError
 
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return explain(error)
+        return explain(error, overrides)
     text = " ".join(str(error).split())
     known = isinstance(error, (ConfigError, RunError))
     return text if known else f"{type(error).__name__}: {text}"
