@@ -11,6 +11,7 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray on 127.0.
 import experiments.simulate  # noqa: F401, I001
 
 import pytest
+import ray
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import settings
 
@@ -25,3 +26,9 @@ def task_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let messages be made outside a run: Flower asks who is speaking (no public setter)."""
     for name in ("run_id", "task_id", "node_id"):
         monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
+
+
+@pytest.fixture(scope="module")
+def no_ray() -> None:
+    """No Ray in this process: Flower's simulation would wait for the CPUs of kept workers."""
+    ray.shutdown()

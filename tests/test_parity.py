@@ -101,12 +101,11 @@ def all_of(config: Config, sized: dict[str, Config], folder: Path) -> ServerApp:
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
-def runs(request, tmp_path_factory) -> Path:
+def runs(request, tmp_path_factory, no_ray) -> Path:
     """Run folders RUNTIME/STRATEGY of one model."""
     folder = tmp_path_factory.mktemp(request.param)
     config = configured(folder / "cache", request.param)
     sized = {n: configured(folder / "cache", request.param, *own) for n, own in SIZED.items()}
-    ray.shutdown()  # workers that are kept from other tests would leave Flower's no CPU
     flower.run_simulation(
         all_of(config, sized, folder / "flower"),
         clients.app.build(config),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
 import torch
 from flwr.simulation import run_simulation
 
@@ -12,6 +13,7 @@ from fedwsa import WeightScope
 from tests import plain_app, plain_sized_app
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_it_runs_in_flower_s_simulation_with_flower_s_own_start() -> None:
     run_simulation(
         plain_app.server_app,
@@ -28,6 +30,7 @@ def test_it_runs_in_flower_s_simulation_with_flower_s_own_start() -> None:
     assert report["scopes"].kl[0] > 0
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_a_plain_app_of_two_widths_runs_there_too() -> None:
     run_simulation(
         plain_sized_app.server_app,

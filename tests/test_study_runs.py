@@ -124,7 +124,8 @@ def test_a_cell_that_cannot_work_is_found_before_the_first_runs(tmp_path: Path) 
         "fedwsa-study: cell wsa.strength=1,model=vgg11,seed=0 (and 2 other kinds of cells): "
         "model: vgg11 needs images of at least 32x32 pixels"
     )
-    (tmp_path / "key.yaml").write_text("base: [partition.alpha=1]\naxes: {partition: [pathological]}\n")
+    text = "base: [partition.alpha=1]\naxes: {partition: [pathological]}\n"
+    (tmp_path / "key.yaml").write_text(text)
     done = fedwsa_study(tmp_path, "key.yaml", "--dry-run")
     assert "partition.alpha: unknown key; " in done.stderr
     assert "mean partition.alpha?" not in done.stderr  # the other groups' keys are no help
