@@ -22,6 +22,7 @@ from experiments.ray_start import expects_local_ray
 from experiments.simulate import simulate
 from fedwsa.config import Config, compose
 from fedwsa.data.federated import open_federated
+from tests.processes import all_end, started
 
 COMMAND = [sys.executable, "-m", "experiments.cli"]
 
@@ -79,58 +80,36 @@ def test_a_cluster_of_two_nodes_gives_the_same_model_and_each_node_reads_its_own
 
 
 def test_ctrl_c_ends_at_once_with_the_history_and_without_a_process(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [*COMMAND, "rounds=100000", "clients.count=4", f"hydra.run.dir={tmp_path}/run"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment(tmp_path),
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "round   3/" in line:
-            break
-    processes = family(process.pid)
-    assert len(processes) > 4
-    start = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    rest = process.communicate(timeout=30)[0]
-    assert time.monotonic() - start < 10
+    command = [*COMMAND, "rounds=100000", "clients.count=4", f"hydra.run.dir={tmp_path}/run"]
+    with started(command, stdout=subprocess.PIPE, env=environment(tmp_path)) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "round   3/" in line:
+                break
+        processes = family(process.pid)
+        assert len(processes) > 4
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=30)[0]
+        assert time.monotonic() - start < 10
     assert process.returncode == 130
     assert "interrupted; the history so far is in the run folder" in rest
     assert len(pd.read_csv(tmp_path / "run" / "history.csv")) >= 3
-    end = time.monotonic() + 10
-    while any(map(alive, processes)) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not any(map(alive, processes))
+    assert all_end(processes)
 
 
 @pytest.mark.parametrize("wait", [0.5, 2.0, 3.5])
 def test_ctrl_c_before_the_first_round_leaves_nothing(wait: float, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [*COMMAND, "rounds=100000"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        env=environment(tmp_path),
-    )
-    time.sleep(wait)
-    processes = family(process.pid)
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=30)[1]
+    places = {"cwd": tmp_path, "env": environment(tmp_path)}
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with started([*COMMAND, "rounds=100000"], **pipes, **places) as process:
+        time.sleep(wait)
+        processes = family(process.pid)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=30)[1]
     assert process.returncode == 130
     assert "Traceback" not in errors
-    end = time.monotonic() + 10
-    while any(map(alive, processes)) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not any(map(alive, processes))
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    assert all_end(processes)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from experiments.processes import family
+from tests.processes import all_end, started
 
 COMMAND = Path(sys.executable).with_name("fedwsa-study")
 TINY = "base: [rounds=2, clients.count=4, local.epochs=1, runtime.cohort=off]\n"
@@ -163,10 +164,8 @@ def test_ctrl_c_ends_all_processes_and_keeps_what_is_finished(tmp_path: Path) ->
     text += "axes: {rounds: [1, 20000, 30000]}\n"
     (tmp_path / "long.yaml").write_text(text)
     command = [COMMAND, "long.yaml", "--workers", "2", "--folder", "out"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment(tmp_path), stderr=subprocess.PIPE, text=True
-    )
-    try:
+    places = {"cwd": tmp_path, "env": environment(tmp_path)}
+    with started(command, stderr=subprocess.PIPE, **places) as process:
         deadline = time.monotonic() + 300
         second = tmp_path / "out" / "rounds=30000" / "history.csv"
         while not second.exists() and time.monotonic() < deadline:
@@ -176,19 +175,8 @@ def test_ctrl_c_ends_all_processes_and_keeps_what_is_finished(tmp_path: Path) ->
         assert len(children) > 4  # workers, and their Rays
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
     assert process.returncode == 130
     assert errors.endswith("interrupted; the same command goes on with what is left\n")
     assert (tmp_path / "out" / "rounds=1" / "result.json").exists()
     assert not (tmp_path / "out" / "rounds=20000" / "result.json").exists()
-    time.sleep(1)
-    assert not [pid for pid in children if _alive(pid)]
-
-
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
+    assert all_end(children)
