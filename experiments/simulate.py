@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from rich.table import Table
 from experiments.commands import fail
 from experiments.errors import explain
 from experiments.help import help_text
+from experiments.locks import locked
 from experiments.ray_start import RayStart
 from fedwsa.components import ConfigError
 from fedwsa.config import CONFIG_DIR, Config, free_arguments, parse
@@ -129,7 +130,7 @@ def simulate(
     else:
         describe_run(config, federation.data.partition, folder, federation.sizes.of_client)
     runtimes.await_ray(start)
-    with _run_log(folder):
+    with _run_log(folder), nullcontext() if resumed else _held(folder):
         try:
             runtimes.run(federation, client_app)
         except RunError as error:
@@ -157,9 +158,15 @@ def resume(folder: Path) -> dict[str, Any]:
     from experiments.runs import read_config
 
     config = read_config(folder)
-    if (folder / "result.json").exists():
-        raise ConfigError(f"resume: the run in {folder} is finished")
-    return simulate(config, folder, resumed=True)
+    with _held(folder):
+        if (folder / "result.json").exists():
+            raise ConfigError(f"resume: the run in {folder} is finished")
+        return simulate(config, folder, resumed=True)
+
+
+def _held(folder: Path) -> AbstractContextManager[None]:
+    """Keep a run folder to this process."""
+    return locked(folder / "config.yaml", f"{folder}: another process is still running it")
 
 
 def _resume(words: list[str]) -> None:
@@ -213,6 +220,7 @@ def _show(result: dict[str, Any], folder: Path) -> None:
         "failed": "failed client rounds",
         "dropped": "client rounds without an answer",
         "late": "client rounds past the deadline",
+        "best_round": "best round by the validation split",
     }
     optional = {"validation_accuracy", "dropped", "late"}
     for key, name in names.items():

@@ -183,6 +183,17 @@ class Evaluation(Section):
     clients_every: PositiveInt
     batch_size: PositiveInt
     validation: Annotated[float, Field(ge=0, lt=1)]
+    patience: PositiveInt | None
+    keep_best: bool
+
+    @model_validator(mode="after")
+    def _choosing_needs_a_split(self) -> Evaluation:
+        if (self.patience or self.keep_best) and not self.validation:
+            raise ValueError(
+                "patience and keep_best need evaluation.validation, as 0.1: the test set is not "
+                "there to choose by"
+            )
+        return self
 
 
 class Checkpoint(Section):

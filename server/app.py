@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
@@ -23,6 +22,7 @@ from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.skew import open_skew
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import Score, evaluate
+from fedwsa.identity import described
 from fedwsa.learngene import wave
 from fedwsa.models.files import save_network
 from fedwsa.scope import WeightScope, fan_in, scoped_layers, stability
@@ -32,6 +32,7 @@ from fedwsa.strategies.personal import has_global_model
 from fedwsa.strategies.sizes import sized
 from fedwsa.strategies.wave import FedWave
 from server.callbacks import Callback
+from server.callbacks.choosing import BestModel, EarlyStop
 from server.callbacks.progress import ProgressDisplay
 from server.callbacks.tables import (
     ClientScoreTable,
@@ -40,20 +41,19 @@ from server.callbacks.tables import (
     Scopes,
     SizeTable,
     require_history,
+    validation_accuracies,
 )
 from server.callbacks.tracker import build_trackers
 from server.checkpoint import Checkpoint, Checkpoints, add_up
 from server.initial import initialise
 from server.nodes import PartitionGrid
+from server.result import tally_of, write_result
 from server.rounds import RoundLoop, RoundRecord
 from server.sizes import SizedModels
 from server.strategy import build_strategy
 from server.systems import Systems
 
 logger = logging.getLogger("fedwsa")
-
-_COUNTED = ("failed", "dropped", "late")  # client rounds
-_COSTS = ("bytes_down", "bytes_up", "simulated_seconds")
 
 
 def build(federation: Federation | None = None) -> ServerApp:
@@ -113,7 +113,8 @@ class Federation:
         open_skew(config.skew, self.data.whole.train.inputs)
         self.sizes = SizedModels.of(config, self.data.whole.shape, self.data.whole.classes)
         self.strategy = build_strategy(config, self.sizes)
-        self.checkpoints = Checkpoints(folder, self.strategy)
+        values = config.model_dump(by_alias=True, mode="json")
+        self.checkpoints = Checkpoints(folder, self.strategy, described(values))
         self.begun = self.checkpoints.newest() if resumed else None
         if self.begun is not None:
             require_history(folder, self.begun.round)
@@ -135,6 +136,7 @@ class Federation:
                 inner.begin_with(templates)
         if isinstance(self.strategy, FedWSA):
             self._check_alignment(self.strategy)
+        self._early_stop, self._best = self._choosing()
         for model in self.sizes.models.values():
             model.to(self.device)
 
@@ -153,6 +155,21 @@ class Federation:
     def validates(self) -> bool:
         """Whether there is a global model and a split to validate it on."""
         return len(self.data.validation) > 0 and has_global_model(self.strategy)
+
+    def _choosing(self) -> tuple[EarlyStop | None, BestModel | None]:
+        """What goes by the validation accuracy, as it was at the checkpoint."""
+        wanted = self.config.evaluation
+        if (wanted.patience or wanted.keep_best) and not self.validates:
+            name = self.config.label
+            raise ConfigError(f"evaluation: under {name} there is no global model to validate")
+        past = validation_accuracies(self.folder, self._over)
+        stop = best = None
+        if wanted.patience is not None:
+            stop = EarlyStop(wanted.patience, [accuracy for _, accuracy in past])
+        if wanted.keep_best:
+            save = partial(self._save, "best.safetensors", self.largest)
+            best = BestModel(save, past)
+        return stop, best
 
     def _begin_with(self) -> list[str]:
         """Sizes whose initial weights matter: where all is shared, the largest alone."""
@@ -219,15 +236,24 @@ class Federation:
             tally = {} if self.begun is None else self.begun.tally
             for number in range(self._over + 1, config.rounds + 1):
                 record = loop.run(number)
-                tally = add_up(tally, _tally(record))
+                tally = add_up(tally, tally_of(record))
                 for callback in callbacks:
                     callback.on_round(record)
+                if record.last:
+                    break
                 if config.checkpoint.every and number % config.checkpoint.every == 0:
                     self._checkpoint(number, loop, grid, tally, time.perf_counter() - start)
             tally = add_up(tally, {"seconds": time.perf_counter() - start})
+            if number < config.rounds:
+                logger.info(
+                    "round %d: no better validation accuracy for %d evaluations, the run ends",
+                    number,
+                    config.evaluation.patience,
+                )
             if not tally["moved"]:
                 logger.warning("no round brought a model: the result is that of the first one")
-            result = self._finish(loop.arrays, record, tally)
+            self._save_models(record)
+            result = write_result(self.folder, config, record, tally, self._best)
             for tracker in self.trackers:
                 tracker.on_result(result)
         finally:
@@ -253,6 +279,8 @@ class Federation:
             callbacks.append(ClientTable(folder, over))
         if config.clients.sizes is not None:
             callbacks.append(SizeTable(folder, self.sizes.of_client, over))
+        if self._best is not None:
+            callbacks.append(self._best)
         return [*callbacks, *self.trackers], display
 
     def _loop(self, grid: Grid) -> RoundLoop:
@@ -268,7 +296,10 @@ class Federation:
             grid.client_states = self.begun.clients  # type: ignore[attr-defined]  # our engine's
         systems = self.systems if getattr(self.strategy, "on_devices", True) else None
         validate = self._validate if self.validates else None
-        return RoundLoop(self.strategy, fleet, arrays, config, self._score, systems, validate)
+        is_over = self._early_stop.is_over if self._early_stop else None
+        return RoundLoop(
+            self.strategy, fleet, arrays, config, self._score, systems, validate, is_over
+        )
 
     def _checkpoint(
         self, number: int, loop: RoundLoop, grid: Grid, tally: dict[str, float], seconds: float
@@ -315,59 +346,24 @@ class Federation:
         inner = sized(self.strategy)
         return arrays if inner is None else inner.plain(arrays, size, number)
 
-    def _save_models(self, arrays: ArrayRecord, number: int) -> None:
+    def _save_models(self, last: RoundRecord) -> None:
         """``model.safetensors``, of the largest size; one of each if they share not all."""
+        if last.score is None or last.arrays is None:  # each client has a model of its own
+            return
         inner = sized(self.strategy)
         wanted = {"model.safetensors": self.largest}
         if inner is not None and inner.has_own:
             wanted |= {f"model-{size}.safetensors": size for size in self.sizes.models}
         for file, size in wanted.items():
-            save_network(
-                self.folder / file,
-                messages.to_tensors(self._state(arrays, size, number)),
-                self.config.model_of(size),
-                self.data.whole,
-            )
+            self._save(file, size, last.arrays, last.round)
 
-    def _finish(
-        self, arrays: ArrayRecord, last: RoundRecord, tally: Mapping[str, float]
-    ) -> dict[str, Any]:
-        """Write the model and ``result.json``: last round, never the best one."""
-        score = last.score  # the last round is always evaluated
-        if score is not None:
-            self._save_models(arrays, last.round)
-        result: dict[str, Any] = {
-            "algorithm": self.config.label,
-            "seed": self.config.seed,
-            "accuracy": score.accuracy if score else None,
-            "loss": score.loss if score else None,
-            "rounds": last.round,
-            "seconds": round(tally["seconds"], 3),
-            "client_accuracy_mean": last.clients.mean if last.clients else None,
-            "client_accuracy_worst10": last.clients.worst10 if last.clients else None,
-            "client_accuracy_std": last.clients.std if last.clients else None,
-            "client_accuracy_jain": last.clients.jain if last.clients else None,
-            **{key: tally[key] for key in _COUNTED},
-        }
-        if last.validation is not None:
-            result["validation_accuracy"] = last.validation.accuracy
-            result["validation_loss"] = last.validation.loss
-        result |= {key: tally[key] for key in _COSTS if key in tally}
-        if self.config.clients.sizes is not None:
-            result["sizes"] = {size: score.accuracy for size, score in last.sizes.items()}
-        text = json.dumps(result, indent=2) + "\n"
-        (self.folder / "result.json").write_text(text, encoding="utf-8")
-        return result
-
-
-def _tally(record: RoundRecord) -> dict[str, float]:
-    """What a round adds to the sums in the result."""
-    found: dict[str, float] = {key: len(getattr(record, key)) for key in _COUNTED}
-    found["moved"] = int(record.moved)
-    if (costs := record.costs) is not None:
-        sums = (costs.bytes_down, costs.bytes_up, costs.seconds)
-        found |= dict(zip(_COSTS, sums, strict=True))
-    return found
+    def _save(self, file: str, size: str, arrays: ArrayRecord, number: int) -> None:
+        save_network(
+            self.folder / file,
+            messages.to_tensors(self._state(arrays, size, number)),
+            self.config.model_of(size),
+            self.data.whole,
+        )
 
 
 def initial_arrays(models: Mapping[str, nn.Module], strategy: Strategy) -> ArrayRecord:

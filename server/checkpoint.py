@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedwsa.components import ConfigError
+from fedwsa.identity import differences
 from fedwsa.strategies.wrapping import chain
 from server import state_files
 
@@ -43,6 +44,8 @@ class Checkpoint:
         What clients keep, by partition.
     tally : dict
         What the result sums up over the rounds.
+    run : dict
+        Which run it is of, see :func:`fedwsa.identity.described`.
     """
 
     round: int
@@ -50,6 +53,7 @@ class Checkpoint:
     strategy: list[dict[str, Any]]
     clients: dict[int, RecordDict] = field(default_factory=dict)
     tally: dict[str, float] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -62,10 +66,15 @@ class Checkpoints:
     strategy
         As it was made, before the first round: what is in it now and cannot be stored is taken
         for settings, which another run of the same configuration has again.
+    run
+        Which run it is; None: any.
     """
 
-    def __init__(self, folder: Path, strategy: Strategy) -> None:
+    def __init__(
+        self, folder: Path, strategy: Strategy, run: Mapping[str, Any] | None = None
+    ) -> None:
         self._folder = folder / "checkpoints"
+        self._run = run
         self._strategy = strategy
         self._settings = [
             {name: value for name, value in vars(part).items() if not _storable(value)}
@@ -112,7 +121,7 @@ class Checkpoints:
         """
         place = self._folder / f"round-{checkpoint.round:06d}"
         try:
-            state_files.write(place, vars(checkpoint))
+            state_files.write(place, {**vars(checkpoint), "run": dict(self._run or {})})
         except OSError as error:
             raise ConfigError(f"checkpoint.every: cannot write {place}: {error}") from None
         except state_files.Unstorable as error:
@@ -128,15 +137,23 @@ class Checkpoints:
         Raises
         ------
         ConfigError
-            If there is none.
+            If there is none, or it is of another configuration.
         """
+        folder = self._folder.parent
         places = sorted(self._folder.glob("round-*"), reverse=True)
         for place in places:
             try:
-                return Checkpoint(**state_files.read(place))
+                found = Checkpoint(**state_files.read(place))
             except (ValueError, TypeError) as error:
                 logger.warning("%s is damaged (%s): trying the one before", place, error)
-        folder = self._folder.parent
+                continue
+            run = found.run if self._run is None else self._run
+            if difference := differences(found.run, run):
+                raise ConfigError(
+                    f"resume: {place} is of another configuration: {difference}; "
+                    f"change {folder / 'config.yaml'} back, or run it again"
+                )
+            return found
         if places:
             raise ConfigError(f"resume: {folder}: all its checkpoints are damaged; run it again")
         raise ConfigError(

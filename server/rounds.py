@@ -89,6 +89,10 @@ class RoundRecord:
         What the training took of the simulated devices; None: it did not happen on them.
     moved : bool
         Whether the round brought a model.
+    arrays : ArrayRecord or None
+        The global model after the round.
+    last : bool
+        Whether it is the last one of the run.
     seconds : dict
         Wall time of the phases ``train``, ``aggregate``, ``evaluate``.
     """
@@ -109,6 +113,8 @@ class RoundRecord:
     evaluations: dict[int, MetricRecord] = field(default_factory=dict)
     costs: Costs | None = None
     moved: bool = False
+    arrays: ArrayRecord | None = None
+    last: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -132,6 +138,8 @@ class RoundLoop:
         The simulated devices; None: everybody is there and answers.
     validate
         Scores them on the validation split.
+    is_over
+        Says after a round was scored whether it is the last.
     """
 
     def __init__(
@@ -143,6 +151,7 @@ class RoundLoop:
         score: Callable[[ArrayRecord, int], dict[str, Score]],
         systems: Systems | None = None,
         validate: Callable[[ArrayRecord, int], Score] | None = None,
+        is_over: Callable[[RoundRecord], bool] | None = None,
     ) -> None:
         self.strategy = strategy
         self.grid = grid
@@ -151,6 +160,7 @@ class RoundLoop:
         self.score = score
         self.systems = systems
         self.validate = validate
+        self.is_over = is_over
         self._reference = messages.to_tensors(arrays)
         self._reasons: list[str] = []  # why clients failed, in the last exchange
 
@@ -165,14 +175,16 @@ class RoundLoop:
         """
         record = RoundRecord(number)
         self._train(record)
-        last = number == self.config.rounds
+        record.arrays, record.last = self.arrays, number == self.config.rounds
         start = time.perf_counter()
-        if last or number % self.config.evaluation.every == 0:
+        if record.last or number % self.config.evaluation.every == 0:
             record.sizes = self.score(self.arrays, number)
             record.score = next(iter(record.sizes.values()), None)
             if self.validate is not None:
                 record.validation = self.validate(self.arrays, number)
-        if last or number % self.config.evaluation.clients_every == 0:
+        if self.is_over is not None and self.is_over(record):
+            record.last = True
+        if record.last or number % self.config.evaluation.clients_every == 0:
             self._evaluate_clients(record)
         record.seconds["evaluate"] = time.perf_counter() - start
         return record

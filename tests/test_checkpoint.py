@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import clients.app
+from experiments.locks import locked
 from experiments.simulate import resume, simulate
 from fedwsa.components import ConfigError
 from fedwsa.config import Config, compose
@@ -209,6 +211,28 @@ def test_a_damaged_configuration_is_named_with_its_line(tmp_path: Path) -> None:
         resume(tmp_path)
 
 
+def test_a_checkpoint_of_another_configuration_is_refused_with_the_keys(
+    cache: str, tmp_path: Path
+) -> None:
+    interrupted(tmp_path / "run", cache, 1, 2)
+    file = tmp_path / "run" / "config.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("  lr: ", "  lr: 1").replace("workers: null", "workers: 1"))
+    with pytest.raises(ConfigError, match=r"is of another configuration: local\.lr was .*, is 1"):
+        resume(tmp_path / "run")
+    file.write_text(text.replace("workers: null", "workers: 1"))  # what is learned is the same
+    resume(tmp_path / "run")
+
+
+def test_a_run_that_goes_on_is_not_resumed(cache: str, tmp_path: Path) -> None:
+    interrupted(tmp_path / "run", cache, 1, 2)
+    with (
+        locked(tmp_path / "run" / "config.yaml", "cannot be"),
+        pytest.raises(ConfigError, match="another process is still running it"),
+    ):
+        resume(tmp_path / "run")
+
+
 class Remembers(FedAvg):
     """Somebody's strategy with a memory that is neither number nor array."""
 
@@ -286,5 +310,20 @@ def test_a_checkpoint_that_cannot_be_written_leaves_those_before(tmp_path: Path)
     bad = Checkpoint(2, ArrayRecord(), [], {0: RecordDict({"c": ConfigRecord({"b": b"x"})})})
     with pytest.raises(ConfigError, match="a client keeps a bytes, which a checkpoint cannot"):
         checkpoints.write(bad)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["round-000001"]
+    assert checkpoints.newest().round == 1
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, FedAvg())
+    checkpoints.write(Checkpoint(1, ArrayRecord(), checkpoints.memory()))
+    large = ArrayRecord({"w": Array(np.zeros(100_000))})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # no file may be larger
+    try:
+        with pytest.raises(ConfigError, match=r"checkpoint\.every: cannot write .*round-000002"):
+            checkpoints.write(Checkpoint(2, large, checkpoints.memory()))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["round-000001"]
     assert checkpoints.newest().round == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.studies.display import Clock, duration, progress_of
-from experiments.studies.folder import differing, locked, prepare, state_of
+from experiments.studies.folder import differing, kept_apart, prepare, state_of
 from experiments.studies.schema import Cell, expand, find, load, merged, selected, shipped
 from fedwsa.components import ConfigError
 from tests.run_folders import run_folder, write
@@ -183,12 +183,12 @@ def test_how_often_a_run_is_looked_at_makes_it_no_other_run(tmp_path: Path) -> N
 
 def test_a_folder_is_kept_to_one_study_at_a_time(tmp_path: Path) -> None:
     with (
-        locked(tmp_path / "s"),
+        kept_apart(tmp_path / "s"),
         pytest.raises(ConfigError, match="another fedwsa-study is running in it"),
-        locked(tmp_path / "s"),
+        kept_apart(tmp_path / "s"),
     ):
         pass
-    with locked(tmp_path / "s"):
+    with kept_apart(tmp_path / "s"):
         pass
 
 

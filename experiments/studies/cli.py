@@ -12,7 +12,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from experiments.commands import in_one_line
-from experiments.studies.folder import locked, state_of
+from experiments.studies.folder import kept_apart, state_of
 from experiments.studies.runner import Runner, write_study
 from experiments.studies.schema import Cell, expand, find, load, selected, shipped
 from experiments.tables.build import build
@@ -95,7 +95,7 @@ def study(arguments: Sequence[str], console: Console) -> int:
         runner.check()
         _list(chosen, folder, console)
         return 0
-    with locked(folder):
+    with kept_apart(folder):
         _refuse_other_study(folder, file.stem)
         finished = len(chosen) - len(runner.unfinished())
         if finished:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,13 +9,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.locks import locked
 from experiments.studies.schema import Cell
 from experiments.tables.runs import (
     CELL,
     FAILED,
     Unusable,
     cell_values,
-    described,
     fingerprint,
     read_config,
     read_json,
@@ -24,9 +23,9 @@ from experiments.tables.runs import (
     write_json,
 )
 from fedwsa.components import ConfigError
+from fedwsa.identity import described, differences
 
 State = Literal["finished", "failed", "interrupted", "new"]
-_SHOWN = 4  # differing keys that are named
 
 
 def state_of(folder: Path) -> State:
@@ -51,12 +50,7 @@ def differing(folder: Path, config: Mapping[str, Any]) -> str | None:
         there = described(read_config(folder))
     except Unusable as error:
         return str(error)
-    here = described(config)
-    keys = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
-    absent = "absent"
-    shown = [f"{k} was {there.get(k, absent)}, is {here.get(k, absent)}" for k in keys[:_SHOWN]]
-    more = [f"{len(keys) - _SHOWN} keys more"] if len(keys) > _SHOWN else []
-    return "; ".join([*shown, *more]) or None
+    return differences(there, described(config))
 
 
 def refuse_other_runs(
@@ -109,7 +103,7 @@ def refuse_strange_files(path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def kept_apart(folder: Path) -> Iterator[None]:
     """Keep the folder to this process; if it is new and a ConfigError comes, leave none behind.
 
     Raises
@@ -120,14 +114,11 @@ def locked(folder: Path) -> Iterator[None]:
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a")
+        file = folder / ".lock"
+        file.touch()
     except OSError as error:
         raise ConfigError(f"--folder: cannot write {folder}: {error.strerror}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
-        except OSError:
-            raise ConfigError(f"{folder}: another fedwsa-study is running in it") from None
+    with locked(file, f"{folder}: another fedwsa-study is running in it"):
         try:
             yield
         except ConfigError:

@@ -17,13 +17,13 @@ from experiments.tables.runs import (
     STUDY,
     Run,
     Unusable,
-    described,
     fingerprint,
     read_config,
     read_json,
     read_result,
 )
 from fedwsa.components import ConfigError
+from fedwsa.identity import described
 
 SEED = "seed"
 _RUN_FILES = (CELL, "config.yaml", "result.json")

@@ -15,15 +15,9 @@ from typing import Any
 
 import yaml
 
-from fedwsa.components import flat
+from fedwsa.identity import described
 
 CELL, FAILED, STUDY = "cell.json", "failed.json", "study.json"
-# Keys that say where a run was made, who was told of it and how often it was looked at: what is
-# learned does not depend on them. (evaluation.validation is none: clients lose those images.)
-_BESIDE = (
-    *("runtime.", "cache_dir", "device", "tracker", "checkpoint."),
-    *("evaluation.every", "evaluation.clients_every", "evaluation.batch_size"),
-)
 
 
 @dataclass
@@ -105,11 +99,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "seed" not in config:
         raise Unusable("its config.yaml is not that of a run")
     return config
-
-
-def described(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is, flat, without where it was made and how often it was evaluated."""
-    return {key: v for key, v in flat(config) if not key.startswith(_BESIDE)}
 
 
 def fingerprint(config: Mapping[str, Any], *without: str) -> str:

@@ -64,6 +64,16 @@ def require_history(folder: Path, begun: int) -> None:
         )
 
 
+def validation_accuracies(folder: Path, begun: int) -> list[tuple[int, float]]:
+    """Round and accuracy on the validation split, of those rounds up to ``begun`` that have one."""
+    file = folder / "history.csv"
+    if not begun or not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as opened:
+        rows = [(int(r["round"]), r.get("validation_accuracy")) for r in csv.DictReader(opened)]
+    return [(number, float(text)) for number, text in rows if number <= begun and text]
+
+
 def _rows(file: Path, begun: int) -> list[list[str]]:
     """The rows of rounds up to ``begun``; the last one may be cut off where a run was killed."""
     if not file.exists():
