@@ -6,7 +6,25 @@ import os
 import signal
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process and its descendants take.
+
+    Attributes
+    ----------
+    memory : float
+        MB; the sum of PSS, in which shared pages count once.
+    descriptors, threads : int
+        How many are open, and run.
+    """
+
+    memory: float
+    descriptors: int
+    threads: int
 
 
 def family(root: int) -> list[int]:
@@ -24,6 +42,19 @@ def family(root: int) -> list[int]:
     for pid in found:
         found += children.get(pid, [])
     return found
+
+
+def usage(root: int) -> Usage:
+    """What a process and all that descend from it take now."""
+    memory, descriptors, threads = 0.0, 0, 0
+    for pid in family(root):
+        place = Path(f"/proc/{pid}")
+        with suppress(OSError):  # it has ended meanwhile
+            text = (place / "smaps_rollup").read_text()
+            memory += sum(int(s.split()[1]) for s in text.splitlines() if s.startswith("Pss:"))
+            descriptors += len(list((place / "fd").iterdir()))
+            threads += len(list((place / "task").iterdir()))
+    return Usage(memory / 1024, descriptors, threads)
 
 
 def end_descendants(root: int) -> None:

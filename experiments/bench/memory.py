@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.processes import family
+from experiments.processes import usage
 
 
 def peak_memory(clients: int, folder: Path) -> float:
@@ -28,17 +28,8 @@ def peak_memory(clients: int, folder: Path) -> float:
     )
     peak = 0.0
     while process.poll() is None:
-        peak = max(peak, sum(_pss(pid) for pid in family(process.pid)))
+        peak = max(peak, usage(process.pid).memory)
         time.sleep(0.1)
     if process.returncode:
         raise RuntimeError(f"fedwsa {' '.join(overrides)} failed")
     return peak
-
-
-def _pss(pid: int) -> float:
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:
-        return 0.0
-    lines = [line for line in text.splitlines() if line.startswith("Pss:")]
-    return int(lines[0].split()[1]) / 1024 if lines else 0.0
