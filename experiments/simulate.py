@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 _START = time.time()
 _failures: list[str] = []  # of the runs of a sweep
+_began: list[Path] = []  # run folders
 console = Console()
 logger = logging.getLogger("fedwsa")
 _fail = partial(fail, "fedwsa")
@@ -56,6 +58,7 @@ def _job(composed: DictConfig) -> float:
     from server.rounds import RunError
 
     folder = Path(HydraConfig.get().runtime.output_dir)
+    _began.append(folder)
     try:
         result = simulate(parse(composed), folder)
     except (ConfigError, RunError) as error:
@@ -271,6 +274,10 @@ def main() -> None:
         if _TRACEBACK:
             raise
         _fail(f"cannot write {error.filename}: {error.strerror}")
+    except Exception as error:
+        if _TRACEBACK or _began:
+            raise
+        _fail(f"cannot compose {shlex.join(sys.argv[1:])}: {error}")  # unforeseen by Hydra: local=0
     except KeyboardInterrupt:
         if RayStart.pending():
             raise

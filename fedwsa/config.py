@@ -199,7 +199,7 @@ def parse(composed: DictConfig) -> Config:
     """
     values = _plain(composed)
     clients = values["clients"]
-    if clients["count"] is None:
+    if isinstance(clients, dict) and clients.get("count", 1) is None:
         # Any number, so that all other keys are checked before.
         one = _checked(Config, {**values, "clients": {**clients, "count": 1, "sizes": None}})
         opened = open_federated(one.data_spec.model_copy(update={"clients": None}))
@@ -257,9 +257,16 @@ def compose_as(schema: type[_Schema], name: str, overrides: Sequence[str] = ()) 
 
 def _composed_by_hydra(name: str, overrides: Sequence[str]) -> DictConfig:
     import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra.compose(name, overrides=free_arguments(overrides))
+    try:
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return hydra.compose(name, overrides=free_arguments(overrides))
+    except (HydraException, OmegaConfBaseException):
+        raise
+    except Exception as error:  # what Hydra does not foresee, as local=0
+        raise ConfigError(f"cannot compose {shlex.join(overrides)}: {error}") from error
 
 
 def from_run_config(run_config: Mapping[str, object]) -> Config:

@@ -78,45 +78,13 @@ def or_refused(action: Callable[[], Any]) -> Any:
 
 # Configurations
 
-KEYS = [
-    "rounds",
-    "seed",
-    "device",
-    "clients",
-    "clients.count",
-    "clients.fraction",
-    "clients.sizes",
-    "clients.deadline",
-    "local",
-    "local.lr",
-    "local.lr_factors",
-    "local.precision",
-    "wsa",
-    "wsa.strength",
-    "wsa.layers",
-    "partition",
-    "partition.alpha",
-    "strategy",
-    "strategy.args.fraction_train",
-    "strategy._target_",
-    "model",
-    "model.depth",
-    "model._target_",
-    "dataset",
-    "evaluation.validation",
-    "runtime",
-    "runtime.workers",
-    "tracker",
-    "skew",
-    "subset",
-    "sizes.S.width",
-    "init",
-    "init.file",
-    "checkpoint.every",
-    "nonsense",
-    "experiment",
-    "hydra.run.dir",
-]
+KEYS = """
+rounds seed device clients clients.count clients.fraction clients.sizes clients.deadline local
+local.lr local.lr_factors local.precision wsa wsa.strength wsa.layers partition partition.alpha
+strategy strategy.args.fraction_train strategy._target_ model model.depth model._target_ dataset
+evaluation.validation runtime runtime.workers tracker skew subset sizes.S.width init init.file
+checkpoint.every nonsense experiment hydra.run.dir
+""".split()  # noqa: SIM905
 VALUES = st.one_of(
     st.integers().map(str),
     st.floats().map(str),
