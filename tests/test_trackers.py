@@ -227,7 +227,7 @@ def test_a_tracker_that_cannot_start_ends_the_run_before_its_first_round(
     ("overrides", "message"),
     [
         ("tracker.mine.level=1", "tracker.mine._target_: field required"),
-        ("tracker.mine._target_=tests.nothing.Mine", "tracker._target_: cannot import tests.noth"),
+        ("tracker.mine._target_=tests.nothing.Mine", "tracker.mine._target_: cannot import tests"),
         (f"{MINE} tracker.mine.level=1", "tracker.mine.level: Mine has no such argument; it takes"),
         ("tracker=wandb tracker.wandb.mode=on", "tracker.wandb.mode: input should be 'offline'"),
         (
