@@ -170,6 +170,18 @@ def test_from_eight_seeds_on_the_signed_rank_test_stands_beside(tmp_path: Path, 
     assert "p, Wilcoxon" in shown(capsys, str(tmp_path), "--baseline", "wsa=off")
 
 
+def test_runs_that_ended_early_are_compared_if_the_rounds_they_have_are_alike(
+    tmp_path: Path, capsys
+) -> None:
+    for seed in (0, 1, 2):
+        for wsa, rounds in (("off", 4), ("on", 2 + seed % 2)):
+            place = tmp_path / f"{wsa}{seed}"
+            history = [0.1 * seed + 0.1] * rounds
+            run_folder(place, history, axes={"wsa": wsa}, config={"rounds": 9}, seed=seed)
+    _, on = as_csv(capsys, str(tmp_path), "--baseline", "wsa=off")
+    assert float(on["difference"]) == pytest.approx(0)
+
+
 @pytest.mark.parametrize("change", ["cohort", "partition"])
 def test_pairs_that_are_not_the_same_federation_are_not_compared(
     tmp_path: Path, capsys, change: str

@@ -157,11 +157,9 @@ def _in_order(rows: Mapping[tuple[str, ...], Row]) -> list[Row]:
 
 
 def _cohorts(rows: Sequence[Row]) -> str:
-    distinct: dict[int, set[tuple[str, ...]]] = {}
-    for row in rows:
-        for run in row.runs:
-            distinct.setdefault(run.seed, set()).add(tuple(run.cohorts))
-    same = all(len(cohorts) == 1 for cohorts in distinct.values())
+    runs = [run for row in rows for run in row.runs]
+    longest = {run.seed: run for run in sorted(runs, key=lambda run: len(run.cohorts))}
+    same = all(run.shares_cohorts(longest[run.seed]) for run in runs)
     return f"cohorts: {'the same in all' if same else 'differ between'} runs of a seed"
 
 
@@ -225,7 +223,7 @@ def _pair(row: Row, base: Row, request: Request, notes: list[str]) -> Paired | N
     others = {run.seed: run for run in base.runs}
     pairs = [(run, others[run.seed]) for run in row.runs if run.seed in others]
     for what, differ in (
-        ("cohorts", [a.seed for a, b in pairs if a.cohorts != b.cohorts]),
+        ("cohorts", [a.seed for a, b in pairs if not a.shares_cohorts(b)]),
         ("partitions", [a.seed for a, b in pairs if a.partition != b.partition]),
     ):
         if differ:

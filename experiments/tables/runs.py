@@ -66,6 +66,10 @@ class Run:
         """Who was asked to train, in each round."""
         return self.history.get("cohort", [])
 
+    def shares_cohorts(self, other: Run) -> bool:
+        """Whether the same were asked, in all rounds that both have: one may have ended early."""
+        return all(a == b for a, b in zip(self.cohorts, other.cohorts, strict=False))
+
     @cached_property
     def partition(self) -> str | None:
         """Hash of the partition."""
