@@ -198,7 +198,7 @@ def parse(composed: DictConfig) -> Config:
     else meets it; the data are opened for that.
     """
     values = _plain(composed)
-    clients = values["clients"]
+    clients = values.get("clients")
     if isinstance(clients, dict) and clients.get("count", 1) is None:
         # Any number, so that all other keys are checked before.
         one = _checked(Config, {**values, "clients": {**clients, "count": 1, "sizes": None}})
