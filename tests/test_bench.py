@@ -13,9 +13,8 @@ from experiments import simulate
 from experiments.bench import engine, wave_cost
 from experiments.bench.engine import Result
 from experiments.bench.loop import loop_seconds
-from experiments.bench.memory import _pss
 from experiments.bench.workloads import TRAININGS
-from experiments.processes import family
+from experiments.processes import Usage, family, usage
 from fedwsa.config import compose
 
 
@@ -86,10 +85,13 @@ def test_a_family_is_a_process_with_its_descendants_and_has_memory() -> None:
             assert child.poll() is None
         assert found[0] == child.pid
         assert child.pid in family(os.getpid())
-        assert _pss(child.pid) > 1
+        found_now = usage(child.pid)
+        assert found_now.memory > 1
+        assert found_now.threads >= 2
+        assert found_now.descriptors >= 6  # in, out and errors of both
     finally:
         child.communicate(b"\n")
-    assert _pss(child.pid) == 0.0
+    assert usage(child.pid) == Usage(0.0, 0, 0)
 
 
 def test_the_templates_of_nine_sizes_take_a_fifth_of_the_nine_networks() -> None:
