@@ -85,10 +85,10 @@ def test_a_family_is_a_process_with_its_descendants_and_has_memory() -> None:
             assert child.poll() is None
         assert found[0] == child.pid
         assert child.pid in family(os.getpid())
-        found_now = usage(child.pid)
-        assert found_now.memory > 1
-        assert found_now.threads >= 2
-        assert found_now.descriptors >= 6  # in, out and errors of both
+        taken = usage(child.pid)
+        assert taken.memory > 1
+        assert taken.threads >= 2
+        assert taken.descriptors >= 6  # in, out and errors of both
     finally:
         child.communicate(b"\n")
     assert usage(child.pid) == Usage(0.0, 0, 0)
