@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,8 @@ from fedwsa.config import CONFIG_DIR, Config, free_arguments, parse
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
+
+    from server.app import Federation
 
 
 _START = time.time()
@@ -115,10 +117,31 @@ def simulate(
         If the run cannot go on; the history so far is kept.
     """
     from experiments import runtimes
-    from experiments.runs import describe_run, draw_pictures, read_result
+    from experiments.runs import draw_pictures, read_result
     from experiments.tables.runs import FAILED, write_failure
-    from server.app import Federation
     from server.rounds import RunError
+
+    federation = _set_up(config, folder, resumed)
+    in_use = f"{folder}: another process is still running it"
+    with locked(folder / "config.yaml", in_use), _run_log(folder):
+        (folder / FAILED).unlink(missing_ok=True)  # why it ended early is over
+        try:
+            runtimes.run(federation, client_app)
+        except RunError as error:
+            write_failure(folder, str(error))
+            raise
+        finally:
+            draw_pictures(folder, federation.config.label)
+    result = read_result(folder)
+    _show(result, folder)
+    return result
+
+
+def _set_up(config: Config, folder: Path, resumed: bool) -> Federation:
+    """Everything that a run needs before its first round; its folder says what it is."""
+    from experiments import runtimes
+    from experiments.runs import describe_run
+    from server.app import Federation
 
     _quiet_libraries()
     with console.status("reading the data ..."):
@@ -128,22 +151,10 @@ def simulate(
     if config.runtime.address is not None:  # settling asks the cluster
         runtimes.await_ray(start)
     federation.config = config = runtimes.settled(federation)
-    if resumed:
-        (folder / FAILED).unlink(missing_ok=True)  # why it ended early is over
-    else:
+    if not resumed:
         describe_run(config, federation.data.partition, folder, federation.sizes.of_client)
     runtimes.await_ray(start)
-    with _run_log(folder), nullcontext() if resumed else _held(folder):
-        try:
-            runtimes.run(federation, client_app)
-        except RunError as error:
-            write_failure(folder, str(error))
-            raise
-        finally:
-            draw_pictures(folder, config.label)
-    result = read_result(folder)
-    _show(result, folder)
-    return result
+    return federation
 
 
 def resume(folder: Path) -> dict[str, Any]:
@@ -161,15 +172,9 @@ def resume(folder: Path) -> dict[str, Any]:
     from experiments.runs import read_config
 
     config = read_config(folder)
-    with _held(folder):
-        if (folder / "result.json").exists():
-            raise ConfigError(f"resume: the run in {folder} is finished")
-        return simulate(config, folder, resumed=True)
-
-
-def _held(folder: Path) -> AbstractContextManager[None]:
-    """Keep a run folder to this process."""
-    return locked(folder / "config.yaml", f"{folder}: another process is still running it")
+    if (folder / "result.json").exists():
+        raise ConfigError(f"resume: the run in {folder} is finished")
+    return simulate(config, folder, resumed=True)
 
 
 def _resume(words: list[str]) -> None:
