@@ -4,11 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow check setup clean
+.PHONY: help demo deploy-demo test test-slow check setup clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 setup: $(READY)  ## create .venv with the pinned versions
 
@@ -22,10 +22,13 @@ $(READY): pyproject.toml constraints.txt
 demo: setup  ## FedAvg and FedAvg+WSA on the same non-IID cohorts of digits
 	$(BIN)/fedwsa --multirun experiment=demo wsa=off,on
 
+deploy-demo: setup  ## a server and two nodes as separate programs, with TLS and keys
+	$(BIN)/python -m experiments.deploy
+
 test: setup  ## the tests that take seconds, with coverage of fedwsa/
 	$(BIN)/python -m pytest -m 'not slow' --cov --cov-report=term
 
-test-slow: setup  ## the others: two thousand rounds, two thousand broken inputs
+test-slow: setup  ## the others: two thousand rounds and broken inputs, deployments, the wheel
 	$(BIN)/python -m pytest -m slow
 
 check: setup  ## lint, format, types, import floors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedwsa.config import CONFIG_DIR
+from fedwsa.config import CONFIG_DIR, own_options
 
 _USAGE = """\
 fedwsa: federated-learning simulations with weight scope alignment
@@ -13,6 +13,7 @@ Usage: fedwsa [GROUP=OPTION ...] [KEY=VALUE ...]
        fedwsa --multirun wsa=off,on seed=0,1,2    every combination, then a comparison
        fedwsa resume=RUN                          go on with an interrupted run (checkpoint.every)
        fedwsa --cfg job [...]                     show the composed run, start nothing
+       fedwsa --version                           likewise of the other commands
 
 Examples:
   fedwsa wsa=on strategy=fedprox partition.alpha=0.1 rounds=50
@@ -20,7 +21,7 @@ Examples:
   fedwsa strategy._target_=flwr.serverapp.strategy.FedYogi strategy.args.eta=0.01
 
 A strategy of Flower or of your own goes by its dotted path; strategy.args takes any of its
-arguments. HYDRA_FULL_ERROR=1 shows the traceback of an error; --hydra-help has Hydra's flags.
+arguments. A folder conf/ where you are adds options to the groups (conf/model/mine.yaml). HYDRA_FULL_ERROR=1 shows the traceback of an error; --hydra-help has Hydra's flags.
 Each run leaves a folder under runs/, which README.md explains.
 """
 
@@ -103,7 +104,9 @@ def _chosen(defaults: str) -> dict[str, str]:
 
 def _group(group: str, default: str) -> str:
     parts = [f"\nGroup {group}, and the keys of each option as {group}.KEY=VALUE:\n"]
-    for file in sorted((CONFIG_DIR / group).glob("*.yaml")):
+    own = own_options()
+    folders = [CONFIG_DIR] + [own] * bool(own)
+    for file in [f for folder in folders for f in sorted((folder / group).glob("*.yaml"))]:
         mark = "  (default)" if file.stem == default else ""
         parts.append(f"  {group}={file.stem}{mark}")
         parts.append(_indent(_body(file), 6))

@@ -18,6 +18,7 @@ from fedwsa.components import ConfigError
 from fedwsa.conditions import draw_conditions
 from fedwsa.config import Config
 from fedwsa.devices import Device, resolve_device
+from fedwsa.launcher import find_apps
 from fedwsa.simulation import SimulationError, run_simulation
 from fedwsa.simulation.cluster import cores, count_workers, keep_local
 from server import app as server
@@ -28,7 +29,14 @@ logger = logging.getLogger("fedwsa")
 
 def start_ray(config: Config) -> RayStart | None:
     """Start Ray, or join the cluster, in the background, if the run is to use it."""
-    return RayStart.at(config.runtime.address) if config.runtime.name == "ray" else None
+    if config.runtime.name != "ray":
+        return None
+    if config.runtime.address is None:
+        return RayStart.at(None)
+    # Each machine of a cluster has the apps at a place of its own.
+    return RayStart.at(
+        config.runtime.address, runtime_env={"worker_process_setup_hook": find_apps}
+    )
 
 
 def await_ray(start: RayStart | None) -> None:

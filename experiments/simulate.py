@@ -39,6 +39,7 @@ from experiments.locks import locked
 from experiments.ray_start import RayStart
 from fedwsa.components import ConfigError
 from fedwsa.config import CONFIG_DIR, Config, free_arguments, parse
+from fedwsa.search_path import register
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -265,6 +266,7 @@ def main() -> None:
         return None
     sys.argv[1:] = free_arguments(sys.argv[1:])
     sys.path.append(os.getcwd())  # a strategy, model or partition of one's own lies there
+    register()  # and its yaml in conf/
     try:
         if any(word.startswith("resume=") for word in sys.argv[1:]):
             return _resume(sys.argv[1:])

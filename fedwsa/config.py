@@ -26,6 +26,7 @@ from fedwsa import systems
 from fedwsa.components import Component, ConfigError, one_line
 from fedwsa.data.federated import DataSpec, open_federated
 from fedwsa.devices import Device
+from fedwsa.launcher import APPS
 from fedwsa.models import InputShape
 from fedwsa.sections import (
     Checkpoint,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 # Hydra is imported where something is composed: the workers of a simulation, which get a composed
 # run, are spared it.
 
-CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
+CONFIG_DIR = APPS / "conf"
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
 
@@ -183,6 +184,12 @@ class Config(Section):
         return set(self.local.optimisers or [self.local.optimiser])
 
 
+def own_options() -> Path | None:
+    """The folder ``conf`` of the working directory, whose options stand beside ours."""
+    folder = Path("conf").resolve()
+    return folder if folder.is_dir() and folder != CONFIG_DIR else None
+
+
 def options(group: str) -> dict[str, Component]:
     """The options of a group of ``conf/`` that are components, by name."""
     from omegaconf import OmegaConf
@@ -260,6 +267,9 @@ def _composed_by_hydra(name: str, overrides: Sequence[str]) -> DictConfig:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from fedwsa.search_path import register
+
+    register()
     try:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             return hydra.compose(name, overrides=free_arguments(overrides))

@@ -10,7 +10,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for what a shell run
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray on 127.0.0.1 only
 
-# First of all imports: it sets what Flower, Ray and Hydra read from the environment.
+from fedwsa.launcher import find_apps
+
+find_apps()  # as the commands do: Ray's workers need it
+
+# Before all other imports: it sets what Flower, Ray and Hydra read from the environment.
 import experiments.simulate  # noqa: F401, I001
 
 import pytest

@@ -17,7 +17,9 @@ MAY_USE = {
     "fedwsa/arrays.py": {"flwr"},
     "fedwsa/simulation": {"flwr", "ray"},
     "fedwsa/config.py": {"hydra"},
+    "fedwsa/search_path.py": {"hydra"},
 }
+LAUNCHER = "fedwsa/launcher.py"  # starts the commands, which stand above it
 
 
 def modules() -> list[Path]:
@@ -57,3 +59,21 @@ def test_a_module_imports_only_what_its_floor_allows(file: Path) -> None:
 def test_old_flower_apis_are_not_used(file: Path) -> None:
     for name in imports(file):
         assert not f"{name}.".startswith(("flwr.server.", "flwr.client.", "flwr.common."))
+
+
+def test_the_launcher_alone_names_what_stands_above_it() -> None:
+    strings = {
+        str(file.relative_to(ROOT)): [
+            node.value
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        for file in modules()
+    }
+    above = tuple(f"{top}." for top, floor in FLOORS.items() if floor == 2)
+    naming = {f for f, said in strings.items() if any(s.startswith(above) for s in said)}
+    assert {f for f in naming if f.startswith("fedwsa/")} == {LAUNCHER}
+    started = {s for s in strings[LAUNCHER] if s.startswith(above)}
+    assert len(started) == 6
+    for module in started:
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists()

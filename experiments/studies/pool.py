@@ -17,7 +17,10 @@ from typing import Any
 from experiments.processes import end_descendants
 from fedwsa.components import ConfigError
 
-_START = "from experiments.studies.worker import main; main()"
+_START = (
+    "from fedwsa.launcher import find_apps; find_apps(); "
+    "from experiments.studies.worker import main; main()"
+)
 # A worker trains one client at a time; more threads would be those of the other workers' cores.
 _THREADS = ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"]
 

@@ -1,0 +1,70 @@
+"""Where the apps lie, and the console scripts, which put them on Python's path.
+
+``server``, ``clients``, ``experiments`` and ``conf`` stand beside this package in a checkout and in
+a Flower app bundle. In a wheel they travel inside of it, so that an installation takes no other
+name than ``fedwsa``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+_INSIDE = _PACKAGE / "_apps"
+
+APPS = _INSIDE if _INSIDE.is_dir() else _PACKAGE.parent
+"""The folder that holds ``server``, ``clients``, ``experiments`` and ``conf``."""
+
+
+def find_apps() -> None:
+    """Let this process, and those that it starts, import the apps, before others of their names."""
+    here = str(APPS)
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    # Ray's workers and the processes of a study have paths of their own.
+    inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    if here not in inherited:
+        os.environ["PYTHONPATH"] = os.pathsep.join([here, *inherited])
+
+
+def _start(module: str) -> None:
+    """Run the command whose ``main`` stands in a module of ``experiments``."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"fedwsa {version('fedwsa')}")
+        return
+    find_apps()
+    import_module(module).main()
+
+
+def simulate() -> None:
+    """``fedwsa``."""
+    _start("experiments.cli")
+
+
+def learngene() -> None:
+    """``fedwsa-learngene``."""
+    _start("experiments.learngene.__main__")
+
+
+def partition() -> None:
+    """``fedwsa-partition``."""
+    _start("experiments.partition")
+
+
+def plot() -> None:
+    """``fedwsa-plot``."""
+    _start("experiments.figures.cli")
+
+
+def study() -> None:
+    """``fedwsa-study``."""
+    _start("experiments.studies.cli")
+
+
+def table() -> None:
+    """``fedwsa-table``."""
+    _start("experiments.tables.cli")
