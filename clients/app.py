@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from clients import cohort
 from clients.network import Network, network_for
+from clients.node import client_of as _client
+from clients.node import introduce, open_data
 from clients.privacy import asks_to_clip, clip_if_asked
 from clients.scaling import scaled
 from clients.training import Samples, train
 from fedwsa import messages, seeding
+from fedwsa.components import ConfigError
 from fedwsa.conditions import Conditions, draw_conditions
 from fedwsa.config import Config, from_run_config
 from fedwsa.data.examples import Examples
-from fedwsa.data.federated import FederatedData, open_federated
+from fedwsa.data.federated import FederatedData
 from fedwsa.data.skew import skewed
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
@@ -56,13 +59,13 @@ def build(config: Config | None = None) -> CohortApp:
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        """Say which partition this node has, and which size."""
-        run, client = config or from_run_config(context.run_config), _client(context)
-        record = ConfigRecord({messages.PARTITION_ID: client})
-        if run.clients.sizes is not None:
-            whole = open_federated(run.data_spec).whole
-            record[messages.SIZE] = run.client_sizes(whole.shape, whole.classes)[client]
-        return Message(RecordDict({messages.CONFIG: record}), reply_to=message)
+        """Say which partition this node has, and which size; or why it cannot take part."""
+        try:
+            run = config or from_run_config(context.run_config)
+            answer = RecordDict({messages.CONFIG: introduce(run, message, context)})
+        except ConfigError as error:
+            return Message(Error(messages.REFUSED, str(error)), reply_to=message)
+        return Message(answer, reply_to=message)
 
     @app.train(mods=[clip_if_asked])
     def train_client(message: Message, context: Context) -> Message:
@@ -109,13 +112,9 @@ class Received:
     state: dict[str, dict[str, Tensor]]
 
 
-def _client(context: Context) -> int:
-    return int(context.node_config[messages.PARTITION_ID])
-
-
 def _receive(config: Config, message: Message, context: Context) -> Received:
     """The network with the received weights, and the client's own, in memory of its own."""
-    data = open_federated(config.data_spec)
+    data = open_data(config, context)
     device = resolve_device(config.device)
     named = find_record(message.content, messages.SIZE)
     component = config.model_of(None if named is None else str(named[messages.SIZE]))

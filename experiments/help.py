@@ -21,7 +21,8 @@ Examples:
   fedwsa strategy._target_=flwr.serverapp.strategy.FedYogi strategy.args.eta=0.01
 
 A strategy of Flower or of your own goes by its dotted path; strategy.args takes any of its
-arguments. A folder conf/ where you are adds options to the groups (conf/model/mine.yaml). HYDRA_FULL_ERROR=1 shows the traceback of an error; --hydra-help has Hydra's flags.
+arguments. A folder conf/ where you are adds options to the groups (conf/model/mine.yaml).
+HYDRA_FULL_ERROR=1 shows the traceback of an error; --hydra-help has Hydra's flags.
 Each run leaves a folder under runs/, which README.md explains.
 """
 

@@ -34,9 +34,7 @@ def start_ray(config: Config) -> RayStart | None:
     if config.runtime.address is None:
         return RayStart.at(None)
     # Each machine of a cluster has the apps at a place of its own.
-    return RayStart.at(
-        config.runtime.address, runtime_env={"worker_process_setup_hook": find_apps}
-    )
+    return RayStart.at(config.runtime.address, runtime_env={"worker_process_setup_hook": find_apps})
 
 
 def await_ray(start: RayStart | None) -> None:

@@ -8,8 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,11 +119,12 @@ def simulate(
     from experiments import runtimes
     from experiments.runs import draw_pictures, read_result
     from experiments.tables.runs import FAILED, write_failure
+    from server.folder import run_log
     from server.rounds import RunError
 
     federation = _set_up(config, folder, resumed)
     in_use = f"{folder}: another process is still running it"
-    with locked(folder / "config.yaml", in_use), _run_log(folder):
+    with locked(folder / "config.yaml", in_use), run_log(folder):
         (folder / FAILED).unlink(missing_ok=True)  # why it ended early is over
         try:
             runtimes.run(federation, client_app)
@@ -141,8 +141,8 @@ def simulate(
 def _set_up(config: Config, folder: Path, resumed: bool) -> Federation:
     """Everything that a run needs before its first round; its folder says what it is."""
     from experiments import runtimes
-    from experiments.runs import describe_run
     from server.app import Federation
+    from server.folder import describe_run
 
     _quiet_libraries()
     with console.status("reading the data ..."):
@@ -201,22 +201,6 @@ def _quiet_libraries() -> None:
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG)  # for run.log
         logger.propagate = False
-
-
-@contextmanager
-def _run_log(folder: Path) -> Iterator[None]:
-    """Keep what the run says, and why it ended early, in its folder."""
-    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
-    try:
-        yield
-    except Exception as error:  # the terminal gets it from the command
-        handler.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": str(error)}))
-        raise
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
 
 
 def _show(result: dict[str, Any], folder: Path) -> None:

@@ -286,8 +286,23 @@ def from_run_config(run_config: Mapping[str, object]) -> Config:
     ----------
     run_config
         Its ``overrides`` are written as on the command line; none: the defaults.
+
+    Raises
+    ------
+    ConfigError
+        If they cannot be composed.
     """
-    return _composed(str(run_config.get("overrides", "")))
+    from hydra.errors import HydraException
+
+    try:
+        return _composed(str(run_config.get("overrides", "")))
+    except HydraException as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ConfigError(f"overrides: {' '.join(lines[:2])}") from None
+    except ConfigError:
+        raise
+    except ValueError as error:  # quotes that do not match
+        raise ConfigError(f"overrides: {error}") from None
 
 
 @lru_cache(maxsize=1)  # a client asks at every message

@@ -20,7 +20,10 @@ train (up)       ``scaffold-change``     SCAFFOLD: how the client's changed
 train, evaluate  ``personal``            FedPer, FedBN, local training: what stays with the client,
 (down)                                   as one begins that has none yet
 evaluate (up)    ``metrics``             ``num-examples``, ``accuracy``, ``loss``
-query (up)       ``config``              ``partition-id`` of the node, and its ``size``
+query (down)     ``data-reference``      where nodes have data of their own: what the server's are
+                                         like (``fedwsa.data.own``), as JSON
+query (up)       ``config``              ``partition-id`` of the node, and its ``size``; of a node
+                                         with data of its own ``num-examples``
 ===============  ======================  ======================================================
 """
 
@@ -49,12 +52,16 @@ NOVA = "fednova"
 NOVA_WEIGHT, NOVA_LENGTH, NOVA_SQUARE = "fednova-weight", "fednova-length", "fednova-square"
 DYN_ALPHA, DYN_COUNT = "feddyn-alpha", "feddyn-count"
 DEADLINE = "deadline"
+DATA_PATH, DATA_REFERENCE = "data-path", "data-reference"
 
 NUMBER_BYTES = 8
 """Of a metric on the wire."""
 
 UNUSABLE_REPLY = 1001
 """Flower error code (free above 1000) for a reply that cannot be averaged."""
+
+REFUSED = 1002
+"""Likewise of a node that cannot take part in the run; its reason is one line."""
 
 SCAFFOLD_CONTROL, SCAFFOLD_CHANGE = "scaffold-control", "scaffold-change"
 

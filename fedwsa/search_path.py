@@ -22,4 +22,3 @@ class OwnOptions(SearchPathPlugin):
 def register() -> None:
     """Let Hydra know, before it composes; once or more."""
     Plugins.instance().register(OwnOptions)
-

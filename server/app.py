@@ -45,6 +45,8 @@ from server.callbacks.tables import (
 )
 from server.callbacks.tracker import build_trackers
 from server.checkpoint import Checkpoint, Checkpoints, add_up
+from server.deployment import open_fleet, told
+from server.folder import describe_run, run_log
 from server.initial import initialise
 from server.nodes import PartitionGrid
 from server.result import tally_of, write_result
@@ -69,11 +71,17 @@ def build(federation: Federation | None = None) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        run = federation
-        if run is None:
+        if federation is not None:
+            federation.start(grid)
+            return
+        folder = Path("runs") / f"flower-{context.run_id}"
+        with told():
             config = from_run_config(context.run_config)
-            run = Federation(config, Path("runs") / f"flower-{context.run_id}")
-        run.start(grid)
+            data, fleet = open_fleet(config, grid)
+            run = Federation(config, folder, data=data)
+            describe_run(config, data.partition, folder, run.sizes.of_client)
+            with run_log(folder):
+                run.start(fleet)
 
     return app
 
@@ -91,6 +99,8 @@ class Federation:
         Where progress is shown.
     resumed
         Whether it goes on from the newest checkpoint in the folder.
+    data
+        Those of the run; None: opened as the configuration says.
 
     Raises
     ------
@@ -104,11 +114,12 @@ class Federation:
         folder: Path,
         console: Console | None = None,
         resumed: bool = False,
+        data: FederatedData | None = None,
     ) -> None:
         self.config, self.folder = config, folder
         self.console = console or Console()
         self.device = resolve_device(config.device)
-        self.data: FederatedData = open_federated(config.data_spec)
+        self.data = open_federated(config.data_spec) if data is None else data
         self.data.whole.augmentation(config.dataset.augment)  # refused, if it does not fit
         open_skew(config.skew, self.data.whole.train.inputs)
         self.sizes = SizedModels.of(config, self.data.whole.shape, self.data.whole.classes)

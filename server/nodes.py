@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -15,6 +16,10 @@ from fedwsa import messages
 from fedwsa.components import ConfigError
 from fedwsa.objectives import find_record
 from fedwsa.strategies.averaging import AveragedReplies
+
+logger = logging.getLogger("fedwsa")
+
+_SOON = 5.0  # seconds in which a fleet usually is there
 
 
 class PartitionGrid(Grid):
@@ -33,6 +38,15 @@ class PartitionGrid(Grid):
         Nodes to wait for.
     patience : float
         Seconds to wait for them.
+    reference : str or None
+        What nodes with data of their own are told of the server's, as JSON.
+
+    Attributes
+    ----------
+    known_partitions : dict of int to int
+        Node id → partition.
+    examples : dict of int to int
+        Partition → samples, of nodes that say it.
 
     Raises
     ------
@@ -40,11 +54,15 @@ class PartitionGrid(Grid):
         If not enough nodes come, one does not answer, or two have the same partition.
     """
 
-    def __init__(self, grid: Grid, count: int, patience: float = 600.0) -> None:
+    def __init__(
+        self, grid: Grid, count: int, patience: float = 600.0, reference: str | None = None
+    ) -> None:
         self._grid = grid
+        self.examples: dict[int, int] = {}
         # Our engine knows the partitions; of other fleets every node is asked.
-        found = getattr(grid, "known_partitions", None) or self._ask(count, patience)
+        found = getattr(grid, "known_partitions", None) or self._ask(count, patience, reference)
         self._client: dict[int, int] = found
+        self.known_partitions = found
         self._nodes = sorted(found, key=lambda node: found[node])
         partitions = [found[node] for node in self._nodes]
         if len(set(partitions)) < len(partitions):
@@ -53,26 +71,37 @@ class PartitionGrid(Grid):
         if len(partitions) < count:
             raise ConfigError(f"{count - len(partitions)} of {count} nodes did not answer")
 
-    def _ask(self, count: int, patience: float) -> dict[int, int]:
+    def _ask(self, count: int, patience: float, reference: str | None) -> dict[int, int]:
         """Wait for the nodes, and ask each for its partition."""
         nodes = self._await_nodes(count, patience)
-        queries = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
+        told = RecordDict()
+        if reference is not None:
+            told[messages.DATA_REFERENCE] = ConfigRecord({messages.DATA_REFERENCE: reference})
+        queries = [Message(told, node, MessageType.QUERY) for node in nodes]
         found: dict[int, int] = {}
         for reply in self._grid.send_and_receive(queries, timeout=patience):
             node = reply.metadata.src_node_id
             if reply.has_error():
+                if reply.error.code == messages.REFUSED:
+                    raise ConfigError(f"node {node} cannot take part: {reply.error.reason}")
                 raise ConfigError(f"node {node} does not say its partition: {reply.error.reason}")
             answer = find_record(reply.content, messages.PARTITION_ID)
             if answer is None:
                 raise ConfigError(f"node {node} does not say its partition")
-            found[node] = int(answer[messages.PARTITION_ID])
+            found[node] = partition = int(answer[messages.PARTITION_ID])
+            if messages.NUM_EXAMPLES in answer:
+                self.examples[partition] = int(answer[messages.NUM_EXAMPLES])
         return found
 
     def _await_nodes(self, count: int, patience: float) -> list[int]:
-        deadline = time.monotonic() + patience
+        start, last = time.monotonic(), None
         while len(nodes := list(self._grid.get_node_ids())) < count:
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - start
+            if waited > patience:
                 raise ConfigError(f"only {len(nodes)} of {count} nodes came in {patience:g} s")
+            if waited > _SOON and last != len(nodes):
+                last = len(nodes)
+                logger.info("waiting for nodes: %d of %d are there", last, count)
             time.sleep(0.05)
         return nodes
 

@@ -60,7 +60,7 @@ def _begin(cpus: int) -> dict[str, Any]:
 
     if cpus:
         RayStart.at(None, num_cpus=cpus)
-    from experiments.runs import environment
+    from server.folder import environment
 
     return {"environment": environment()}
 

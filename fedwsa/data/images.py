@@ -88,6 +88,12 @@ class ImageData(LabelledData):
             )
         return cls(train, test, classes, *channel_statistics(train.inputs))
 
+    @classmethod
+    def own(cls, train: Examples) -> ImageData:
+        """What a node of a deployment has: no test part, maybe not all classes."""
+        classes = int(train.labels.max()) + 1
+        return cls(train, train[torch.arange(0)], classes, *channel_statistics(train.inputs))
+
     def prepare(self, inputs: Tensor) -> Tensor:
         """Normalise pixels."""
         return normalise(inputs, self.mean, self.std)

@@ -32,10 +32,13 @@ class Source:
         Names the content: the same key, the same examples.
     decode : callable
         Returns the data set; called when the cache has none.
+    classes : tuple of str
+        Names of the classes in the order of the labels, where they have names.
     """
 
     key: str
     decode: Callable[[], LabelledData]
+    classes: tuple[str, ...] = ()
 
 
 def load(source: Source, cache_dir: str | Path) -> LabelledData:

@@ -104,14 +104,17 @@ def parquet(
     image_column: str | None = None,
     label_column: str | None = None,
     id_column: str | None = None,
+    classes: tuple[str, ...] | None = None,
 ) -> Source:
     """``train.parquet`` and ``test.parquet`` in a folder, in the Hugging Face layout.
 
     An image column holds encoded files (JPEG, PNG, …) as binary or as a struct with ``bytes``;
     a label column holds integers from 0. Columns that are not named are found by their type.
     An id column, of integers or strings, names the natural client of each training image.
+    With ``classes`` the folder is a node's own: its training part is all there is.
     """
-    files = [place(path) / f"{part}.parquet" for part in ("train", "test")]
+    parts = ("train", "test") if classes is None else ("train",)
+    files = [place(path) / f"{part}.parquet" for part in parts]
     for file in files:
         if not file.is_file():
             raise ConfigError(f"dataset.path: there is no file {file}")
@@ -120,7 +123,10 @@ def parquet(
         digest.update(hashlib.sha256(file.read_bytes()).digest())
 
     def decode() -> ImageData:
-        train, test = (_parquet_part(f, image_column, label_column, id_column) for f in files)
+        read = [_parquet_part(f, image_column, label_column, id_column) for f in files]
+        if len(read) == 1:
+            return ImageData.own(read[0])
+        train, test = read
         _require_one_shape(train, test, files)
         if id_column is not None:
             train = replace(train, ids=_natural_ids(files[0], id_column))
@@ -216,19 +222,25 @@ def _column(
     return found[0]
 
 
-def image_folder(*, path: str) -> Source:
-    """``train/CLASS/*`` and ``test/CLASS/*``: a folder of image files for each class."""
+def image_folder(*, path: str, classes: tuple[str, ...] | None = None) -> Source:
+    """``train/CLASS/*`` and ``test/CLASS/*``: a folder of image files for each class.
+
+    With ``classes``, the names of all of them, the folder is a node's own: its training part is
+    all there is, and some classes may be missing.
+    """
     root = place(path)
-    parts = [root / "train", root / "test"]
+    parts = [root / "train", root / "test"][: 2 if classes is None else 1]
     listed: list[list[tuple[Path, str]]] = []
     for part in parts:
         files = sorted(f for f in part.glob("*/*") if f.is_file() and not f.name.startswith("."))
         if not files:
             raise ConfigError(f"dataset.path: there are no image files in {part}/CLASS/")
         listed.append([(f, f.parent.name) for f in files])
-    classes = sorted({name for _, name in listed[0]})
-    if unknown := sorted({name for _, name in listed[1]} - set(classes)):
-        raise ConfigError(f"dataset.path: {parts[1]} has classes that train lacks: {unknown}")
+    found = sorted({name for _, name in listed[0]})
+    names = list(classes or found)
+    if unknown := sorted({name for _, name in listed[-1]} - set(names)):
+        whose = "train lacks" if classes is None else "the server's data lack"
+        raise ConfigError(f"dataset.path: {parts[-1]} has classes that {whose}: {unknown}")
     digest = hashlib.sha256()
     for files_of in listed:
         for file, _ in files_of:
@@ -236,19 +248,22 @@ def image_folder(*, path: str) -> Source:
             digest.update(repr((str(file), stat.st_size, stat.st_mtime_ns)).encode())
 
     def decode() -> ImageData:
-        train, test = (
+        read = [
             Examples(
                 decode_images(
                     [f.read_bytes() for f, _ in files], [str(f) for f, _ in files], "Decoding"
                 ),
-                torch.tensor([classes.index(name) for _, name in files]),
+                torch.tensor([names.index(name) for _, name in files]),
             )
             for files in listed
-        )
+        ]
+        if len(read) == 1:
+            return ImageData.own(read[0])
+        train, test = read
         _require_one_shape(train, test, parts)
         return ImageData.of(train, test)
 
-    return Source(f"folder-{digest.hexdigest()[:24]}", decode)
+    return Source(f"folder-{digest.hexdigest()[:24]}", decode, tuple(names))
 
 
 def decode_images(

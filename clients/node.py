@@ -1,0 +1,84 @@
+"""The node that the ClientApp runs on: which client it is, and where its data are."""
+
+from __future__ import annotations
+
+from flwr.app import ConfigRecord, Context, Message
+
+from fedwsa import messages
+from fedwsa.components import ConfigError
+from fedwsa.config import Config
+from fedwsa.data.federated import FederatedData, open_federated
+from fedwsa.data.own import is_own, open_node
+from fedwsa.objectives import find_record
+
+
+def client_of(context: Context) -> int:
+    """The client that this node is.
+
+    Raises
+    ------
+    ConfigError
+        If the node was not told.
+    """
+    found = context.node_config.get(messages.PARTITION_ID)
+    if not isinstance(found, int) or isinstance(found, bool):
+        raise ConfigError("start the node with --node-config partition-id=NUMBER, from 0")
+    return found
+
+
+def introduce(config: Config, message: Message, context: Context) -> ConfigRecord:
+    """Who this node is in a run, once it has seen that it has data.
+
+    What the server tells of its own data is kept for the rounds.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot take part.
+    """
+    client, count = client_of(context), config.clients.count
+    if not 0 <= client < count:
+        raise ConfigError(f"partition-id={client}: the run has clients.count={count}, from 0")
+    if messages.DATA_REFERENCE in message.content:
+        context.state[messages.DATA_REFERENCE] = message.content[messages.DATA_REFERENCE]
+    data = open_data(config, context)
+    record = ConfigRecord({messages.PARTITION_ID: client})
+    if config.clients.sizes is not None:
+        shape, classes = data.whole.shape, data.whole.classes
+        record[messages.SIZE] = config.client_sizes(shape, classes)[client]
+    if is_own(config.partition):
+        record[messages.NUM_EXAMPLES] = len(data.partition.shares[client])
+    return record
+
+
+def open_data(config: Config, context: Context) -> FederatedData:
+    """The data set of the run, or with ``partition=own`` what this node has.
+
+    Raises
+    ------
+    ConfigError
+        If the node has no data, or data of its own in a run that shares one data set out.
+    """
+    path = context.node_config.get(messages.DATA_PATH)
+    if not is_own(config.partition):
+        if path is not None:
+            raise ConfigError(
+                "this node has data of its own (data-path): it takes part in runs with "
+                "partition=own; others want a node without data-path"
+            )
+        return open_federated(config.data_spec)
+    if path is None:
+        raise ConfigError(
+            "partition=own: this node has no data; start it with --node-config "
+            "\"partition-id=NUMBER data-path='FOLDER'\""
+        )
+    told = find_record(context.state, messages.DATA_REFERENCE)
+    if told is None:
+        raise ConfigError("partition=own: the server has not said what its data are like")
+    return open_node(
+        config.data_spec,
+        str(path),
+        client_of(context),
+        config.clients.count,
+        str(told[messages.DATA_REFERENCE]),
+    )

@@ -1,0 +1,1 @@
+"""A federation of separate programs: keys and certificates, processes, a demonstration."""

@@ -1,0 +1,203 @@
+"""Data that stay where they are: in a deployment each node may have a folder of its own.
+
+There is no pool to share out. The server has a small data set of the same kind, the reference: it
+says what a model must know (classes, how inputs are normalised), and its test part is the global
+test set. Nodes are told, read the training part of their own folder, and say how much it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from fedwsa.components import Component, ConfigError, build, locate
+from fedwsa.data.examples import LabelledData
+from fedwsa.data.federated import (
+    DataSpec,
+    FederatedData,
+    open_source,
+    public_share,
+    subset,
+    validation_share,
+)
+from fedwsa.data.loading import KINDS, Source, load
+from fedwsa.data.partition import Labels, Partition, Shares, describe
+
+
+def own(labels: Labels, clients: int | None, seed: int) -> NoReturn:
+    """The partition of a deployment whose nodes have data of their own.
+
+    Raises
+    ------
+    ConfigError
+        Always: nothing can be shared out.
+    """
+    raise ConfigError(
+        "partition=own: for deployments, where each node has a folder of its own (docs/deploy.md); "
+        "a simulation takes another partition"
+    )
+
+
+def is_own(partition: Component) -> bool:
+    """Whether nodes have data of their own."""
+    return partition.target == f"{__name__}.own"
+
+
+class Reference(BaseModel):
+    """What nodes must know of the server's data, to prepare their own as it does.
+
+    Attributes
+    ----------
+    kind : str
+        Of the examples.
+    classes : int
+        Labels are 0 … classes − 1.
+    names : tuple of str
+        Of the classes, where folders are called by them.
+    shape : tuple of int
+        Of an example.
+    facts : dict
+        See :meth:`fedwsa.data.examples.LabelledData.facts`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    classes: int
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    facts: dict[str, Any]
+
+
+@lru_cache(maxsize=1)
+def _reference(described: str) -> tuple[LabelledData, Reference]:
+    spec = DataSpec.model_validate_json(described)
+    source = open_source(spec.source)
+    whole = load(source, spec.cache_dir)
+    train, test = subset(whole.train, spec.train), subset(whole.test, spec.test)
+    whole = replace(whole, train=train, test=test)
+    told = Reference(
+        kind=whole.kind,
+        classes=whole.classes,
+        names=source.classes,
+        shape=whole.shape,
+        facts=whole.facts(),
+    )
+    return whole, told
+
+
+def open_reference(spec: DataSpec) -> Reference:
+    """What the server tells of its data."""
+    return _reference(spec.model_dump_json(by_alias=True))[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Elsewhere(Partition):
+    """Shares that lie on the nodes, of which the server knows the sizes alone."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is known: no indices, no labels."""
+        return {
+            "name": self.name,
+            "arguments": self.arguments,
+            "clients": len(self.shares),
+            "samples": self.pool,
+            "sizes": [len(s) for s in self.shares],
+            "hash": self.hash,
+        }
+
+
+def open_server(spec: DataSpec, sizes: Sequence[int]) -> FederatedData:
+    """The server's data, with a partition of as many samples as the nodes say they have.
+
+    Parameters
+    ----------
+    sizes
+        Samples of each client.
+    """
+    whole, _ = _reference(spec.model_dump_json(by_alias=True))
+    public = public_share(len(whole.train), spec.public, spec.seed)
+    validating = validation_share(len(whole.train), spec.validation, spec.seed, public)
+    ends = np.cumsum(sizes)
+    shares = [np.arange(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    unknown = np.zeros((len(shares), whole.classes), dtype=np.int64)
+    arguments = {"clients": len(shares), "seed": spec.seed}
+    partition = Elsewhere("own", arguments, shares, unknown, int(ends[-1]), "")
+    return FederatedData(whole, partition, public, validating, spec.seed)
+
+
+def open_node(spec: DataSpec, path: str, client: int, clients: int, told: str) -> FederatedData:
+    """A node's data: everything in its folder belongs to its client.
+
+    The last one opened stays open.
+
+    Parameters
+    ----------
+    path
+        Of the folder, which is laid out as the server's ``dataset.path`` is.
+    client, clients
+        Which client it is, and how many there are.
+    told
+        The server's :class:`Reference`, as JSON.
+
+    Raises
+    ------
+    ConfigError
+        If the folder has no data, or not such as the server's.
+    """
+    return _open_node(spec.model_dump_json(by_alias=True), path, client, clients, told)
+
+
+@lru_cache(maxsize=1)
+def _open_node(described: str, path: str, client: int, clients: int, told: str) -> FederatedData:
+    spec, reference = DataSpec.model_validate_json(described), Reference.model_validate_json(told)
+    whole = load(_source_at(spec.source, path, reference), spec.cache_dir)
+    if (whole.kind, whole.shape) != (reference.kind, reference.shape):
+        raise ConfigError(
+            f"data-path: {path} has {whole.kind} of shape {whole.shape}, the server "
+            f"{reference.kind} of shape {reference.shape}"
+        )
+    if (highest := int(whole.train.labels.max())) >= reference.classes:
+        raise ConfigError(
+            f"data-path: {path} has labels up to {highest}; the server's data have "
+            f"{reference.classes} classes"
+        )
+    kind = KINDS[reference.kind]
+    whole = kind(whole.train, whole.test, reference.classes, **reference.facts)
+    shares: Shares = [np.arange(0)] * clients
+    shares[client] = np.arange(len(whole.train))
+    none, strata = torch.arange(0), whole.train.strata.numpy()
+    partition = describe(spec.partition, shares, strata, whole.strata, spec.seed)
+    return FederatedData(whole, partition, none, none, spec.seed)
+
+
+def _source_at(source: Component, path: str, reference: Reference) -> Source:
+    """The source of the configuration, but of a node's folder."""
+    asked = inspect.signature(locate(source.target, "dataset")).parameters
+    if not {"path", "classes"} <= set(asked):
+        raise ConfigError(
+            f"dataset: nodes cannot have {source.name} of their own, but parquet or image_folder"
+        )
+    there = Component(**{"_target_": source.target, **source.arguments, "path": path})
+    try:
+        found: Source = build(there, "dataset", supplied={"classes": reference.names})
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("dataset.path", "data-path")) from None
+    # Two nodes on one machine have caches in common.
+    key = hashlib.sha256(f"{found.key} {reference.names}".encode()).hexdigest()[:24]
+
+    def decode() -> LabelledData:
+        try:
+            return found.decode()
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("dataset.path", "data-path")) from None
+
+    return Source(f"own-{key}", decode, reference.names)

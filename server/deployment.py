@@ -1,0 +1,60 @@
+"""A run between real machines: its data, its log, and how it ends when it cannot go on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from flwr.serverapp import Grid
+
+from fedwsa.components import ConfigError
+from fedwsa.config import Config
+from fedwsa.data.federated import FederatedData, open_federated
+from fedwsa.data.own import is_own, open_reference, open_server
+from server.nodes import PartitionGrid
+from server.rounds import RunError
+
+logger = logging.getLogger("fedwsa")
+
+
+def open_fleet(config: Config, grid: Grid) -> tuple[FederatedData, PartitionGrid]:
+    """Wait for the nodes, and the data of the run as the server sees them.
+
+    Raises
+    ------
+    ConfigError
+        If the data cannot be read, or the nodes cannot take part.
+    """
+    if config.checkpoint.every is not None:
+        raise ConfigError(
+            "checkpoint.every: for simulations; in a deployment what clients keep stays with them"
+        )
+    count, spec = config.clients.count, config.data_spec
+    if not is_own(config.partition):
+        data = open_federated(spec)  # before anybody is asked
+        return data, PartitionGrid(grid, count)
+    if config.strategy.component.name == "Centralised":
+        raise ConfigError("strategy=centralised: there is no pool, with partition=own")
+    fleet = PartitionGrid(grid, count, reference=open_reference(spec).model_dump_json())
+    return open_server(spec, [fleet.examples[k] for k in range(count)]), fleet
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Write what the run says to standard error, which Flower's log has, and why it ended early."""
+    handler = logging.StreamHandler(sys.stderr)  # the one that Flower has put in its place
+    handler.setFormatter(logging.Formatter("fedwsa: %(message)s"))
+    handler.setLevel(logging.INFO)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)  # for run.log
+    try:
+        yield
+    except (ConfigError, RunError) as error:
+        logger.error("%s", error)
+        raise error.with_traceback(None) from None  # Flower prints it
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -1,0 +1,129 @@
+"""The run folder: what it says of a run before the first round, and its log."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fedwsa.components import ConfigError
+from fedwsa.config import Config
+from fedwsa.data import skew
+from fedwsa.data.partition import Partition
+from fedwsa.launcher import APPS
+
+logger = logging.getLogger("fedwsa")
+
+_PACKAGES = [
+    "fedwsa",
+    "flwr",
+    "ray",
+    "torch",
+    "torchvision",
+    "numpy",
+    "hydra-core",
+    "safetensors",
+]
+
+
+def describe_run(config: Config, partition: Partition, folder: Path, sizes: Sequence[str]) -> None:
+    """Write what is needed to repeat a run: configuration, environment, partition, skew, sizes.
+
+    Parameters
+    ----------
+    sizes
+        The size of each client.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds a run already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = OmegaConf.to_yaml(OmegaConf.create(config.model_dump(by_alias=True)))
+    try:
+        with (folder / "config.yaml").open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError(
+            f"hydra.run.dir: {folder} holds a run already; name another folder"
+        ) from None
+    _write_json(folder / "environment.json", environment())
+    _write_json(folder / "partition.json", partition.as_dict(), indent=None)
+    if (draws := skew.drawn(config.skew, config.seed, config.clients.count))[0]:
+        _write_rows(folder / "skew.csv", [{"client": k, **own} for k, own in enumerate(draws)])
+    if config.clients.sizes is not None:
+        models = {s: config.model_of(s).model_dump(by_alias=True) for s in config.size_names}
+        _write_json(folder / "sizes.json", {"models": models, "clients": list(sizes)}, indent=None)
+
+
+def environment() -> dict[str, Any]:
+    """Commit, versions and machine."""
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
+        "python": sys.version.split()[0],
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _version(package: str) -> str | None:
+    """None of fedwsa, where only a bundle of it is there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the source tree; None where there is no git or no checkout."""
+    if not (APPS / "pyproject.toml").exists():  # installed, maybe into somebody's checkout
+        return None
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=APPS, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _write_json(file: Path, values: Any, indent: int | None = 2) -> None:
+    file.write_text(json.dumps(values, indent=indent) + "\n", encoding="utf-8")
+
+
+def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.DictWriter(opened, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@contextmanager
+def run_log(folder: Path) -> Iterator[None]:
+    """Keep what the run says, and why it ended early, in its folder."""
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    except Exception as error:  # the terminal gets it from the command
+        handler.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": str(error)}))
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
