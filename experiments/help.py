@@ -106,7 +106,7 @@ def _chosen(defaults: str) -> dict[str, str]:
 def _group(group: str, default: str) -> str:
     parts = [f"\nGroup {group}, and the keys of each option as {group}.KEY=VALUE:\n"]
     own = own_options()
-    folders = [CONFIG_DIR] + [own] * bool(own)
+    folders = [CONFIG_DIR] if own is None else [CONFIG_DIR, own]
     for file in [f for folder in folders for f in sorted((folder / group).glob("*.yaml"))]:
         mark = "  (default)" if file.stem == default else ""
         parts.append(f"  {group}={file.stem}{mark}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,21 @@ def test_docs_show_exactly_the_lines_of_the_app_of_two_widths() -> None:
     app = {line.strip() for line in Path(plain_sized_app.__file__).read_text().splitlines()}
     assert len(code) >= 8
     assert [line for line in code if line.strip() and line.strip() not in app] == []
+
+
+def test_the_page_for_strangers_runs_as_it_stands_and_shows_its_lines(tmp_path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "plug-in.md").read_text()
+    *shown, app = [part.removeprefix("python\n") for part in page.split("```")[1::2]]
+    (tmp_path / "app.py").write_text(app)
+    lines = {line.split("  #")[0].strip() for line in app.splitlines()}
+    asked = [line.split("  #")[0] for part in shown for line in part.splitlines()]
+    assert len(asked) == 6
+    assert [line for line in asked if line not in lines] == []
+    assert sum("# FedWSA" in line for line in app.splitlines()) == 5
+    done = subprocess.run(
+        [sys.executable, "app.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "layers: weight KL of the clients: " in done.stdout
 
 
 def test_it_imports_only_the_two_names() -> None:

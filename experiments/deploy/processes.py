@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from uuid import uuid4
 
-from experiments.processes import end_descendants
 from fedwsa.components import ConfigError
 
+_PROBLEM = re.compile(r"^\[|error:|refused|denied|failed to|in use", re.IGNORECASE)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -47,7 +50,9 @@ class Processes:
     """
 
     def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
-        self.logs, self._environment = logs, environment
+        name, value = "FEDWSA_FEDERATION", uuid4().hex
+        self.logs, self._environment = logs, {**environment, name: value}
+        self._mark = f"{name}={value}".encode()
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         logs.mkdir(parents=True, exist_ok=True)
 
@@ -60,11 +65,27 @@ class Processes:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for process in self._running.values():
-            end_descendants(process.pid)
-            process.kill()
-        for process in self._running.values():
-            process.wait()
+        while found := self.alive():
+            for pid in found:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for process in self._running.values():
+                process.poll()  # takes note of its end
+            time.sleep(0.05)
+
+    def alive(self) -> list[int]:
+        """All that run of the programs started here, and of what they started.
+
+        Some are nobody's children any more: a SuperNode that ends leaves its SuperExec behind. All
+        have inherited a variable.
+        """
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with suppress(OSError):  # ended meanwhile, or somebody else's
+                    if self._mark in (entry / "environ").read_bytes().split(b"\0"):
+                        found.append(int(entry.name))
+        return found
 
     def start(self, name: str, words: Sequence[str | Path]) -> None:
         """Start a program of this environment; what it prints goes to ``NAME.log``."""
@@ -93,10 +114,20 @@ class Processes:
             If it fails or takes longer; with the last line that it printed.
         """
         self.start(name, words)
+        self.finish(name, seconds)
+        return self.log(name)
+
+    def finish(self, name: str, seconds: float) -> None:
+        """Return once a program has ended well.
+
+        Raises
+        ------
+        ConfigError
+            If it fails or takes longer; with the last line that it printed.
+        """
         self.wait(f"{name} to end", lambda: self.code(name) is not None, seconds)
         if self.code(name):
             raise ConfigError(f"{name} failed: {self.last_line(name)}")
-        return self.log(name)
 
     def wait(self, what: str, done: Callable[[], bool], seconds: float, *needed: str) -> None:
         """Return once something is so.
@@ -127,7 +158,9 @@ class Processes:
     def last_line(self, name: str) -> str:
         """The last line that names an error, or else the last one."""
         lines = [line.strip() for line in self.log(name).splitlines() if line.strip()]
-        errors = [line for line in lines if re.search(r"error|refused|denied|failed|in use", line, re.I)]
+        errors = [
+            line for line in lines if re.search(r"error|refused|denied|failed|in use", line, re.I)
+        ]
         return (errors or lines or ["it printed nothing"])[-1]
 
 

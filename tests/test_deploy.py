@@ -1,0 +1,150 @@
+"""Keys, ports and programs of a federation; the slow ones are real deployments on 127.0.0.1."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+
+from experiments.deploy.federation import LocalFederation, variables
+from experiments.deploy.keys import write_keys
+from experiments.deploy.processes import Processes, free_port
+from fedwsa.components import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_keys_fit_together_and_are_private(tmp_path) -> None:
+    write_keys(tmp_path, ["fl.example.org", "127.0.0.1"], 2, days=30)
+    authority, own = (
+        x509.load_pem_x509_certificate((tmp_path / f).read_bytes())
+        for f in ("ca.crt", "server.crt")
+    )
+    own.verify_directly_issued_by(authority)
+    names = own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["fl.example.org"]
+    assert [str(a) for a in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1"]
+    left = own.not_valid_after_utc - datetime.now(UTC)
+    assert timedelta(days=29) < left < timedelta(days=30)
+    publics = set()
+    for node in ("node-0", "node-1"):
+        private = load_ssh_private_key((tmp_path / node).read_bytes(), None)
+        public = load_ssh_public_key((tmp_path / f"{node}.pub").read_bytes())
+        assert private.public_key() == public
+        publics.add((tmp_path / f"{node}.pub").read_text())
+        assert (tmp_path / node).stat().st_mode & 0o077 == 0
+    assert len(publics) == 2
+    with pytest.raises(ConfigError, match=r"holds ca\.crt, .* already"):
+        write_keys(tmp_path, ["localhost"], 1)
+
+
+def test_a_port_in_use_is_refused_in_one_line(tmp_path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--port {port}: Address already in use; take"):
+            free_port(port)
+        command = [sys.executable, "-m", "experiments.deploy", "--port", str(port)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert (
+        done.stderr
+        == f"deploy-demo: --port {port}: Address already in use; take another, or none\n"
+    )
+
+
+def test_programs_end_together_and_orphans_with_them(tmp_path) -> None:
+    orphan = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()'])"
+    with Processes(tmp_path, {}) as processes:
+        processes.start("parent", [sys.executable, "-c", orphan])
+        processes.finish("parent", 60)
+        processes.start("other", [sys.executable, "-c", "import time; time.sleep(600)"])
+        assert processes.code("other") is None
+    assert processes.alive() == []
+    assert processes.code("other") == -signal.SIGKILL
+
+
+def test_a_program_that_fails_is_told_with_its_last_line(tmp_path) -> None:
+    with (
+        Processes(tmp_path, {}) as processes,
+        pytest.raises(ConfigError, match=r"p failed: error: x$"),
+    ):
+        processes.run("p", [sys.executable, "-c", "import sys; sys.exit('error: x')"], 60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1700)
+def test_the_demonstration_learns_what_the_simulation_does_and_leaves_nobody(tmp_path) -> None:
+    command = [sys.executable, "-m", "experiments.deploy", "--keep", str(tmp_path / "kept")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the model is the simulation's: allclose" in done.stdout
+    assert "stranger, whose key nobody registered: " in done.stdout
+    assert "Failed to activate SuperNode" in done.stdout
+    assert [f"round {n}: accuracy" in done.stdout for n in (1, 2, 3)] == [True] * 3
+    assert alive_below(tmp_path / "kept") == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ctrl_c_ends_every_program(tmp_path) -> None:
+    command = [sys.executable, "-m", "experiments.deploy", "--keep", str(tmp_path / "kept")]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "kept" / "logs" / "node-0.log").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "deploy-demo: interrupted\n"
+    assert alive_below(tmp_path / "kept") == []
+
+
+def alive_below(folder: Path) -> list[int]:
+    """Processes whose Flower home is in a folder."""
+    mark = f"FLWR_HOME={folder / 'flwr'}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if mark in environment.split(b"\0"):
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("days", "ca", "said"),
+    [
+        (-1.0, None, "certificate has expired"),
+        (1.0, "foreign/ca.crt", "unable to get local issuer certificate"),
+    ],
+)
+def test_nodes_refuse_a_server_without_a_valid_certificate(tmp_path, days, ca, said) -> None:
+    write_keys(tmp_path / "foreign", ["localhost", "127.0.0.1"], 1)
+    with Processes(tmp_path / "logs", variables(tmp_path)) as processes:
+        federation = LocalFederation(tmp_path, processes, 1, days=days)
+        federation.start_server()
+        trusted = None if ca is None else tmp_path / ca
+        federation.start_node("node", {"partition-id": 0}, federation.keys / "node-0", trusted)
+        processes.wait("the node to give up", lambda: processes.code("node") is not None, 600)
+        assert processes.code("node") != 0
+        assert said in processes.log("node")
+    assert processes.alive() == []
