@@ -33,7 +33,7 @@ def main() -> None:
     pixels = torch.randint(0, 256, (wanted.samples, 1, 28, 28), dtype=torch.uint8)
     facts: Facts = {"ids": lambda: ids, "pixels": lambda: pixels}
     names = sorted(f.stem for f in (CONFIG_DIR / "partition").glob("*.yaml"))
-    cases = [(name, "") for name in names if name not in ("from_file", "size")]  # need arguments
+    cases = [(name, "") for name in names if name not in ("from_file", "own", "size")]
     cases += [("size", f"partition.sizes={[wanted.samples // wanted.clients] * wanted.clients}")]
     cases += [("dirichlet", f"partition.alpha={alpha}") for alpha in (1.0, 0.1)]
     cases += [("inner_dirichlet", "partition.alpha=0.1")]
