@@ -105,9 +105,11 @@ def _chosen(defaults: str) -> dict[str, str]:
 
 def _group(group: str, default: str) -> str:
     parts = [f"\nGroup {group}, and the keys of each option as {group}.KEY=VALUE:\n"]
-    own = own_options()
-    folders = [CONFIG_DIR] if own is None else [CONFIG_DIR, own]
-    for file in [f for folder in folders for f in sorted((folder / group).glob("*.yaml"))]:
+    files = sorted((CONFIG_DIR / group).glob("*.yaml"))
+    if (own := own_options()) is not None:
+        ours = {file.name for file in files}
+        files += [f for f in sorted((own / group).glob("*.yaml")) if f.name not in ours]
+    for file in files:
         mark = "  (default)" if file.stem == default else ""
         parts.append(f"  {group}={file.stem}{mark}")
         parts.append(_indent(_body(file), 6))

@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import FedAvg
 from hydra.errors import HydraException
 
 from experiments.errors import explain
+from experiments.help import help_text
 from fedwsa.components import Component, ConfigError, build, check_arguments, locate
 from fedwsa.config import CONFIG_DIR, compose
 from fedwsa.devices import resolve_device
@@ -220,3 +221,18 @@ def test_a_device_that_is_not_there() -> None:
         assert resolve_device("auto") == "cpu"
         with pytest.raises(ConfigError, match="device: there is no CUDA GPU here"):
             resolve_device("cuda")
+
+
+def test_options_of_ones_own_stand_beside_ours_in_the_working_directory(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text("_target_: mine.net\nbreadth: 3\n")
+    (tmp_path / "conf" / "model" / "mlp.yaml").write_text("_target_: mine.other\n")
+    found = compose(["model=mine", "model.breadth=4"]).model
+    assert (found.target, found.arguments) == ("mine.net", {"breadth": 4})
+    assert compose(["model=mlp"]).model.target == "fedwsa.models.mlp.mlp"
+    text = help_text()
+    assert text.count("model=mine\n") == text.count("model=mlp") == 1
+    assert "breadth: 3" in text

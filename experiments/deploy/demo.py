@@ -24,7 +24,7 @@ OVERRIDES = [
     "runtime.workers=1",
     "runtime.cohort=off",
 ]
-_CLOSE = {"rtol": 1e-4, "atol": 1e-6}
+_RTOL, _ATOL = 1e-4, 1e-6  # single precision, summed in another order
 _PATIENCE = 1500.0  # seconds for the whole run: each message starts a process at its node
 _ASK = 10.0  # seconds between questions for the run's status
 
@@ -124,7 +124,7 @@ def compare(deployed: Path, simulated: Path, console: Console) -> None:
         raise ConfigError("the models have different layers")
     pairs = [(models[0][name], models[1][name]) for name in models[0]]
     apart = max(float((a - b).abs().max()) for a, b in pairs)
-    if not all(torch.allclose(a, b, **_CLOSE) for a, b in pairs):
+    if not all(torch.allclose(a, b, _RTOL, _ATOL) for a, b in pairs):
         raise ConfigError(f"the models differ by up to {apart:.3g}, which is more than rounding")
     console.print(f"the model is the simulation's: allclose, largest difference {apart:.3g}")
 

@@ -84,8 +84,7 @@ class LocalFederation:
     def register(self, node: int) -> None:
         """Let the server know the public key of a node."""
         key = self.keys / f"node-{node}.pub"
-        words = [_BIN / "flwr", "supernode", "register", key, NAME, "--format", "json"]
-        said = self.processes.run(f"register-{node}", words, _START)
+        said = self._flwr(f"register-{node}", "supernode", "register", key, NAME)
         _answer(said, f"node {node} could not be registered")
 
     def start_node(
@@ -102,16 +101,19 @@ class LocalFederation:
     def submit(self, overrides: str) -> int:
         """Hand a run to the server; returns its id."""
         run_config = f"overrides={json.dumps(overrides)}"
-        words = [_BIN / "flwr", "run", APPS, NAME, "-c", run_config, "--format", "json"]
-        said = _answer(self.processes.run("submit", words, _START), "the run was refused")
-        return int(said["run-id"])
+        said = self._flwr("submit", "run", APPS, NAME, "-c", run_config)
+        return int(_answer(said, "the run was refused")["run-id"])
 
     def status(self, run: int) -> tuple[str, str]:
         """How a run stands, and what Flower says to it."""
-        words = [_BIN / "flwr", "list", NAME, "--run-id", str(run), "--format", "json"]
-        said = _answer(self.processes.run("status", words, _START), "the run is unknown")
-        [found] = said["runs"]
-        return str(found["status"]), str(found.get("status-details") or found.get("details") or "")
+        said = self._flwr("status", "list", NAME, "--run-id", str(run))
+        [found] = _answer(said, "the run is unknown")["runs"]
+        return str(found["status"]), str(found["status-details"])
+
+    def _flwr(self, name: str, *words: str | Path) -> str:
+        """What a command of Flower's says, as JSON."""
+        command: list[str | Path] = [_BIN / "flwr", *words, "--format", "json"]
+        return self.processes.run(name, command, _START)
 
     def run_folder(self, run: int) -> Path:
         """Where the server leaves the files of a run."""

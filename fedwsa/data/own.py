@@ -32,7 +32,7 @@ from fedwsa.data.loading import KINDS, Source, load
 from fedwsa.data.partition import Labels, Partition, Shares, describe
 
 
-def own(labels: Labels, clients: int | None, seed: int) -> NoReturn:
+def own(labels: Labels, clients: int, seed: int) -> NoReturn:
     """The partition of a deployment whose nodes have data of their own.
 
     Raises
