@@ -111,9 +111,10 @@ class LocalFederation:
         return str(found["status"]), str(found["status-details"])
 
     def _flwr(self, name: str, *words: str | Path) -> str:
-        """What a command of Flower's says, as JSON."""
-        command: list[str | Path] = [_BIN / "flwr", *words, "--format", "json"]
-        return self.processes.run(name, command, _START)
+        """What a command of Flower's says, as JSON, whether it worked or not."""
+        self.processes.start(name, [_BIN / "flwr", *words, "--format", "json"])
+        self.processes.wait(name, lambda: self.processes.code(name) is not None, _START)
+        return self.processes.log(name)
 
     def run_folder(self, run: int) -> Path:
         """Where the server leaves the files of a run."""

@@ -105,18 +105,6 @@ class Processes:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         return {**os.environ, "PATH": path, **self._environment}
 
-    def run(self, name: str, words: Sequence[str | Path], seconds: float) -> str:
-        """Run a program to its end; returns what it printed.
-
-        Raises
-        ------
-        ConfigError
-            If it fails or takes longer; with the last line that it printed.
-        """
-        self.start(name, words)
-        self.finish(name, seconds)
-        return self.log(name)
-
     def finish(self, name: str, seconds: float) -> None:
         """Return once a program has ended well.
 
