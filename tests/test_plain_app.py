@@ -62,7 +62,7 @@ def test_the_page_for_strangers_runs_as_it_stands_and_shows_its_lines(tmp_path) 
     *shown, app = [part.removeprefix("python\n") for part in page.split("```")[1::2]]
     (tmp_path / "app.py").write_text(app)
     lines = {line.split("  #")[0].strip() for line in app.splitlines()}
-    asked = [line.split("  #")[0] for part in shown for line in part.splitlines()]
+    asked = [line.split("  #")[0] for part in shown for line in part.splitlines() if line]
     assert len(asked) == 6
     assert [line for line in asked if line not in lines] == []
     assert sum("# FedWSA" in line for line in app.splitlines()) == 5

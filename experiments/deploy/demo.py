@@ -65,7 +65,8 @@ def demonstrate(folder: Path, port: int | None, processes: Processes, console: C
         status.update("the stranger gives up ...")
         processes.wait("the stranger", lambda: processes.code("stranger") is not None, _PATIENCE)
     compare(federation.run_folder(run), simulated, console)
-    console.print(f"stranger, whose key nobody registered: {refusal(processes)}", soft_wrap=True)
+    said = f"stranger, whose key nobody registered: {refusal(processes)}"
+    console.print(said, soft_wrap=True, markup=False)
     rounds = " ".join(f"{s:.1f}" for s in seconds)
     console.print(f"seconds from the start of the run to the end of each round: {rounds}")
 

@@ -146,9 +146,7 @@ class Processes:
     def last_line(self, name: str) -> str:
         """The last line that names an error, or else the last one."""
         lines = [line.strip() for line in self.log(name).splitlines() if line.strip()]
-        errors = [
-            line for line in lines if re.search(r"error|refused|denied|failed|in use", line, re.I)
-        ]
+        errors = [line for line in lines if _PROBLEM.search(line)]
         return (errors or lines or ["it printed nothing"])[-1]
 
 
