@@ -102,12 +102,16 @@ def test_ctrl_c_ends_every_program(tmp_path) -> None:
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "kept" / "logs" / "node-0.log").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 500
+        while not (tmp_path / "kept" / "logs" / "node-0.log").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.terminate()  # it ends its programs then, too
     assert process.returncode == 130
     assert said == "deploy-demo: interrupted\n"
     assert alive_below(tmp_path / "kept") == []

@@ -39,7 +39,8 @@ def run(words: list[str | Path], where: Path) -> subprocess.CompletedProcess[str
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with the wheel; what it depends on is borrowed from the tests' own."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist", ROOT]
+    # by way of the source distribution, so that nothing comes along of an older build/
+    build = [sys.executable, "-m", "build", "--outdir", folder / "dist", ROOT]
     made = run(build, folder)
     assert made.returncode == 0, made.stderr[-2000:]
     empty = [sys.executable, "-m", "venv", "--without-pip", folder / "env"]
