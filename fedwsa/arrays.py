@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from io import BytesIO
@@ -67,6 +68,26 @@ def values(array: Array) -> NDArray[Any]:
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
     flat = np.frombuffer(array.data, dtype, offset=buffer.tell())
     return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def check(array: Array) -> None:
+    """Refuse bytes that are no array, before anything is allocated for what they claim to be.
+
+    Raises
+    ------
+    ValueError
+        Says what is wrong.
+    """
+    if isinstance(array, MemoryArray):
+        return
+    if array.stype != _NUMPY or not isinstance(array.data, bytes):
+        raise ValueError("not encoded as a NumPy array")
+    buffer = BytesIO(array.data)
+    if np.lib.format.read_magic(buffer) != (1, 0):
+        raise ValueError("of another version of NumPy's format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(buffer)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(array.data) - buffer.tell():
+        raise ValueError("not as long as its shape says")
 
 
 def record_of(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:

@@ -72,6 +72,7 @@ SCOPE_STRENGTH, SCOPE_REDUCTION, SCOPE_FLOOR = "wsa-strength", "wsa-reduction", 
 SCOPE_NORMALISE, SCOPE_PARTIAL = "wsa-normalise", "wsa-partial"
 SCOPE_MEAN, SCOPE_SPREAD, SCOPE_KL = "wsa-mean", "wsa-spread", "wsa-kl"
 SCOPE_PRESENT = "wsa-present"
+SCOPE_REPORTED = "wsa-reported"
 
 
 def travelling_state(model: nn.Module) -> dict[str, Tensor]:
@@ -143,51 +144,6 @@ def unusable(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str
 def _finite(tensor: Tensor) -> bool:
     # Twenty times faster than isfinite().all(); both ends are NaN if anything is.
     return not tensor.numel() or all(math.isfinite(end) for end in tensor.aminmax())
-
-
-def unusable_reply(
-    content: RecordDict,
-    numbers: Iterable[str],
-    weight: str = NUM_EXAMPLES,
-    model: Mapping[str, Tensor] | None = None,
-) -> str | None:
-    """Why a reply cannot be averaged; None if it can.
-
-    Parameters
-    ----------
-    content
-        Of the reply.
-    numbers
-        Keys that its metrics must have as plain numbers.
-    weight
-        The key by which it is weighted: also a number, and positive where a model is averaged.
-    model
-        What its arrays must look like; None: it needs none, and its metrics may be NaN.
-    """
-    metrics = only_metrics(content)
-    if metrics is None:
-        return "the reply must hold exactly one MetricRecord"
-    for key in [weight, *numbers]:
-        if not isinstance(metrics.get(key), int | float):
-            return f"the metrics have no number {key}"
-    if model is None:
-        return None
-    for key, value in metrics.items():
-        if not np.isfinite(value).all():
-            return f"metric {key} is NaN or infinite"
-    if number(metrics, weight) <= 0:
-        return f"{weight} must be positive"
-    arrays = model_arrays(content)
-    if arrays is None:
-        return "the reply must hold one ArrayRecord, or one named arrays"
-    if problem := unusable(to_tensors(arrays), model):
-        return f"wrong arrays: {problem}"
-    for name, record in content.array_records.items():
-        if record is not arrays and not all(
-            _finite(tensor) for tensor in to_tensors(record).values()
-        ):
-            return f"{name} has values that are NaN or infinite"
-    return None
 
 
 def number(metrics: MetricRecord, key: str) -> float:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedwsa import messages
-from fedwsa.simulation.averaging import PartialAverage, Weighting
+from fedwsa.simulation.averaging import PartialAverage
+from fedwsa.strategies.replies import Rules
 from tests.test_fedwsa import Nodes
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 
-WEIGHTING = Weighting("num-examples", ("loss",))
+RULES = Rules("num-examples", ("loss",))
 
 
 def content(values: list[float], examples: int, loss: float, dtype: str = "float32") -> RecordDict:
@@ -26,10 +25,6 @@ def content(values: list[float], examples: int, loss: float, dtype: str = "float
     }
     metrics = {"num-examples": examples, "loss": loss, "list": [loss, -loss]}
     return RecordDict({"arrays": ArrayRecord(arrays), "metrics": MetricRecord(metrics)})
-
-
-def model(given: RecordDict) -> dict[str, torch.Tensor]:
-    return messages.to_tensors(given["arrays"])
 
 
 def reply(given: RecordDict) -> Message:
@@ -58,9 +53,9 @@ def test_flower_averages_the_parts_to_the_average_of_all(clients, cut) -> None:
     contents = [content(*c) for c in clients]
     parts = []
     for group in (contents[:cut], contents[cut:]):
-        part = PartialAverage(WEIGHTING)
+        part = PartialAverage(RULES)
         for one in group:
-            assert part.add(one, model(contents[0])) is None
+            assert part.add(one, contents[0]) is None
         if (whole := part.content()) is not None:
             parts.append(whole)
     expected, metrics = FedAvg().aggregate_train(1, [reply(c) for c in contents])
@@ -72,9 +67,9 @@ def test_flower_averages_the_parts_to_the_average_of_all(clients, cut) -> None:
 
 
 def test_the_mean_is_weighted_and_the_weight_is_summed() -> None:
-    part = PartialAverage(WEIGHTING)
-    part.add(content([1.0, 0.0], 1, 4.0), model(content([0, 0], 1, 0)))
-    part.add(content([5.0, 8.0], 3, 0.0), model(content([0, 0], 1, 0)))
+    part = PartialAverage(RULES)
+    part.add(content([1.0, 0.0], 1, 4.0), content([0, 0], 1, 0))
+    part.add(content([5.0, 8.0], 3, 0.0), content([0, 0], 1, 0))
     whole = part.content()
     np.testing.assert_array_equal(whole["arrays"]["w"].numpy(), [4.0, 6.0])
     assert whole["arrays"]["w"].dtype == "float32"
@@ -84,8 +79,8 @@ def test_the_mean_is_weighted_and_the_weight_is_summed() -> None:
 
 def test_half_precision_is_added_up_in_single() -> None:
     # 2048 + 1 is 2048 in float16: adding in it would lose every second client.
-    part = PartialAverage(WEIGHTING)
-    reference = model(content([0, 0], 1, 0, "float16"))
+    part = PartialAverage(RULES)
+    reference = content([0, 0], 1, 0, "float16")
     for _ in range(4096):
         part.add(content([1.0, 1.0], 1, 0.0, "float16"), reference)
     whole = part.content()["arrays"]["w"]
@@ -94,8 +89,8 @@ def test_half_precision_is_added_up_in_single() -> None:
 
 
 def test_what_does_not_go_with_the_others_is_left_out() -> None:
-    part = PartialAverage(WEIGHTING)
-    reference = model(content([0, 0], 1, 0))
+    part = PartialAverage(RULES)
+    reference = content([0, 0], 1, 0)
     assert part.add(content([1.0, 1.0], 1, 1.0), reference) is None
     shorter = content([9.0, 9.0], 1, 1.0)
     shorter["metrics"]["list"] = [1.0]
@@ -104,4 +99,4 @@ def test_what_does_not_go_with_the_others_is_left_out() -> None:
     double["more"] = double["arrays"]
     assert "exactly one ArrayRecord" in part.add(double, reference)
     assert part.content()["arrays"]["w"].numpy().tolist() == [1.0, 1.0]
-    assert PartialAverage(WEIGHTING).content() is None
+    assert PartialAverage(RULES).content() is None

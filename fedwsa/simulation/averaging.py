@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from flwr.app import MetricRecord, RecordDict
 from torch import Tensor
 
 from fedwsa import messages
-
-
-@dataclass(frozen=True)
-class Weighting:
-    """How to average; see :class:`fedwsa.strategies.averaging.Averaged`."""
-
-    weight: str
-    numbers: tuple[str, ...]
+from fedwsa.strategies.replies import Rules, unusable_reply
 
 
 class PartialAverage:
@@ -27,8 +18,8 @@ class PartialAverage:
     summed, so that averaging partial averages by it gives the average of all.
     """
 
-    def __init__(self, weighting: Weighting) -> None:
-        self._by = weighting
+    def __init__(self, rules: Rules) -> None:
+        self._by = rules
         self._sums: dict[str, Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._metrics: dict[str, np.ndarray] = {}
@@ -36,13 +27,10 @@ class PartialAverage:
         self._total: float = 0
         self._names: tuple[str, str] | None = None
 
-    def add(self, content: RecordDict, model: dict[str, Tensor]) -> str | None:
-        """Add a reply; or say why it cannot be averaged, and leave it out.
-
-        ``model`` is what its arrays must look like.
-        """
+    def add(self, content: RecordDict, sent: RecordDict) -> str | None:
+        """Add a reply to what was sent; or say why it cannot be averaged, and leave it out."""
         by = self._by
-        if problem := messages.unusable_reply(content, by.numbers, by.weight, model):
+        if problem := unusable_reply(content, sent, by):
             return problem
         if len(content.array_records) != 1:
             return "the reply must hold exactly one ArrayRecord"

@@ -13,7 +13,6 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from ray import ObjectRef
 
-from fedwsa.simulation.averaging import Weighting
 from fedwsa.simulation.pool import Finished, Pool
 from fedwsa.simulation.schedule import plan
 from fedwsa.simulation.transport import (
@@ -27,6 +26,7 @@ from fedwsa.simulation.transport import (
 )
 from fedwsa.simulation.worker import Job, Order
 from fedwsa.strategies.averaging import Averaged, AveragedReplies
+from fedwsa.strategies.replies import Rules
 
 WORKER_DIED = 8
 """Error code of Flower's runtimes for a ClientApp that crashed."""
@@ -150,14 +150,14 @@ class RayGrid(Grid):
         if timeout is not None:
             self._pool.await_ready()
         end = None if timeout is None else time.monotonic() + timeout
-        weighting = _weighting(messages)
+        rules = _rules(messages)
         instructions = list(messages)
         ids = self._register(instructions)
-        exchange = self._pool.submit(self._jobs(instructions, weighting), end)
+        exchange = self._pool.submit(self._jobs(instructions, rules), end)
         self._wait(exchange, set(ids), end)
         rows = [self._replies.pop(i) for i in ids if i in self._replies]
         self._sent.difference_update(ids)
-        if weighting is None:
+        if rules is None:
             return rows
         failed = [row for row in rows if row.has_error()]
         return AveragedReplies(self._averages(exchange) + failed, rows)
@@ -174,7 +174,7 @@ class RayGrid(Grid):
         self._sent.update(ids)
         return ids
 
-    def _jobs(self, instructions: Sequence[Message], weighting: Weighting | None) -> list[Job]:
+    def _jobs(self, instructions: Sequence[Message], rules: Rules | None) -> list[Job]:
         """The messages as jobs; records that several of them share are stored once."""
         contents: dict[int, int] = {}
         packed: list[dict[str, PackedRecord | ObjectRef[PackedRecord]]] = []
@@ -196,10 +196,10 @@ class RayGrid(Grid):
             )
         work = [self._work[order.partition] for order in orders]
         # Models of different sizes have no average.
-        apart = weighting is not None and len(packed) > 1
+        apart = rules is not None and len(packed) > 1
         kinds = [order.content for order in orders] if apart else None
         return [
-            _job([orders[i] for i in chosen], packed, weighting, self._cohort)
+            _job([orders[i] for i in chosen], packed, rules, self._cohort)
             for chosen in plan(work, self._pool.size, kinds)
         ]
 
@@ -247,13 +247,13 @@ class RayGrid(Grid):
         return [Message(unpack(content), reply_to=message) for message, content in found]
 
 
-def _weighting(messages: Iterable[Message]) -> Weighting | None:
+def _rules(messages: Iterable[Message]) -> Rules | None:
     """How to average; None if it was not asked for, or the messages do not send one model each."""
     if not isinstance(messages, Averaged) or not messages:
         return None
     if any(len(message.content.array_records) != 1 for message in messages):
         return None
-    return Weighting(messages.weight, messages.numbers)
+    return messages.rules
 
 
 def _stored(
@@ -269,11 +269,11 @@ def _stored(
 def _job(
     orders: list[Order],
     contents: list[dict[str, PackedRecord | ObjectRef[PackedRecord]]],
-    weighting: Weighting | None,
+    rules: Rules | None,
     cohort: int,
 ) -> Job:
     """A job with only the contents that its orders need."""
     needed = sorted({order.content for order in orders})
     place = {content: i for i, content in enumerate(needed)}
     moved = [Order(o.message, o.partition, place[o.content], o.state) for o in orders]
-    return Job(moved, [contents[i] for i in needed], weighting, None, cohort)
+    return Job(moved, [contents[i] for i in needed], rules, None, cohort)

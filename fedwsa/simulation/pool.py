@@ -242,7 +242,7 @@ class Pool:
 
     def _finish(self, running: _Running, answers: Sequence[Finished]) -> Iterator[Finished]:
         """Hand answers on; those of a job that is averaged wait for the average."""
-        if running.job.weighting is not None:
+        if running.job.rules is not None:
             running.held.extend(answers)
             return
         running.answered.update(a.message.metadata.message_id for a in answers)

@@ -17,7 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from ray import ObjectRef
 
 from fedwsa import messages
-from fedwsa.simulation.averaging import PartialAverage, Weighting
+from fedwsa.simulation.averaging import PartialAverage
 from fedwsa.simulation.cohort import CohortApp
 from fedwsa.simulation.transport import (
     Packed,
@@ -30,6 +30,7 @@ from fedwsa.simulation.transport import (
     shell,
     unpack,
 )
+from fedwsa.strategies.replies import Rules
 
 CLIENT_APP_RAISED = 2
 """Error code of Flower's runtimes for a ClientApp that raised."""
@@ -73,8 +74,8 @@ class Job:
         In the order in which they are answered.
     contents : list of dict
         The distinct contents; arrays are references into the object store.
-    weighting : Weighting or None
-        Answer with one weighted average.
+    rules : Rules or None
+        Answer with one weighted average, of the replies that keep to them.
     seconds : float or None
         How long it may take.
     cohort : int
@@ -83,7 +84,7 @@ class Job:
 
     orders: list[Order]
     contents: list[dict[str, PackedRecord | ObjectRef[PackedRecord]]]
-    weighting: Weighting | None = None
+    rules: Rules | None = None
     seconds: float | None = None
     cohort: int = 1
 
@@ -142,7 +143,7 @@ class Worker:
         """Answer a job bit by bit; see :class:`Answers`."""
         end = None if job.seconds is None else time.monotonic() + job.seconds
         contents = [_fetch(content) for content in job.contents]
-        average = PartialAverage(job.weighting) if job.weighting else None
+        average = PartialAverage(job.rules) if job.rules else None
         part, states, size, flushed = Answers(), [], 0, time.monotonic()
         for group in self._groups(job):
             try:
@@ -269,9 +270,7 @@ def _changed(before: dict[str, Record], context: Context) -> PackedContent | Non
 
 def _add(average: PartialAverage, reply: Message, order: Order, content: RecordDict) -> Message:
     """Add a reply to the average; return what is left of it, or an error."""
-    sent = messages.model_arrays(content)
-    assert sent is not None  # else the job would not be averaged
-    if problem := average.add(reply.content, messages.to_tensors(sent)):
+    if problem := average.add(reply.content, content):
         return Message(Error(messages.UNUSABLE_REPLY, problem), reply_to=order.message)
     bare = shell(reply)
     bare.content = RecordDict(dict(reply.content.metric_records))

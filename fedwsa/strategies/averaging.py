@@ -21,6 +21,8 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
+from fedwsa.strategies.replies import MOST_EXAMPLES, Rules
+
 
 class Sampling(TypedDict, total=False):
     """How Flower's FedAvg samples, by its own names; what is left out is as there."""
@@ -72,25 +74,27 @@ class Averaged(list[Message]):
     ----------
     instructions
         The messages.
-    weight
-        The metric by which the replies are weighted.
-    numbers
-        Metrics that each reply must have; one without counts as failed.
+    rules
+        What each reply must have, the metric by which it is weighted among it; one without
+        counts as failed.
     """
 
-    def __init__(
-        self, instructions: Iterable[Message], weight: str, numbers: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, instructions: Iterable[Message], rules: Rules) -> None:
         super().__init__(instructions)
-        self.weight, self.numbers = weight, tuple(numbers)
+        self.rules = rules
 
 
 def averaged(
-    strategy: Strategy, instructions: Iterable[Message], numbers: Sequence[str] = ()
+    strategy: Strategy,
+    instructions: Iterable[Message],
+    numbers: Sequence[str] = (),
+    most_examples: float = MOST_EXAMPLES,
 ) -> list[Message]:
     """The messages, marked as :class:`Averaged` if the strategy allows it."""
     weight = averages_by(strategy)
-    return list(instructions) if weight is None else Averaged(instructions, weight, numbers)
+    if weight is None:
+        return list(instructions)
+    return Averaged(instructions, Rules(weight, tuple(numbers), most_examples))
 
 
 class AveragedReplies(list[Message]):

@@ -1,0 +1,468 @@
+"""A guard around any Flower strategy: broken, lying and missing clients do no harm."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    Strategy,
+)
+
+from fedwsa import messages
+from fedwsa.scope import choose
+from fedwsa.strategies.averaging import AveragedReplies, averaged, averages_by
+from fedwsa.strategies.replies import (
+    MOST_EXAMPLES,
+    Rules,
+    unusable_reply,
+    unusable_scores,
+    update_size,
+)
+from fedwsa.strategies.wrapping import chain
+
+logger = logging.getLogger("fedwsa")
+
+Below = Literal["stop", "skip"]
+Kind = Literal["failed", "missing", "rejected"]
+Exchange = Callable[[Sequence[Message]], Iterable[Message]]
+
+_MEDIAN_OF = 3
+"""So many updates at least have a median to compare with."""
+
+
+class TooFewResults(RuntimeError):
+    """A round has fewer usable answers than it needs; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Incident:
+    """Why a client's answer is not in the average.
+
+    Attributes
+    ----------
+    node : int
+        Of the client.
+    kind : {"failed", "missing", "rejected"}
+        It said that it failed; it gave no answer; it gave one that the guard refused.
+    reason : str
+        In its words, or in ours.
+    """
+
+    node: int
+    kind: Kind
+    reason: str
+
+
+@dataclass
+class Gathered:
+    """The answers of a cohort, judged.
+
+    Attributes
+    ----------
+    replies : list of Message
+        For the strategy: those that were refused are error replies, which strategies leave out.
+    accepted : dict of int to MetricRecord
+        The metrics of each usable answer, by node.
+    incidents : list of Incident
+        What is not usable, of all exchanges.
+    repeats : int
+        How often clients were asked again.
+    """
+
+    replies: list[Message]
+    accepted: dict[int, MetricRecord] = field(default_factory=dict)
+    incidents: list[Incident] = field(default_factory=list)
+    repeats: int = 0
+
+    def lost(self) -> dict[int, Incident]:
+        """The last incident of each node that was not made good later."""
+        return {i.node: i for i in self.incidents if i.node not in self.accepted}
+
+    def reason(self) -> str:
+        """The most common reason, without its traceback."""
+        reasons = Counter(short(i.reason) for i in self.lost().values())
+        return reasons.most_common(1)[0][0] if reasons else "none was asked"
+
+
+class Guard(Strategy):
+    """Judge what clients answer, before a strategy averages it; go on with those that are usable.
+
+    Refused, whatever the strategy: NaN and infinite values, other names, shapes or dtypes than
+    were sent, a number of examples that is not positive or absurd, metrics or records that most
+    of the cohort does not have, scopes that are impossible or not those of the arrays they came
+    with, a second answer of one node, an answer of a node that was not asked. Flower's own
+    strategies average the first, and end the run on the others.
+
+    Stands outermost: ``Guard(FedWSA(SomeDPWrapper(FedAvg())))``. There it sees what was sent, with
+    FedWSA's target, and what came back, as it came. It cannot stand inside Flower's privacy
+    wrappers, whose accountant wants FedAvg itself within; and in a round without enough answers
+    nothing inside moves: neither the target, nor a moment, nor the privacy budget.
+
+    It remembers nothing from round to round.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        Any Flower strategy of the Message API.
+    max_examples : float
+        More examples than that are absurd. A client with so many would be the average alone.
+    max_norm_ratio : float, optional
+        An update whose norm is more than so many times the median of the cohort's is refused. It
+        needs the single updates, so nothing is averaged at the workers then. With clients of
+        several sizes, norms are root mean squares over the entries. Not with privacy wrappers:
+        they clip every update, and who is left out would depend on the data.
+    min_results : float
+        The quorum: so many usable answers a round needs; below 1 a share of the cohort.
+    repeats : int
+        Below the quorum, those who gave no usable answer are asked again, so often at most.
+    below : {"stop", "skip"}
+        Then the run ends with :class:`TooFewResults`, or the model stays for this round.
+    timeout : float, optional
+        Seconds that they have when they are asked again. ``Strategy.start`` has its own for the
+        first time, an hour by default.
+    numbers : sequence of str
+        Metrics that each answer to a training must have as numbers.
+    scores : sequence of str
+        Likewise of an evaluation.
+
+    Examples
+    --------
+    >>> from flwr.serverapp.strategy import FedAvg
+    >>> strategy = Guard(FedAvg(fraction_train=0.1), min_results=0.5, below="skip")
+    """
+
+    transient = ("_grid", "_asked", "gathered")  # no memory: of a round alone
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        *,
+        max_examples: float = MOST_EXAMPLES,
+        max_norm_ratio: float | None = None,
+        min_results: float = 1,
+        repeats: int = 0,
+        below: Below = "stop",
+        timeout: float | None = 3600.0,
+        numbers: Sequence[str] = (),
+        scores: Sequence[str] = (),
+    ) -> None:
+        if not max_examples > 0:
+            raise ValueError(f"max_examples must be above 0; got {max_examples}")
+        if max_norm_ratio is not None and not max_norm_ratio > 1:
+            raise ValueError(f"max_norm_ratio must be above 1; got {max_norm_ratio}")
+        if not min_results > 0 or (min_results > 1 and min_results != int(min_results)):
+            raise ValueError(
+                f"min_results must be a number of clients, or a share below 1; got {min_results}"
+            )
+        if repeats < 0:
+            raise ValueError(f"repeats must not be negative; got {repeats}")
+        self.strategy = strategy
+        self.max_examples, self.max_norm_ratio = max_examples, max_norm_ratio
+        self.min_results, self.repeats = min_results, repeats
+        self.below = choose(Below, below, "below")
+        self.timeout, self.numbers, self.scores = timeout, tuple(numbers), tuple(scores)
+        if max_norm_ratio is not None and any(hasattr(p, "clipping_norm") for p in chain(strategy)):
+            raise ValueError(
+                "max_norm_ratio does not go with privacy wrappers, which clip every update"
+            )
+        # Flower's server-side clipping divides by the norm of the update.
+        self._moves = any(
+            isinstance(
+                part,
+                DifferentialPrivacyServerSideAdaptiveClipping
+                | DifferentialPrivacyServerSideFixedClipping,
+            )
+            for part in chain(strategy)
+        )
+        self._grid: Grid | None = None
+        self._asked: dict[str, list[Message]] = {}
+        self.gathered: Gathered | None = None
+
+    @property
+    def averages_by(self) -> str | None:
+        """As the wrapped strategy, unless the single updates must be seen."""
+        return None if self.max_norm_ratio is not None else averages_by(self.strategy)
+
+    def summary(self) -> None:
+        """Log the settings, then those of the wrapped strategy."""
+        logger.info(
+            "\t├──> Guard: at least %g results, %d repeats, then %s; norms %s",
+            self.min_results,
+            self.repeats,
+            self.below,
+            "free" if self.max_norm_ratio is None else f"to {self.max_norm_ratio:g} × median",
+        )
+        self.strategy.summary()
+
+    def quorum(self, cohort: int) -> int:
+        """How many usable answers a cohort must give."""
+        share = self.min_results < 1
+        return math.ceil(self.min_results * cohort - 1e-9) if share else int(self.min_results)
+
+    def marked(self, instructions: Iterable[Message]) -> list[Message]:
+        """Train messages, which a grid may answer with averages if the strategy allows it."""
+        return averaged(self, instructions, self.numbers, self.max_examples)
+
+    # --- Flower's hooks ----------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Leave it to the wrapped strategy, and keep what it sends, to judge the answers by."""
+        asked = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        self._grid, self._asked["train"] = grid, asked
+        return self.marked(asked)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Judge the replies, ask again below the quorum, and let the wrapped strategy aggregate.
+
+        Raises
+        ------
+        TooFewResults
+            Below the quorum, with ``below="stop"``.
+        """
+        grid, asked = self._grid, self._asked.get("train", [])
+
+        def again(instructions: Sequence[Message]) -> Iterable[Message]:
+            assert grid is not None
+            return grid.send_and_receive(instructions, timeout=self.timeout)
+
+        gathered = self.gathered = self.gather(asked, replies, again)
+        for incident in gathered.incidents:
+            logger.warning(
+                "round %d: node %d %s: %s",
+                server_round,
+                incident.node,
+                incident.kind,
+                short(incident.reason),
+            )
+        if problem := self.shortage(gathered, len(asked)):
+            if self.below == "stop":
+                raise TooFewResults(f"round {server_round}: {problem}")
+            logger.warning("round %d: %s; the model stays", server_round, problem)
+            self.skip(server_round)
+            return None, None
+        return self.strategy.aggregate_train(server_round, gathered.replies)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Leave it to the wrapped strategy."""
+        asked = list(self.strategy.configure_evaluate(server_round, arrays, config, grid))
+        self._asked["evaluate"] = asked
+        return asked
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Judge the replies, and aggregate those of clients that have samples to evaluate on."""
+        gathered = self.review(self._asked.get("evaluate", []), replies)
+        weight = self._rules("evaluate").weight
+        empty = {n for n, m in gathered.accepted.items() if not messages.number(m, weight) > 0}
+        kept = [r for r in gathered.replies if r.metadata.src_node_id not in empty]
+        return self.strategy.aggregate_evaluate(server_round, kept)
+
+    # --- judging -----------------------------------------------------------------------------
+
+    def gather(
+        self, asked: Sequence[Message], replies: Iterable[Message], again: Exchange
+    ) -> Gathered:
+        """Judge the answers to a training; below the quorum, get those that are missing again.
+
+        Parameters
+        ----------
+        asked
+            The messages of the cohort.
+        replies
+            What came.
+        again
+            Sends messages, and returns what comes.
+        """
+        found = self._judged(asked, replies)
+        found = self._compared(asked, found)
+        while len(found.accepted) < self.quorum(len(asked)) and found.repeats < self.repeats:
+            missing = [m for m in asked if m.metadata.dst_node_id not in found.accepted]
+            fresh = [_copy(message) for message in missing]
+            second = self._judged(fresh, again(self.marked(fresh)))
+            found = self._compared(asked, _together(found, second))
+        return found
+
+    def review(self, asked: Sequence[Message], replies: Iterable[Message]) -> Gathered:
+        """Judge the answers to an evaluation."""
+        return self._judged(asked, replies, "evaluate")
+
+    def shortage(self, gathered: Gathered, cohort: int) -> str | None:
+        """What a person is told where a cohort gave too few usable answers; None if enough."""
+        count, needed = len(gathered.accepted), self.quorum(cohort)
+        if count >= needed:
+            return None
+        if not count:
+            return f"all {cohort} clients failed in training: {gathered.reason()}"
+        return (
+            f"{count} of {cohort} clients gave a usable answer, {needed} are needed; "
+            f"of the others most: {gathered.reason()}"
+        )
+
+    def skip(self, server_round: int) -> None:
+        """Forget a round that was configured and brings no model."""
+        for part in chain(self.strategy):
+            # Flower's privacy wrappers hold the event of a release that does not happen.
+            getattr(part, "_pending_events", {}).pop(server_round, None)
+
+    def _rules(self, stage: str) -> Rules:
+        *_, inner = chain(self.strategy)
+        usual: str = getattr(inner, "weighted_by_key", messages.NUM_EXAMPLES)
+        if stage == "evaluate":
+            return Rules(usual, self.scores, self.max_examples)
+        return Rules(averages_by(self.strategy) or usual, self.numbers, self.max_examples)
+
+    def _judged(
+        self, asked: Sequence[Message], replies: Iterable[Message], stage: str = "train"
+    ) -> Gathered:
+        """Each answer by itself; those that were averaged at the workers were judged there."""
+        at_workers = isinstance(replies, AveragedReplies)
+        rows = replies.rows if isinstance(replies, AveragedReplies) else list(replies)
+        sent, rules = {m.metadata.dst_node_id: m for m in asked}, self._rules(stage)
+        found, kept, heard = Gathered([]), [], set()
+        for reply in rows:
+            node = reply.metadata.src_node_id
+            if node not in sent or node in heard:
+                why = "a second answer" if node in heard else "the node was not asked"
+                logger.warning("an answer of node %d is left out: %s", node, why)
+                continue
+            heard.add(node)
+            if reply.has_error():
+                judged = reply.error.code == messages.UNUSABLE_REPLY
+                reason = reply.error.reason or "no reason given"
+                found.incidents.append(Incident(node, "rejected" if judged else "failed", reason))
+            elif problem := None if at_workers else self._problem(reply, sent[node], rules, stage):
+                found.incidents.append(Incident(node, "rejected", problem))
+                reply = _refused(sent[node], problem)
+            else:
+                [found.accepted[node]] = messages.reply_metrics([reply])
+            kept.append(reply)
+        found.incidents += [
+            Incident(node, "missing", "no answer") for node in sent if node not in heard
+        ]
+        found.replies = AveragedReplies(replies, kept) if at_workers else kept
+        return found
+
+    def _problem(self, reply: Message, sent: Message, rules: Rules, stage: str) -> str | None:
+        if stage == "evaluate":
+            return unusable_scores(reply.content, rules)
+        problem = unusable_reply(reply.content, sent.content, rules)
+        if problem is None and self._moves and not update_size(reply.content, sent.content):
+            return "an update of zero cannot be clipped"
+        return problem
+
+    def _compared(self, asked: Sequence[Message], found: Gathered) -> Gathered:
+        """The answers among each other: what the metrics are, how far the updates go."""
+        sent = {m.metadata.dst_node_id: m for m in asked}
+        rows = found.replies.rows if isinstance(found.replies, AveragedReplies) else found.replies
+        kinds = {r.metadata.src_node_id: _kind(r) for r in rows if r.has_content()}
+        usual = Counter(kinds.values()).most_common(1)[0][0] if kinds else None
+        problems = {
+            node: "its records or metrics are not those of the other clients"
+            for node, kind in kinds.items()
+            if kind != usual
+        }
+        if self.max_norm_ratio is not None:
+            problems |= self._outliers([r for r in rows if kinds.get(_node(r)) == usual], sent)
+        if not problems:
+            return found
+        judged = [_refused(sent[_node(r)], problems[_node(r)]) if _node(r) in problems else r
+                  for r in rows]
+        if isinstance(found.replies, AveragedReplies):
+            # A worker averages answers of one kind alone.
+            parts = [r for r in found.replies if r.has_content() and _metrics(r) == usual[1]]
+            judged_replies: list[Message] = AveragedReplies(
+                parts + [r for r in judged if r.has_error()], judged
+            )
+        else:
+            judged_replies = judged
+        incidents = [Incident(node, "rejected", why) for node, why in problems.items()]
+        accepted = {n: m for n, m in found.accepted.items() if n not in problems}
+        return Gathered(judged_replies, accepted, found.incidents + incidents, found.repeats)
+
+    def _outliers(
+        self, replies: Sequence[Message], sent: Mapping[int, Message]
+    ) -> dict[int, str]:
+        assert self.max_norm_ratio is not None
+        sizes = {_node(r): update_size(r.content, sent[_node(r)].content) for r in replies}
+        median = float(np.median(list(sizes.values()))) if sizes else 0.0
+        if len(sizes) < _MEDIAN_OF or not median:
+            return {}
+        return {
+            node: f"its update is {size / median:.3g} times as long as the median"
+            for node, size in sizes.items()
+            if size > self.max_norm_ratio * median
+        }
+
+
+def short(reason: str) -> str:
+    """A reason on one line, without its traceback."""
+    return " ".join(reason.partition("Traceback (most recent call last)")[0].split())
+
+
+def _node(reply: Message) -> int:
+    return reply.metadata.src_node_id
+
+
+def _refused(sent: Message, problem: str) -> Message:
+    return Message(Error(messages.UNUSABLE_REPLY, problem), reply_to=sent)
+
+
+def _copy(message: Message) -> Message:
+    """The same once more: a message is sent once."""
+    return Message(
+        message.content,
+        message.metadata.dst_node_id,
+        message.metadata.message_type,
+        group_id=message.metadata.group_id,
+    )
+
+
+def _metrics(reply: Message) -> tuple[object, ...]:
+    """Name and keys of a reply's metrics, with the lengths of lists."""
+    return tuple(
+        (name, *sorted((k, len(v) if isinstance(v, list) else -1) for k, v in record.items()))
+        for name, record in reply.content.metric_records.items()
+    )
+
+
+def _kind(reply: Message) -> tuple[tuple[str, ...], tuple[object, ...]]:
+    """Names of the records, and the metrics: Flower's strategies want one kind from all."""
+    return tuple(sorted(reply.content.array_records)), _metrics(reply)
+
+
+def _together(first: Gathered, second: Gathered) -> Gathered:
+    """The answers of two exchanges, the second to those who gave none in the first."""
+    later = {_node(r): r for r in _rows(second.replies)}
+    rows = [later.pop(_node(r), r) for r in _rows(first.replies)] + list(later.values())
+    if isinstance(first.replies, AveragedReplies) or isinstance(second.replies, AveragedReplies):
+        parts = [r for found in (first, second) for r in found.replies if r.has_content()]
+        replies: list[Message] = AveragedReplies(parts + [r for r in rows if r.has_error()], rows)
+    else:
+        replies = rows
+    return Gathered(
+        replies,
+        {**first.accepted, **second.accepted},
+        first.incidents + second.incidents,
+        first.repeats + 1,
+    )
+
+
+def _rows(replies: list[Message]) -> list[Message]:
+    return replies.rows if isinstance(replies, AveragedReplies) else replies
