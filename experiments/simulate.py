@@ -211,11 +211,12 @@ def _show(result: dict[str, Any], folder: Path) -> None:
         "client_accuracy_mean": "accuracy, clients' hold-outs",
         "client_accuracy_worst10": "  of the worst tenth",
         "failed": "failed client rounds",
+        "rejected": "  of them refused by the guard",
         "dropped": "client rounds without an answer",
         "late": "client rounds past the deadline",
         "best_round": "best round by the validation split",
     }
-    optional = {"validation_accuracy", "dropped", "late"}
+    optional = {"validation_accuracy", "rejected", "dropped", "late"}
     for key, name in names.items():
         value = result.get(key)
         if value is None or (key in optional and not value):

@@ -33,6 +33,7 @@ from fedwsa.sections import (
     Clients,
     Dataset,
     Evaluation,
+    Guard,
     Init,
     Local,
     Pretraining,
@@ -64,6 +65,7 @@ class Config(Section):
     clients: Clients
     evaluation: Evaluation
     checkpoint: Checkpoint
+    guard: Guard
     dataset: Dataset
     subset: Subset
     partition: Component

@@ -12,6 +12,7 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -200,6 +201,23 @@ class Checkpoint(Section):
     """How often a run leaves a checkpoint, in rounds; null: never."""
 
     every: PositiveInt | None
+
+
+class Guard(Section):
+    """Which answers count; see :class:`fedwsa.strategies.guard.Guard`."""
+
+    max_examples: PositiveFloat
+    max_norm_ratio: Annotated[float, Field(gt=1)] | None
+    min_results: PositiveFloat
+    repeats: Annotated[int, Field(ge=0)]
+    below: Literal["stop", "skip"]
+
+    @field_validator("min_results")
+    @classmethod
+    def _count_or_share(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("must be a number of clients, or a share below 1")
+        return value
 
 
 class Runtime(Section):

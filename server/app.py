@@ -33,6 +33,7 @@ from fedwsa.strategies.sizes import sized
 from fedwsa.strategies.wave import FedWave
 from server.callbacks import Callback
 from server.callbacks.choosing import BestModel, EarlyStop
+from server.callbacks.events import Events
 from server.callbacks.progress import ProgressDisplay
 from server.callbacks.tables import (
     ClientScoreTable,
@@ -52,7 +53,7 @@ from server.nodes import PartitionGrid
 from server.result import tally_of, write_result
 from server.rounds import RoundLoop, RoundRecord
 from server.sizes import SizedModels
-from server.strategy import build_strategy
+from server.strategy import build_guard, build_strategy
 from server.systems import Systems
 
 logger = logging.getLogger("fedwsa")
@@ -124,6 +125,7 @@ class Federation:
         open_skew(config.skew, self.data.whole.train.inputs)
         self.sizes = SizedModels.of(config, self.data.whole.shape, self.data.whole.classes)
         self.strategy = build_strategy(config, self.sizes)
+        self.guard = build_guard(config, self.strategy)
         values = config.model_dump(by_alias=True, mode="json")
         self.checkpoints = Checkpoints(folder, self.strategy, described(values))
         self.begun = self.checkpoints.newest() if resumed else None
@@ -237,10 +239,12 @@ class Federation:
                 / ("learngene.safetensors" if single else f"learngene-{size}.safetensors")
             )
         callbacks, display = self._callbacks()
+        callbacks.append(events := Events(self.folder, self._over))
         if hasattr(grid, "on_progress"):  # our engine tells
             grid.on_progress = display.on_progress
         try:
             loop = self._loop(grid)
+            loop.on_event = events.on_event
             for tracker in self.trackers:
                 tracker.on_start(config, self.folder)
             start = time.perf_counter()
@@ -308,9 +312,7 @@ class Federation:
         systems = self.systems if getattr(self.strategy, "on_devices", True) else None
         validate = self._validate if self.validates else None
         is_over = self._early_stop.is_over if self._early_stop else None
-        return RoundLoop(
-            self.strategy, fleet, arrays, config, self._score, systems, validate, is_over
-        )
+        return RoundLoop(self.guard, fleet, arrays, config, self._score, systems, validate, is_over)
 
     def _checkpoint(
         self, number: int, loop: RoundLoop, grid: Grid, tally: dict[str, float], seconds: float

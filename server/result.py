@@ -11,7 +11,7 @@ from fedwsa.config import Config
 from server.callbacks.choosing import BestModel
 from server.rounds import RoundRecord
 
-_COUNTED = ("failed", "dropped", "late")  # client rounds
+_COUNTED = ("failed", "rejected", "dropped", "late")  # client rounds
 _COSTS = ("bytes_down", "bytes_up", "simulated_seconds")
 
 

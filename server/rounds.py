@@ -1,24 +1,22 @@
-"""The round loop: a strategy's four hooks, with bad replies left out and everything counted."""
+"""The round loop: a strategy's four hooks behind its guard, and everything counted."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord
-from flwr.serverapp.strategy import Strategy
-from torch import Tensor
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fedwsa import messages, seeding
 from fedwsa.config import Config
 from fedwsa.evaluation import Score, jain_index
-from fedwsa.strategies.averaging import AveragedReplies, averaged
+from fedwsa.strategies.averaging import AveragedReplies
 from fedwsa.strategies.fedwsa import FedWSA, ScopeReport
+from fedwsa.strategies.guard import Gathered, Guard, Incident, short
 from server.nodes import PartitionGrid
 from server.systems import Costs, Systems
 
@@ -66,6 +64,8 @@ class RoundRecord:
         :class:`server.systems.Plan`.
     failed : list of int
         Those that should have answered, but whose answer is not in the average.
+    rejected : list of int
+        Those of them that gave an answer which the guard refused.
     failed_evaluation : list of int
         Clients that failed to evaluate.
     train_loss : float or None
@@ -102,6 +102,7 @@ class RoundRecord:
     dropped: list[int] = field(default_factory=list)
     late: list[int] = field(default_factory=list)
     failed: list[int] = field(default_factory=list)
+    rejected: list[int] = field(default_factory=list)
     failed_evaluation: list[int] = field(default_factory=list)
     train_loss: float | None = None
     score: Score | None = None
@@ -123,8 +124,8 @@ class RoundLoop:
 
     Parameters
     ----------
-    strategy
-        Any Flower strategy.
+    guard
+        Around any Flower strategy.
     grid
         The fleet.
     arrays
@@ -140,11 +141,13 @@ class RoundLoop:
         Scores them on the validation split.
     is_over
         Says after a round was scored whether it is the last.
+    on_event
+        Told at once of everything that goes wrong, as ``events.jsonl`` has it.
     """
 
     def __init__(
         self,
-        strategy: Strategy,
+        guard: Guard,
         grid: PartitionGrid,
         arrays: ArrayRecord,
         config: Config,
@@ -152,8 +155,9 @@ class RoundLoop:
         systems: Systems | None = None,
         validate: Callable[[ArrayRecord, int], Score] | None = None,
         is_over: Callable[[RoundRecord], bool] | None = None,
+        on_event: Callable[[Mapping[str, object]], None] = lambda event: None,
     ) -> None:
-        self.strategy = strategy
+        self.guard, self.strategy = guard, guard.strategy
         self.grid = grid
         self.arrays = arrays
         self.config = config
@@ -161,8 +165,8 @@ class RoundLoop:
         self.systems = systems
         self.validate = validate
         self.is_over = is_over
+        self.on_event = on_event
         self._reference = messages.to_tensors(arrays)
-        self._reasons: list[str] = []  # why clients failed, in the last exchange
 
     def run(self, number: int) -> RoundRecord:
         """Run one round; :attr:`arrays` is the new global model afterwards.
@@ -170,8 +174,8 @@ class RoundLoop:
         Raises
         ------
         RunError
-            If no client that should have given a usable answer did, or the aggregate is not
-            finite.
+            If fewer clients gave a usable answer than the guard needs, and it is to stop then; or
+            the aggregate is not finite.
         """
         record = RoundRecord(number)
         self._train(record)
@@ -196,24 +200,51 @@ class RoundLoop:
         plan = systems.plan(number, instructions, client_of) if systems else None
         if plan is not None:
             instructions, record.dropped, record.late = plan.sent, plan.dropped, plan.late
-        marked = averaged(self.strategy, instructions, [messages.TRAIN_LOSS])
-        replies = self._exchange(marked, number) if marked else []
-        usable, record.failed = self._filter(replies, instructions, "train", number)
-        record.answers = usable
+        gathered = self._gather(record, instructions)
         if systems and plan is not None:
-            record.costs = systems.costs(plan, replies, usable, client_of)
+            record.costs = systems.costs(plan, gathered.replies, record.answers, client_of)
         record.seconds["train"] = time.perf_counter() - start
         start = time.perf_counter()
-        if not usable and (instructions or not record.cohort):
-            [(reason, _)] = Counter(self._reasons).most_common(1) or [("none was asked", 0)]
-            raise RunError(
-                f"round {number}: all {len(instructions)} clients failed in training: {reason}"
-            )
-        if usable:
-            self._aggregate(record, replies)
-        else:
-            logger.warning("round %d: no client of the cohort answers, the model stays", number)
+        if self._enough(record, gathered):
+            self._aggregate(record, gathered.replies)
         record.seconds["aggregate"] = time.perf_counter() - start
+
+    def _gather(self, record: RoundRecord, instructions: Sequence[Message]) -> Gathered:
+        """The answers that count, by the guard; what does not is noted."""
+        number = record.round
+        marked = self.guard.marked(instructions)
+        gathered = self.guard.gather(
+            instructions,
+            self._exchange(marked, number) if marked else [],
+            lambda messages: self._exchange(messages, number),
+            len(record.cohort),
+        )
+        record.answers = self._by_client(gathered.accepted)
+        lost = {self.grid.client(node): i for node, i in gathered.lost().items()}
+        record.failed = sorted(lost)
+        record.rejected = sorted(k for k, i in lost.items() if i.kind == "rejected")
+        self._note(number, "train", gathered.incidents)
+        if gathered.repeats:
+            asked = "once" if gathered.repeats == 1 else f"{gathered.repeats} times"
+            self._tell(
+                number, "repeated", f"those without a usable answer were asked again {asked}"
+            )
+        return gathered
+
+    def _enough(self, record: RoundRecord, gathered: Gathered) -> bool:
+        """Whether there is something to aggregate; the model stays if not, or the run ends."""
+        number, cohort = record.round, len(record.cohort)
+        problem = self.guard.shortage(gathered, cohort)
+        if problem is None:
+            return True
+        if not gathered.asked and cohort and self.guard.quorum(cohort) == 1:
+            problem = "no client of the cohort answers"  # of simulated devices, all were away
+        elif self.guard.below == "stop":
+            self._tell(number, "stopped", problem)
+            raise RunError(f"round {number}: {problem}")
+        self._tell(number, "skipped", f"{problem}, the model stays")
+        self.guard.skip(number)
+        return False
 
     def _configure(self, number: int) -> list[Message]:
         """What the strategy asks of the clients that are there."""
@@ -223,7 +254,7 @@ class RoundLoop:
             self._hook("configure_train", number),
         ):
             config = self._round_config(number)
-            return list(self.strategy.configure_train(number, self.arrays, config, self.grid))
+            return list(self.guard.configure_train(number, self.arrays, config, self.grid))
 
     def _aggregate(self, record: RoundRecord, replies: list[Message]) -> None:
         number, usable = record.round, record.answers
@@ -266,8 +297,11 @@ class RoundLoop:
                 )
             )
         replies = self._exchange(instructions, number)
-        usable, record.failed_evaluation = self._filter(replies, instructions, "evaluate", number)
-        record.evaluations = usable
+        gathered = self.guard.review(instructions, replies)
+        record.evaluations = self._by_client(gathered.accepted)
+        record.failed_evaluation = sorted(self.grid.client(node) for node in gathered.lost())
+        self._note(number, "evaluate", gathered.incidents)
+        replies = gathered.replies
         held_out = [r for r in replies if r.has_content() and _examples(r) > 0]
         if not held_out:
             return
@@ -287,62 +321,31 @@ class RoundLoop:
         replies = self.grid.send_and_receive(instructions, timeout=self.config.clients.timeout)
         return replies if isinstance(replies, AveragedReplies) else list(replies)
 
-    def _filter(
-        self,
-        replies: list[Message],
-        instructions: Sequence[Message],
-        stage: str,
-        number: int,
-    ) -> tuple[dict[int, MetricRecord], list[int]]:
-        """Turn replies that cannot be averaged into errors, in place; name all that failed.
+    def _by_client(self, found: Mapping[int, MetricRecord]) -> dict[int, MetricRecord]:
+        return {self.grid.client(node): metrics for node, metrics in found.items()}
 
-        Flower's strategies average NaN silently, and a wrong shape ends their run; an error
-        reply they leave out. What a client answers must look like what it was sent, which may
-        differ from client to client. Replies that were averaged where the clients are were
-        checked there.
+    def _note(self, number: int, stage: str, incidents: Sequence[Incident]) -> None:
+        """Log what clients did wrong, and tell it to whoever keeps events."""
+        known = sorted((self.grid.client(i.node), n) for n, i in enumerate(incidents))
+        for client, n in known:
+            incident = incidents[n]
+            line = short(incident.reason)
+            if incident.kind == "missing" and (timeout := self.config.clients.timeout) is not None:
+                line = f"{line} in {timeout:g} s"
+            kind = incident.kind
+            logger.warning("round %d, %s: client %d %s: %s", number, stage, client, kind, line)
+            if line != incident.reason:
+                logger.debug("client %d: %s", client, incident.reason)  # for run.log
+            self._event(number, stage, client, kind, line)
 
-        Returns
-        -------
-        dict of int to MetricRecord, list of int
-            The metrics of the clients with usable replies, and the clients that failed.
-        """
-        rows = replies.rows if isinstance(replies, AveragedReplies) else replies
-        checks = stage == "train" and rows is replies
-        scores = [messages.TRAIN_LOSS] if stage == "train" else [messages.LOSS, messages.ACCURACY]
-        sent = {m.metadata.dst_node_id: m for m in instructions}
-        reasons: dict[int, str] = {}
-        usable = {}
-        for i, reply in enumerate(rows):
-            node = reply.metadata.src_node_id
-            client, model = self.grid.client(node), self._sent(sent[node]) if checks else None
-            if reply.has_error():
-                reasons[client] = reply.error.reason or "no reason given"
-            elif problem := messages.unusable_reply(reply.content, scores, model=model):
-                reasons[client] = problem
-                rows[i] = Message(Error(messages.UNUSABLE_REPLY, problem), reply_to=sent[node])
-            else:
-                [usable[client]] = messages.reply_metrics([reply])
-        answered = {reply.metadata.src_node_id for reply in rows}
-        for message in instructions:
-            node = message.metadata.dst_node_id
-            if node not in answered:
-                timeout = self.config.clients.timeout
-                late = "" if timeout is None else f" in {timeout:g} s"
-                reasons[self.grid.client(node)] = f"no answer{late}"
-        self._reasons = []
-        for client, reason in sorted(reasons.items()):
-            line, where, traceback = reason.partition("Traceback (most recent call last)")
-            line = " ".join(line.split())
-            self._reasons.append(line)
-            logger.warning("round %d, %s: client %d failed: %s", number, stage, client, line)
-            if where:
-                logger.debug("client %d: %s", client, where + traceback)  # for run.log
-        return usable, sorted(reasons)
+    def _tell(self, number: int, kind: str, what: str) -> None:
+        """Log what becomes of a whole round, and tell it."""
+        logger.warning("round %d: %s", number, what)
+        self._event(number, "train", None, kind, what)
 
-    def _sent(self, instruction: Message) -> dict[str, Tensor]:
-        """The arrays that a client was sent."""
-        arrays = messages.model_arrays(instruction.content)
-        return self._reference if arrays is None else messages.to_tensors(arrays)
+    def _event(self, number: int, stage: str, client: int | None, kind: str, reason: str) -> None:
+        keys = ("round", "stage", "client", "kind", "reason")
+        self.on_event(dict(zip(keys, (number, stage, client, kind, reason), strict=True)))
 
 
 def _examples(reply: Message) -> float:

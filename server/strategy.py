@@ -11,11 +11,13 @@ from flwr.serverapp.strategy import Bulyan, Krum, MultiKrum, Strategy
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from fedwsa import messages
 from fedwsa.components import Component, ConfigError, build, locate
 from fedwsa.config import Config
 from fedwsa.scope import WeightScope
 from fedwsa.sections import Wsa
 from fedwsa.strategies.fedwsa import FedWSA
+from fedwsa.strategies.guard import Guard
 from fedwsa.strategies.local import LocalOnly
 from fedwsa.strategies.personal import Personal
 from fedwsa.strategies.scaffold import Scaffold
@@ -67,6 +69,32 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
     _check_majority(strategy, config, cohort)
     _check_personal(strategy, sizes)
     return _aligned(strategy, config.wsa, sizes) if config.wsa.enabled else strategy
+
+
+def build_guard(config: Config, strategy: Strategy) -> Guard:
+    """The guard around the strategy of a run.
+
+    Raises
+    ------
+    ConfigError
+        If the quorum is more than a cohort, or the guard does not go with the strategy.
+    """
+    wish = config.guard
+    cohort = max(1, int(config.clients.count * config.clients.fraction))
+    if wish.min_results > cohort:
+        raise ConfigError(
+            f"guard.min_results: {wish.min_results:g} are more than the {cohort} clients of a round"
+        )
+    try:
+        return Guard(
+            strategy,
+            **dict(wish),
+            timeout=config.clients.timeout,
+            numbers=(messages.NUM_EXAMPLES, messages.TRAIN_LOSS),
+            scores=(messages.LOSS, messages.ACCURACY),
+        )
+    except ValueError as error:
+        raise ConfigError(f"guard: {error}") from None
 
 
 def _make(component: Component, where: str, facts: Mapping[str, Any]) -> Any:

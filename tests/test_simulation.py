@@ -87,7 +87,7 @@ def test_the_run_folder_says_all_that_is_needed_to_repeat_it(aligned: Path, cach
     assert present == {
         *("config.yaml", "environment.json", "partition.json", "history.csv", "timing.csv"),
         *("scopes.csv", "result.json", "model.safetensors", "curves.png", "partition.png"),
-        *("run.log", "client_scores.csv"),
+        *("run.log", "client_scores.csv", "events.jsonl"),
     }
     result = json.loads((aligned / "result.json").read_text())
     table = pd.read_csv(aligned / "history.csv")
@@ -190,10 +190,10 @@ def test_bad_clients_are_counted_named_and_left_out_of_the_average(
     for line in (
         "round 1, train: client 0 failed: ",
         "the battery of 127.0.0.1 is empty",  # Ray keeps to this machine
-        "round 2, train: client 1 failed: wrong arrays: hidden0.bias is NaN or infinite",
-        "client 2 failed: wrong arrays: hidden0.bias is (199,), not (200,)",
-        "client 4 failed: num-examples must be positive",
-        "client 5 failed: the metrics have no number train_loss",
+        "round 2, train: client 1 rejected: wrong arrays: hidden0.bias is NaN or infinite",
+        "client 2 rejected: wrong arrays: hidden0.bias is (199,), not (200,)",
+        "client 4 rejected: num-examples must be positive",
+        "client 5 rejected: the metrics have no number train_loss",
     ):
         assert line in log
     # What is left is client 3 alone: the average of one is that client's own model.

@@ -75,13 +75,16 @@ class Gathered:
         The metrics of each usable answer, by node.
     incidents : list of Incident
         What is not usable, of all exchanges.
+    asked : int
+        How many clients were to answer.
     repeats : int
-        How often clients were asked again.
+        How often some were asked again.
     """
 
     replies: list[Message]
     accepted: dict[int, MetricRecord] = field(default_factory=dict)
     incidents: list[Incident] = field(default_factory=list)
+    asked: int = 0
     repeats: int = 0
 
     def lost(self) -> dict[int, Incident]:
@@ -277,26 +280,33 @@ class Guard(Strategy):
     # --- judging -----------------------------------------------------------------------------
 
     def gather(
-        self, asked: Sequence[Message], replies: Iterable[Message], again: Exchange
+        self,
+        asked: Sequence[Message],
+        replies: Iterable[Message],
+        again: Exchange,
+        cohort: int | None = None,
     ) -> Gathered:
         """Judge the answers to a training; below the quorum, get those that are missing again.
 
         Parameters
         ----------
         asked
-            The messages of the cohort.
+            The messages to those that are to answer.
         replies
             What came.
         again
             Sends messages, and returns what comes.
+        cohort
+            Of which the quorum is counted, if more than were asked.
         """
-        found = self._judged(asked, replies)
-        found = self._compared(asked, found)
-        while len(found.accepted) < self.quorum(len(asked)) and found.repeats < self.repeats:
+        needed = self.quorum(len(asked) if cohort is None else cohort)
+        found = self._compared(asked, self._judged(asked, replies))
+        while asked and len(found.accepted) < needed and found.repeats < self.repeats:
             missing = [m for m in asked if m.metadata.dst_node_id not in found.accepted]
             fresh = [_copy(message) for message in missing]
             second = self._judged(fresh, again(self.marked(fresh)))
             found = self._compared(asked, _together(found, second))
+        found.asked = len(asked)
         return found
 
     def review(self, asked: Sequence[Message], replies: Iterable[Message]) -> Gathered:
@@ -309,7 +319,7 @@ class Guard(Strategy):
         if count >= needed:
             return None
         if not count:
-            return f"all {cohort} clients failed in training: {gathered.reason()}"
+            return f"all {gathered.asked} clients failed in training: {gathered.reason()}"
         return (
             f"{count} of {cohort} clients gave a usable answer, {needed} are needed; "
             f"of the others most: {gathered.reason()}"
@@ -382,8 +392,10 @@ class Guard(Strategy):
             problems |= self._outliers([r for r in rows if kinds.get(_node(r)) == usual], sent)
         if not problems:
             return found
-        judged = [_refused(sent[_node(r)], problems[_node(r)]) if _node(r) in problems else r
-                  for r in rows]
+        judged = [
+            _refused(sent[_node(r)], problems[_node(r)]) if _node(r) in problems else r
+            for r in rows
+        ]
         if isinstance(found.replies, AveragedReplies):
             # A worker averages answers of one kind alone.
             parts = [r for r in found.replies if r.has_content() and _metrics(r) == usual[1]]
@@ -396,9 +408,7 @@ class Guard(Strategy):
         accepted = {n: m for n, m in found.accepted.items() if n not in problems}
         return Gathered(judged_replies, accepted, found.incidents + incidents, found.repeats)
 
-    def _outliers(
-        self, replies: Sequence[Message], sent: Mapping[int, Message]
-    ) -> dict[int, str]:
+    def _outliers(self, replies: Sequence[Message], sent: Mapping[int, Message]) -> dict[int, str]:
         assert self.max_norm_ratio is not None
         sizes = {_node(r): update_size(r.content, sent[_node(r)].content) for r in replies}
         median = float(np.median(list(sizes.values()))) if sizes else 0.0

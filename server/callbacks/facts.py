@@ -29,6 +29,7 @@ def facts(record: RoundRecord) -> dict[str, Fact]:
         "dropped": record.dropped,
         "late": record.late,
         "failed": record.failed,
+        "rejected": record.rejected,
         "failed_evaluation": record.failed_evaluation,
         "cohort": record.cohort,
     }

@@ -114,6 +114,7 @@ class History:
             "dropped",
             "late",
             "failed",
+            "rejected",
             "failed_evaluation",
             "cohort",
         ]
