@@ -13,7 +13,7 @@ from clients import cohort
 from clients.network import Network, network_for
 from clients.node import client_of as _client
 from clients.node import introduce, open_data
-from clients.privacy import asks_to_clip, clip_if_asked
+from clients.privacy import asks_to_clip, clip_if_asked, noise_if_wished
 from clients.scaling import scaled
 from clients.training import Samples, train
 from fedwsa import messages, seeding
@@ -70,7 +70,11 @@ def build(config: Config | None = None) -> CohortApp:
     @app.train(mods=[clip_if_asked])
     def train_client(message: Message, context: Context) -> Message:
         run = config or from_run_config(context.run_config)
-        return _train(run, message, context)
+
+        def trained(message: Message, context: Context) -> Message:
+            return _train(run, message, context)
+
+        return noise_if_wished(run, message, context, trained, _round(message), _client(context))
 
     @app.cohort
     def train_clients(
@@ -123,6 +127,7 @@ def _receive(config: Config, message: Message, context: Context) -> Received:
         raise ValueError("the message must hold one ArrayRecord, or one named arrays")
     content, state = _content(message), _state(context)
     tensors = messages.to_tensors(arrays) | personal.own_part(content, state)
+    tensors.pop(messages.SCOPE_ARRAY, None)  # no part of the model
     network = network_for(component, data.whole.shape, data.whole.classes, device, tensors)
     layout = torch.channels_last if config.local.channels_last else torch.contiguous_format
     # Copies become the parameters, so that a reply may hold them while the next client trains.
@@ -231,6 +236,7 @@ def _objectives(weights: Weights, content: Content, local: LocalRun) -> list[Obj
 
 
 def _reply(
+    config: Config,
     message: Message,
     context: Context,
     weights: dict[str, Tensor],
@@ -239,13 +245,23 @@ def _reply(
     objectives: Sequence[Objective],
     local: LocalRun,
 ) -> Message:
-    """The trained model with its metrics; the client's state goes into its context."""
-    metrics = MetricRecord({messages.NUM_EXAMPLES: local.examples, messages.TRAIN_LOSS: loss})
+    """The trained model with its metrics; the client's state goes into its context.
+
+    In a private run each client counts once, and says no more than its model and what it is to
+    let the server know beside.
+    """
+    examples = 1 if config.private else local.examples
+    metrics = MetricRecord({messages.NUM_EXAMPLES: examples})
+    if not config.withheld:
+        metrics[messages.TRAIN_LOSS] = loss
     before = dict(local.state)
     shared = personal.keep(weights, content, local.state)
+    ended = [objective.end() for objective in objectives]
+    for objective, said in zip(objectives, ended, strict=True):
+        metrics.update({} if config.private else said)
+        shared = shared | objective.arrays()
     reply = RecordDict({messages.ARRAYS: messages.to_arrays(shared), messages.METRICS: metrics})
     for objective in objectives:
-        metrics.update(objective.end())
         for name, tensors in objective.records().items():
             reply[name] = messages.to_arrays(tensors)
     for name, tensors in local.state.items():
@@ -266,7 +282,8 @@ def _train(config: Config, message: Message, context: Context) -> Message:
     # Dropout draws from the global generator: seeded for this client and round, put back after.
     with seeding.seeded(config.seed, "dropout", *key), scaled(model, _rate(message)):
         loss = train(model, samples, config.local, conditions, objectives)
-    return _reply(message, context, received.network.state(), content, loss, objectives, local)
+    weights = received.network.state()
+    return _reply(config, message, context, weights, content, loss, objectives, local)
 
 
 def _train_together(
@@ -279,7 +296,7 @@ def _train_together(
         return None
     if cohort.why_not(model, config.local) is not None:
         return None
-    if asks_to_clip(received[0]):
+    if asks_to_clip(received[0]) or config.privacy.local is not None:
         return None
     number = _round(received[0])
     drawn = [_samples(config, first, (number, _client(c))) for c in contexts]
@@ -313,7 +330,14 @@ def _train_together(
         for i, k in enumerate(order):
             weights = {name: views[i].get(name, t) for name, t in start.items()}
             replies[k] = _reply(
-                received[k], contexts[k], weights, content, losses[i], objectives[i], local[i]
+                config,
+                received[k],
+                contexts[k],
+                weights,
+                content,
+                losses[i],
+                objectives[i],
+                local[i],
             )
     return [replies[k] for k in range(len(received))]
 

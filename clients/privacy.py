@@ -1,12 +1,14 @@
-"""Clipping at the client, for Flower's privacy wrappers that ask for it."""
+"""What a client does for privacy: clipping where Flower's wrappers ask for it, noise of its own."""
 
 from __future__ import annotations
 
 from flwr.app import Context, Message
-from flwr.clientapp.mod import adaptiveclipping_mod
+from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
 
+from fedwsa import seeding
+from fedwsa.config import Config
 from fedwsa.objectives import find_record
 
 
@@ -25,3 +27,26 @@ def clip_if_asked(message: Message, context: Context, call_next: ClientAppCallab
     if not asks_to_clip(message):
         return call_next(message, context)
     return adaptiveclipping_mod(message, context, call_next)
+
+
+def noise_if_wished(
+    config: Config, message: Message, context: Context, call_next: ClientAppCallable, *key: int
+) -> Message:
+    """Flower's local mod, where the client's own configuration wishes it.
+
+    Two updates of norm C at most differ by 2C at most, which is the sensitivity.
+
+    Parameters
+    ----------
+    key
+        Round and client, by which the noise is drawn unless it is to be secret.
+    """
+    local = config.privacy.local
+    if local is None:
+        return call_next(message, context)
+    mod = LocalDpMod(
+        local.clipping_norm, 2 * local.clipping_norm, local.epsilon, config.privacy.delta
+    )
+    # The training is over when the noise is drawn: it draws from generators of its own.
+    with seeding.noise(config.seed, config.privacy.noise, "local privacy", *key):
+        return mod(message, context, call_next)

@@ -37,6 +37,7 @@ from fedwsa.sections import (
     Init,
     Local,
     Pretraining,
+    Privacy,
     Runtime,
     Section,
     Strategy,
@@ -66,6 +67,7 @@ class Config(Section):
     evaluation: Evaluation
     checkpoint: Checkpoint
     guard: Guard
+    privacy: Privacy
     dataset: Dataset
     subset: Subset
     partition: Component
@@ -117,6 +119,24 @@ class Config(Section):
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from None
         return self
+
+    @model_validator(mode="after")
+    def _noise_is_added_once(self) -> Config:
+        if self.privacy.local is not None and self.strategy.adds_noise:
+            raise ValueError("privacy.local does not go with a strategy that adds noise itself")
+        if self.privacy.local is not None and self.guard.repeats:
+            raise ValueError("privacy.local needs guard.repeats=0: each answer has its price")
+        return self
+
+    @property
+    def private(self) -> bool:
+        """Whether the run is to be differentially private, centrally or locally."""
+        return self.privacy.local is not None or self.strategy.adds_noise
+
+    @property
+    def withheld(self) -> bool:
+        """Whether clients keep to themselves what the noise does not cover: losses, accuracies."""
+        return self.private and self.privacy.reports == "withheld"
 
     @property
     def size_names(self) -> list[str]:

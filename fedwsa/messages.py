@@ -15,6 +15,8 @@ train (up)       ``arrays``, ``metrics``  the trained model; ``num-examples``, `
                                          FedWSA's clients ``wsa-mean``, ``wsa-spread``,
                                          ``wsa-kl``, a number per layer; among clients of
                                          several sizes ``wsa-present``, 1 or 0 per layer
+train            ``wsa-scope``, among    FedWSA under differential privacy, if wished so: mean and
+(down, up)       the ``arrays``          spread of each layer, to be noised with the weights
 train (down)     ``scaffold-control``    SCAFFOLD: the server's control variate
 train (up)       ``scaffold-change``     SCAFFOLD: how the client's changed
 train, evaluate  ``personal``            FedPer, FedBN, local training: what stays with the client,
@@ -73,6 +75,7 @@ SCOPE_NORMALISE, SCOPE_PARTIAL = "wsa-normalise", "wsa-partial"
 SCOPE_MEAN, SCOPE_SPREAD, SCOPE_KL = "wsa-mean", "wsa-spread", "wsa-kl"
 SCOPE_PRESENT = "wsa-present"
 SCOPE_REPORTED = "wsa-reported"
+SCOPE_ARRAY = "wsa-scope"
 
 
 def travelling_state(model: nn.Module) -> dict[str, Tensor]:

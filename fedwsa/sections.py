@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,7 +19,7 @@ from pydantic import (
 
 from fedwsa import sizes as size_rules
 from fedwsa import systems
-from fedwsa.components import Component
+from fedwsa.components import Component, locate
 from fedwsa.scope import DEFAULT_STRENGTH, Fusion, Reduction
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -67,6 +68,19 @@ class Strategy(Section):
     def component(self) -> Component:
         """Path and arguments in the form that other parts have."""
         return Component(**{"_target_": self.target, **self.args})
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether it, or one that it wraps, is one of Flower's privacy wrappers."""
+        component: Component | None = self.component
+        while component is not None:
+            asked = inspect.signature(locate(component.target, "strategy")).parameters
+            if {"noise_multiplier", "strategy"} <= asked.keys():
+                return True
+            inner = component.arguments.get("strategy")
+            wraps = isinstance(inner, dict) and "_target_" in inner
+            component = Component.model_validate(inner) if wraps else None
+        return False
 
 
 class Clients(Section):
@@ -130,6 +144,7 @@ class Wsa(Section):
     layers: str | None
     floor: PositiveFloat
     normalise: bool | None
+    private: Literal["measured", "noised"]
 
     @model_validator(mode="before")
     @classmethod
@@ -143,6 +158,22 @@ class Wsa(Section):
         if self.target == "fixed" and self.scope is None:
             raise ValueError("target=fixed needs wsa.scope=FILE, a model.safetensors")
         return self
+
+
+class LocalPrivacy(Section):
+    """Each client clips its update and adds noise, before anybody sees it."""
+
+    clipping_norm: PositiveFloat
+    epsilon: PositiveFloat
+
+
+class Privacy(Section):
+    """What goes with differential privacy, central (a strategy of Flower's) or local."""
+
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    reports: Literal["withheld", "clear"]
+    noise: Literal["repeatable", "secret"]
+    local: LocalPrivacy | None
 
 
 class Init(Component):

@@ -47,3 +47,16 @@ def seeded(seed: int, purpose: str, *parts: int) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+@contextmanager
+def noise(seed: int, kind: str, purpose: str, *parts: int) -> Iterator[None]:
+    """As :func:`seeded`, around code that draws noise for privacy.
+
+    Keyed noise repeats, and whoever knows the seed can subtract it; of kind ``secret`` it is
+    seeded by the operating system, and no run is the same again.
+    """
+    with seeded(seed, purpose, *parts):
+        if kind == "secret":
+            np.random.seed()
+        yield

@@ -29,6 +29,7 @@ from fedwsa.scope import WeightScope, fan_in, scoped_layers, stability
 from fedwsa.sizes import WHOLE
 from fedwsa.strategies.fedwsa import FedWSA
 from fedwsa.strategies.personal import has_global_model
+from fedwsa.strategies.privacy import local_spent, spent
 from fedwsa.strategies.sizes import sized
 from fedwsa.strategies.wave import FedWave
 from server.callbacks import Callback
@@ -251,7 +252,8 @@ class Federation:
             tally = {} if self.begun is None else self.begun.tally
             for number in range(self._over + 1, config.rounds + 1):
                 record = loop.run(number)
-                tally = add_up(tally, tally_of(record))
+                tally = add_up(tally, tally_of(record) | self._asked(record))
+                record.epsilon = self._epsilon(tally)
                 for callback in callbacks:
                     callback.on_round(record)
                 if record.last:
@@ -275,6 +277,20 @@ class Federation:
             for callback in callbacks:
                 callback.on_end()
 
+    def _asked(self, record: RoundRecord) -> dict[str, float]:
+        """Who is to answer once more, under local privacy: each answer has its price."""
+        if self.config.privacy.local is None:
+            return {}
+        away = {*record.dropped}
+        return {f"asked/{client}": 1 for client in record.cohort if client not in away}
+
+    def _epsilon(self, tally: Mapping[str, float]) -> float | None:
+        """What privacy has cost; under local privacy the client that was asked most often."""
+        if (local := self.config.privacy.local) is None:
+            return spent(self.strategy)
+        most = max((n for key, n in tally.items() if key.startswith("asked/")), default=0)
+        return local_spent(local.epsilon, self.config.privacy.delta, int(most))
+
     @property
     def _over(self) -> int:
         """The rounds that are over when it starts."""
@@ -284,7 +300,7 @@ class Federation:
         config, folder, over = self.config, self.folder, self._over
         display = ProgressDisplay(config.label, config.rounds, self.console)
         callbacks: list[Callback] = [
-            History(folder, self.validates, over),
+            History(folder, self.validates, over, config.private),
             ClientScoreTable(folder, over),
             display,
         ]

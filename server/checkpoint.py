@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
@@ -26,6 +26,15 @@ logger = logging.getLogger("fedwsa")
 
 _KEPT = 2
 """How many checkpoints stay: the one before the newest, should that be damaged."""
+
+
+@runtime_checkable
+class _Ledger(Protocol):
+    """What says of itself what is to be kept, as Flower's privacy accountant does."""
+
+    def state_dict(self) -> dict[str, object]: ...
+
+    def load_state_dict(self, state: dict[str, object]) -> None: ...
 
 
 @dataclass
@@ -94,6 +103,9 @@ class Checkpoints:
             transient = getattr(part, "transient", ())
             own: dict[str, Any] = {}
             for name, value in vars(part).items():
+                if isinstance(value, _Ledger):
+                    own[name] = value.state_dict()
+                    continue
                 if name in transient or (name in settings and settings[name] is value):
                     continue
                 if not _storable(value):
@@ -109,7 +121,11 @@ class Checkpoints:
     def restore(self, memory: list[dict[str, Any]]) -> None:
         """Give the strategy back what it remembered."""
         for part, own in zip(chain(self._strategy), memory, strict=True):
-            vars(part).update(own)
+            for name, value in own.items():
+                if isinstance(there := vars(part).get(name), _Ledger):
+                    there.load_state_dict(value)
+                else:
+                    setattr(part, name, value)
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Store a checkpoint, and remove the oldest.

@@ -57,6 +57,8 @@ def write_result(
         "client_accuracy_jain": clients.jain if clients else None,
         **{key: tally[key] for key in _COUNTED},
     }
+    if last.epsilon is not None:
+        result |= {"epsilon": last.epsilon, "delta": config.privacy.delta}
     if last.validation is not None:
         result["validation_accuracy"] = last.validation.accuracy
         result["validation_loss"] = last.validation.loss

@@ -87,6 +87,8 @@ class RoundRecord:
         Likewise of its evaluation, in rounds that have one.
     costs : Costs or None
         What the training took of the simulated devices; None: it did not happen on them.
+    epsilon : float or None
+        What differential privacy has cost so far; None: the run has none, or it is not known.
     moved : bool
         Whether the round brought a model.
     arrays : ArrayRecord or None
@@ -113,6 +115,7 @@ class RoundRecord:
     answers: dict[int, MetricRecord] = field(default_factory=dict)
     evaluations: dict[int, MetricRecord] = field(default_factory=dict)
     costs: Costs | None = None
+    epsilon: float | None = None
     moved: bool = False
     arrays: ArrayRecord | None = None
     last: bool = False
@@ -188,7 +191,8 @@ class RoundLoop:
                 record.validation = self.validate(self.arrays, number)
         if self.is_over is not None and self.is_over(record):
             record.last = True
-        if record.last or number % self.config.evaluation.clients_every == 0:
+        due = record.last or number % self.config.evaluation.clients_every == 0
+        if due and not self.config.withheld:  # their accuracies are releases, too
             self._evaluate_clients(record)
         record.seconds["evaluate"] = time.perf_counter() - start
         return record
@@ -258,9 +262,11 @@ class RoundLoop:
 
     def _aggregate(self, record: RoundRecord, replies: list[Message]) -> None:
         number, usable = record.round, record.answers
-        losses = np.array([messages.number(m, messages.TRAIN_LOSS) for m in usable.values()])
-        examples = np.array([messages.number(m, messages.NUM_EXAMPLES) for m in usable.values()])
-        record.train_loss = float(losses @ examples / examples.sum())
+        if not self.config.withheld:
+            told = usable.values()
+            losses = np.array([messages.number(m, messages.TRAIN_LOSS) for m in told])
+            examples = np.array([messages.number(m, messages.NUM_EXAMPLES) for m in told])
+            record.train_loss = float(losses @ examples / examples.sum())
         with self._hook("aggregate_train", number):
             arrays, _ = self.strategy.aggregate_train(number, replies)
         if arrays is None:
@@ -282,7 +288,8 @@ class RoundLoop:
     def _hook(self, name: str, number: int) -> Iterator[None]:
         """Around a call into the strategy: keyed global generators, errors that say where."""
         try:
-            with seeding.seeded(self.config.seed, name, number):
+            kind = self.config.privacy.noise if name == "aggregate_train" else "repeatable"
+            with seeding.noise(self.config.seed, kind, name, number):
                 yield
         except Exception as error:
             where = f"round {number}: {type(self.strategy).__name__}.{name}"

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from flwr.serverapp.strategy import Bulyan, Krum, MultiKrum, Strategy
+from flwr.serverapp.strategy import Bulyan, Krum, MultiKrum, QFedAvg, Strategy
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -16,10 +16,12 @@ from fedwsa.components import Component, ConfigError, build, locate
 from fedwsa.config import Config
 from fedwsa.scope import WeightScope
 from fedwsa.sections import Wsa
+from fedwsa.strategies.averaging import averages_by
 from fedwsa.strategies.fedwsa import FedWSA
 from fedwsa.strategies.guard import Guard
 from fedwsa.strategies.local import LocalOnly
 from fedwsa.strategies.personal import Personal
+from fedwsa.strategies.privacy import accounted
 from fedwsa.strategies.scaffold import Scaffold
 from fedwsa.strategies.sizes import SizedFedAvg
 from fedwsa.strategies.wrapping import chain
@@ -68,7 +70,10 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
     _check_optimisers(strategy, config)
     _check_majority(strategy, config, cohort)
     _check_personal(strategy, sizes)
-    return _aligned(strategy, config.wsa, sizes) if config.wsa.enabled else strategy
+    if config.private:
+        _check_private(strategy, config)
+        strategy = accounted(strategy, config.privacy.delta, config.clients.count)
+    return _aligned(strategy, config, sizes) if config.wsa.enabled else strategy
 
 
 def build_guard(config: Config, strategy: Strategy) -> Guard:
@@ -90,7 +95,7 @@ def build_guard(config: Config, strategy: Strategy) -> Guard:
             strategy,
             **dict(wish),
             timeout=config.clients.timeout,
-            numbers=(messages.NUM_EXAMPLES, messages.TRAIN_LOSS),
+            numbers=(messages.NUM_EXAMPLES, *([] if config.withheld else [messages.TRAIN_LOSS])),
             scores=(messages.LOSS, messages.ACCURACY),
         )
     except ValueError as error:
@@ -209,7 +214,25 @@ def _set_sampling(strategy: Strategy, config: Config) -> None:
         )
 
 
-def _aligned(strategy: Strategy, wsa: Wsa, sizes: SizedModels) -> FedWSA:
+def _check_private(strategy: Strategy, config: Config) -> None:
+    """Refuse what needs more of the clients than a private run lets them say.
+
+    Raises
+    ------
+    ConfigError
+        Names the strategy.
+    """
+    *_, inner = chain(strategy)
+    name = type(inner).__name__
+    by = averages_by(inner) or messages.NUM_EXAMPLES
+    if isinstance(inner, Scaffold | Personal) or by != messages.NUM_EXAMPLES:
+        raise ConfigError(f"strategy: {name} needs more of a client than one noised model")
+    if isinstance(inner, QFedAvg) and config.withheld:
+        raise ConfigError(f"strategy: {name} needs the clients' losses: privacy.reports=clear")
+
+
+def _aligned(strategy: Strategy, config: Config, sizes: SizedModels) -> FedWSA:
+    wsa = config.wsa
     target = _scope_of(wsa) if wsa.target == "fixed" else wsa.target
     try:
         return FedWSA(
@@ -222,6 +245,7 @@ def _aligned(strategy: Strategy, wsa: Wsa, sizes: SizedModels) -> FedWSA:
             reduction=wsa.reduction,
             floor=wsa.floor,
             normalise=sizes.widths_differ if wsa.normalise is None else wsa.normalise,
+            source=wsa.private if config.private else "reported",
         )
     except ValueError as error:
         raise ConfigError(f"wsa: {error}") from None

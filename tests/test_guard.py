@@ -1,4 +1,4 @@
-"""The guard over hand-made messages: what it refuses, what it passes on, what it does below quorum."""
+"""The guard over hand-made messages: what it refuses, and what it does below the quorum."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def record(values: dict[str, np.ndarray]) -> ArrayRecord:
 
 def asked(guard: Guard, nodes: int = 3, start: ArrayRecord | None = None) -> list[Message]:
     arrays = record(START) if start is None else start
-    return list(guard.configure_train(1, arrays, ConfigRecord(), Nodes(nodes)))
+    sent = guard.configure_train(1, arrays, ConfigRecord(), Nodes(nodes))
+    sent.sort(key=lambda m: m.metadata.dst_node_id)  # Flower samples in any order
+    return sent
 
 
 def reply(message: Message, value: float = 1.0, examples: Any = 1, **metrics: Any) -> Message:
@@ -302,6 +304,12 @@ def test_an_evaluation_may_lack_samples_but_not_sense() -> None:
 
 # --- anything at all ---------------------------------------------------------------------------
 
+
+def filled(shape: tuple[int, ...], dtype: str, fill: float) -> np.ndarray:
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.full(shape, fill).astype(dtype)
+
+
 numbers = st.one_of(
     st.integers(-(2**70), 2**70),
     st.floats(),
@@ -315,7 +323,7 @@ metric_records = st.dictionaries(
 )
 dtypes = st.sampled_from(["float32", "float32", "float32", "float64", "float16", "int64", "bool"])
 values = st.builds(
-    lambda shape, dtype, fill: np.full(shape, fill).astype(dtype),
+    filled,
     st.sampled_from([(2, 3), (2, 3), (2,), (0,), ()]),
     dtypes,
     st.sampled_from([0.0, 1.0, -2.0, math.nan, math.inf, 3e38, 1e20, 1e-40]),

@@ -78,6 +78,10 @@ class Objective:
         """Return the metrics to report after the last step."""
         return {}
 
+    def arrays(self) -> dict[str, Tensor]:
+        """Tensors to send among the model's arrays, by name; after :meth:`end`."""
+        return {}
+
     def records(self) -> dict[str, dict[str, Tensor]]:
         """Tensors to send beside the model, by the name of their record; after :meth:`end`."""
         return {}

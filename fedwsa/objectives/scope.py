@@ -81,6 +81,8 @@ class ScopeAlignment(Objective):
         self.reduction = config[messages.SCOPE_REDUCTION]
         self.floor = float(config[messages.SCOPE_FLOOR])
         self.fusion = config[messages.SCOPE_FUSION]
+        self._reported = bool(config.get(messages.SCOPE_REPORTED, True))
+        self._among = any(messages.SCOPE_ARRAY in record for record in content.values())
         weights = trainable(model)
         self._partial = bool(config.get(messages.SCOPE_PARTIAL, False))
         self._present = [name in weights for name in self.target.names]
@@ -120,8 +122,11 @@ class ScopeAlignment(Objective):
 
     @torch.no_grad()
     def end(self) -> dict[str, float | list[float]]:
-        """Scope of the trained model and its KL to the target, a number per layer."""
-        if self.target is None:
+        """Scope of the trained model and its KL to the target, a number per layer.
+
+        Nothing where the server does not want to know it, under differential privacy.
+        """
+        if self.target is None or not self._reported:
             return {}
         reported: dict[str, list[float]] = {key: [] for key in _REPORTED}
         if self._weights:
@@ -135,6 +140,16 @@ class ScopeAlignment(Objective):
         # Flower averages lists of one length: a number for each layer that the server named.
         present: list[float] = [float(here) for here in self._present]
         return {messages.SCOPE_PRESENT: present, **{k: self._fill(v) for k, v in reported.items()}}
+
+    @torch.no_grad()
+    def arrays(self) -> dict[str, Tensor]:
+        """Mean and spread of each layer, shape ``(2, L)``, where they go among the arrays."""
+        if self.target is None or not self._among:
+            return {}
+        mean, variance = (m.cpu() for m in moments(self._weights))
+        mean, variance = mean * self._root, variance * self._root.square()
+        found = torch.stack([mean, spread(mean, variance, self.fusion)])
+        return {messages.SCOPE_ARRAY: found.float()}
 
     def _fill(self, values: list[float]) -> list[float]:
         """The values of the layers that are here, zeros for the others."""

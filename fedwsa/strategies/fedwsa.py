@@ -24,6 +24,7 @@ from fedwsa.scope import (
     WeightScope,
     choose,
     fan_in,
+    spread,
     variance_from,
 )
 from fedwsa.strategies.averaging import averaged, averages_by
@@ -31,6 +32,7 @@ from fedwsa.strategies.sizes import sized
 
 Target = Literal["fused", "initial"]
 Align = Literal["none", "after"]
+Source = Literal["reported", "measured", "noised"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class ScopeReport:
     averaged : WeightScope
         The scope of the aggregated model. Averaging shrinks variance, so this one is narrower.
     kl : list of float
-        Mean over the clients of their KL to the round's target, a number per layer.
+        Mean over the clients of their KL to the round's target, a number per layer; that of the
+        fused scope where clients do not report theirs.
     """
 
     fused: WeightScope
@@ -58,7 +61,7 @@ class FedWSA(Strategy):
     Each round the clients get a target scope beside the model and train towards it (see
     :class:`fedwsa.objectives.scope.ScopeAlignment`); they answer with their scopes as lists in
     their metrics, which Flower's strategies average like any metric, and the averages are the
-    fused scope. Stands outermost: ``FedWSA(SomeDPWrapper(FedAvg()))``.
+    fused scope. Stands outside all that aggregates: ``FedWSA(SomeDPWrapper(FedAvg()))``.
 
     Source: Weight Scope Alignment, arXiv 2408.12237. Ours, since the paper does not say: the
     rules of ``fusion``, ``align`` and ``reduction``, and the initial model's scope as the
@@ -88,6 +91,10 @@ class FedWSA(Strategy):
         Scopes go over the wire as (μ·√fan_in, σ·√fan_in), by the fan-in that a layer has at each
         client, so that one target serves every width (ours): a standard initialisation has
         σ ∝ 1/√fan_in.
+    source : {"reported", "measured", "noised"}
+        Where the fused scope comes from: what clients report; or, so that nothing is said of them
+        beside what differential privacy covers, the scope of the aggregated model, noise and all;
+        or scopes that go among the arrays, and are clipped and noised with them (ours, all three).
 
     Around a strategy for several sizes (:mod:`fedwsa.strategies.sizes`) the layers are those of
     the largest size. A client reports which of them it has; each is fused over those that have
@@ -113,6 +120,7 @@ class FedWSA(Strategy):
         reduction: Reduction = "layer",
         floor: float = DEFAULT_FLOOR,
         normalise: bool = False,
+        source: Source = "reported",
     ) -> None:
         self.strategy, self.normalise = strategy, normalise
         self.reduction = choose(Reduction, reduction, "reduction")
@@ -139,6 +147,9 @@ class FedWSA(Strategy):
                 "align='after' needs models of one size: parts of a rescaled model have no scope "
                 "of their own"
             )
+        self.source = choose(Source, source, "source")
+        if source == "noised" and sizes is not None:
+            raise ValueError("source='noised' needs models of one size; take measured")
         self.layers = layers
         self._follows_fused = target == "fused"
         self.target: WeightScope | None = None
@@ -188,6 +199,8 @@ class FedWSA(Strategy):
                 messages.TARGET_VARIANCE: self.target.variance.tolist(),
             }
         )
+        if self.source == "noised":
+            arrays = self._extended(arrays, self.target)
         configured = list(self.strategy.configure_train(server_round, arrays, config, grid))
         messages.change_contents(configured, lambda plain: self._with_target(plain, target))
         return averaged(self, configured)
@@ -213,6 +226,8 @@ class FedWSA(Strategy):
             extended[messages.SCOPE_NORMALISE] = True
         if self._partial:
             extended[messages.SCOPE_PARTIAL] = True
+        if self.source != "reported":
+            extended[messages.SCOPE_REPORTED] = False
         return RecordDict({**content, key: extended, messages.SCOPE_TARGET: target})
 
     def aggregate_train(
@@ -228,17 +243,16 @@ class FedWSA(Strategy):
         arrays, metrics = self.strategy.aggregate_train(server_round, replies)
         if arrays is None or metrics is None:  # nobody answered: the old target stays
             return arrays, metrics
-        mean, spread, kl = (
-            self._take(metrics, key)
-            for key in (messages.SCOPE_MEAN, messages.SCOPE_SPREAD, messages.SCOPE_KL)
-        )
-        if self._partial:
-            held = self._take(metrics, messages.SCOPE_PRESENT)
-            fused, kl = self._over_holders(mean, spread, held), kl / held
-        else:
-            fused = WeightScope(self._names, mean, variance_from(mean, spread, self.fusion))
+        noised = None
+        if self.source == "noised":
+            noised = messages.to_tensors(arrays)[messages.SCOPE_ARRAY].double()
+            arrays = ArrayRecord({k: a for k, a in arrays.items() if k != messages.SCOPE_ARRAY})
         tensors = self._model(arrays, server_round)
         averaged = WeightScope.measure({n: tensors[n] for n in self._names})
+        if self.source == "reported":
+            fused, kl = self._fused(metrics)
+        else:
+            fused, kl = self._unreported(averaged, noised)
         plain = fused if self._root is None else fused.times(1 / self._root)
         self.report = ScopeReport(plain, averaged, kl.tolist())
         if self._follows_fused:
@@ -246,6 +260,35 @@ class FedWSA(Strategy):
         if self.align == "after":
             arrays = messages.to_arrays(rescale_gaussian(tensors, plain, self.floor))
         return arrays, metrics
+
+    def _fused(self, metrics: MetricRecord) -> tuple[WeightScope, Tensor]:
+        """The clients' scopes, and their mean KL to the target, from the averaged metrics."""
+        mean, second, kl = (
+            self._take(metrics, key)
+            for key in (messages.SCOPE_MEAN, messages.SCOPE_SPREAD, messages.SCOPE_KL)
+        )
+        if self._partial:
+            held = self._take(metrics, messages.SCOPE_PRESENT)
+            return self._over_holders(mean, second, held), kl / held
+        return WeightScope(self._names, mean, variance_from(mean, second, self.fusion)), kl
+
+    def _unreported(
+        self, averaged: WeightScope, noised: Tensor | None
+    ) -> tuple[WeightScope, Tensor]:
+        """The scope of the aggregate, or what the noise left of the clients'."""
+        assert self.target is not None
+        if noised is None:
+            fused = averaged if self._root is None else averaged.times(self._root)
+        else:
+            mean, second = noised
+            variance = variance_from(mean, second, self.fusion).clamp(min=self.floor**2)
+            fused = WeightScope(self._names, mean, variance)
+        return fused, fused.kl(self.target, self.floor)
+
+    def _extended(self, arrays: ArrayRecord, target: WeightScope) -> ArrayRecord:
+        """The arrays with the target among them, from which the clients' scopes differ little."""
+        moved = torch.stack([target.mean, spread(target.mean, target.variance, self.fusion)])
+        return ArrayRecord({**arrays, **messages.to_arrays({messages.SCOPE_ARRAY: moved.float()})})
 
     def _model(self, arrays: ArrayRecord, server_round: int) -> dict[str, Tensor]:
         """The model whose layers are aligned: of several sizes the largest."""

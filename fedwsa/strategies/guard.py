@@ -382,7 +382,9 @@ class Guard(Strategy):
         sent = {m.metadata.dst_node_id: m for m in asked}
         rows = found.replies.rows if isinstance(found.replies, AveragedReplies) else found.replies
         kinds = {r.metadata.src_node_id: _kind(r) for r in rows if r.has_content()}
-        usual = Counter(kinds.values()).most_common(1)[0][0] if kinds else None
+        if not kinds:
+            return found
+        [(usual, _)] = Counter(kinds.values()).most_common(1)
         problems = {
             node: "its records or metrics are not those of the other clients"
             for node, kind in kinds.items()
@@ -406,7 +408,9 @@ class Guard(Strategy):
             judged_replies = judged
         incidents = [Incident(node, "rejected", why) for node, why in problems.items()]
         accepted = {n: m for n, m in found.accepted.items() if n not in problems}
-        return Gathered(judged_replies, accepted, found.incidents + incidents, found.repeats)
+        return Gathered(
+            judged_replies, accepted, found.incidents + incidents, repeats=found.repeats
+        )
 
     def _outliers(self, replies: Sequence[Message], sent: Mapping[int, Message]) -> dict[int, str]:
         assert self.max_norm_ratio is not None
@@ -470,7 +474,7 @@ def _together(first: Gathered, second: Gathered) -> Gathered:
         replies,
         {**first.accepted, **second.accepted},
         first.incidents + second.incidents,
-        first.repeats + 1,
+        repeats=first.repeats + 1,
     )
 
 

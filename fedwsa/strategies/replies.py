@@ -89,7 +89,9 @@ def unusable_scores(content: RecordDict, rules: Rules) -> str | None:
         return "the reply must hold exactly one MetricRecord"
     if problem := _missing(metrics, rules):
         return problem
-    if not 0 <= _float(metrics[rules.weight]) <= rules.most_examples:
+    weight = metrics[rules.weight]
+    assert isinstance(weight, int | float)  # not yet a float: it may be too large for one
+    if not 0 <= weight <= rules.most_examples:
         return f"{rules.weight} must be a number from 0 to {rules.most_examples:g}"
     return None
 
@@ -212,7 +214,7 @@ def _bad_scope(metrics: MetricRecord, sent: RecordDict, given: Mapping[str, Tens
     if config is None or not config.get(messages.SCOPE_REPORTED, True):
         return None
     assert isinstance(config, ConfigRecord)
-    names = list(config[messages.SCOPE_LAYERS])  # type: ignore[arg-type]
+    names = [str(name) for name in config[messages.SCOPE_LAYERS]]  # type: ignore[union-attr]
     partial = bool(config.get(messages.SCOPE_PARTIAL, False))
     keys = [messages.SCOPE_MEAN, messages.SCOPE_SPREAD, messages.SCOPE_KL]
     lists: dict[str, list[float]] = {}

@@ -94,9 +94,13 @@ class History:
         Whether there is a validation split.
     begun
         The rounds that are over, of a run that is resumed; so for the other tables.
+    private
+        Whether differential privacy has a price.
     """
 
-    def __init__(self, folder: Path, validates: bool = False, begun: int = 0) -> None:
+    def __init__(
+        self, folder: Path, validates: bool = False, begun: int = 0, private: bool = False
+    ) -> None:
         self._columns = [
             "round",
             "accuracy",
@@ -107,6 +111,7 @@ class History:
             "client_accuracy_worst10",
             "client_accuracy_std",
             "client_accuracy_jain",
+            *(["epsilon"] if private else []),
             "bytes_down",
             "bytes_up",
             "simulated_seconds",
