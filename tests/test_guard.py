@@ -289,6 +289,12 @@ def test_the_guard_stands_outside_privacy_wrappers_which_clip_by_themselves() ->
     # Flower divides by the norm of an update; with an error reply it releases nothing.
     assert guard.aggregate_train(1, replies) == (None, None)
     assert reasons(guard) == {2: ("rejected", "an update of zero cannot be clipped")}
+    replies = [reply(m) for m in asked(guard)]
+    turned = dict(reversed(replies[2].content["arrays"].items()))
+    replies[2].content["arrays"] = ArrayRecord(turned)
+    guard.aggregate_train(1, replies)
+    [(_, why)] = reasons(guard).values()
+    assert why == "its arrays stand in another order, and cannot be clipped"
 
 
 def test_an_evaluation_may_lack_samples_but_not_sense() -> None:

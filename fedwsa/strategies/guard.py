@@ -178,8 +178,7 @@ class Guard(Strategy):
             raise ValueError(
                 "max_norm_ratio does not go with privacy wrappers, which clip every update"
             )
-        # Flower's server-side clipping divides by the norm of the update.
-        self._moves = any(
+        self._clipped = any(
             isinstance(
                 part,
                 DifferentialPrivacyServerSideAdaptiveClipping
@@ -373,9 +372,19 @@ class Guard(Strategy):
         if stage == "evaluate":
             return unusable_scores(reply.content, rules)
         problem = unusable_reply(reply.content, sent.content, rules)
-        if problem is None and self._moves and not update_size(reply.content, sent.content):
+        return self._unclippable(reply, sent) if problem is None and self._clipped else problem
+
+    def _unclippable(self, reply: Message, sent: Message) -> str | None:
+        """Why Flower cannot clip a usable update; None if it can.
+
+        It pairs arrays by their order, whatever their names, and divides by the norm.
+        """
+        given, expected = (messages.model_arrays(m.content) for m in (reply, sent))
+        if given is None or expected is None or list(given) != list(expected):
+            return "its arrays stand in another order, and cannot be clipped"
+        if not update_size(reply.content, sent.content):
             return "an update of zero cannot be clipped"
-        return problem
+        return None
 
     def _compared(self, asked: Sequence[Message], found: Gathered) -> Gathered:
         """The answers among each other: what the metrics are, how far the updates go."""

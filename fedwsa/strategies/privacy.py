@@ -108,7 +108,7 @@ class Accounted(Strategy):
             return f"{len(usable)} of {count} clients gave a usable answer"
         *_, inner = chain(self.strategy)
         key = getattr(inner, "weighted_by_key", messages.NUM_EXAMPLES)
-        if len({metrics.get(key) for metrics in usable}) > 1:  # type: ignore[arg-type]
+        if len({metrics.get(key) for metrics in usable}) > 1:
             return f"the clients do not count equally, by {key}"
         return None
 
