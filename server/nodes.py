@@ -20,6 +20,7 @@ from fedwsa.strategies.averaging import AveragedReplies
 logger = logging.getLogger("fedwsa")
 
 _SOON = 5.0  # seconds in which a fleet usually is there
+_LONGEST = 3600.0  # seconds for an answer, as in Flower's own start; messages live for half a day
 
 
 class PartitionGrid(Grid):
@@ -60,7 +61,9 @@ class PartitionGrid(Grid):
         self._grid = grid
         self.examples: dict[int, int] = {}
         # Our engine knows the partitions; of other fleets every node is asked.
-        found = getattr(grid, "known_partitions", None) or self._ask(count, patience, reference)
+        known = getattr(grid, "known_partitions", None)
+        self._longest = _LONGEST if known is None else None  # it sees who dies, and waits for none
+        found = known or self._ask(count, patience, reference)
         self._client: dict[int, int] = found
         self.known_partitions = found
         self._nodes = sorted(found, key=lambda node: found[node])
@@ -132,9 +135,12 @@ class PartitionGrid(Grid):
     ) -> Iterable[Message]:
         """Send, wait, and return the replies in the order of their partitions.
 
-        Partial averages come in the order in which the grid gives them, their rows sorted.
+        Partial averages come in the order in which the grid gives them, their rows sorted. A node
+        may vanish: without a timeout an hour is the longest, but for our engine, which replaces
+        workers that die.
         """
-        replies = self._grid.send_and_receive(messages, timeout=timeout)
+        limit = self._longest if timeout is None else timeout
+        replies = self._grid.send_and_receive(messages, timeout=limit)
         if isinstance(replies, AveragedReplies):
             return AveragedReplies(replies, sorted(replies.rows, key=self._client_of))
         return sorted(replies, key=self._client_of)

@@ -47,6 +47,24 @@ def test_replies_come_in_the_order_of_partitions() -> None:
     assert [r.metadata.src_node_id for r in replies] == [5, 31, 77]
 
 
+def test_a_node_that_vanishes_is_not_waited_for_without_end() -> None:
+    asked = []
+
+    class Vanishing(Fleet):
+        def send_and_receive(self, messages, *, timeout=None):
+            asked.append(timeout)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    grid = PartitionGrid(Vanishing({5: 0}), 1, patience=7.0)
+    for timeout in (None, 20.0):
+        grid.send_and_receive([Message(RecordDict(), 5, MessageType.QUERY)], timeout=timeout)
+    assert asked == [7.0, 3600.0, 20.0]
+    ours = Vanishing({5: 0})
+    ours.known_partitions = {5: 0}
+    PartitionGrid(ours, 1).send_and_receive([Message(RecordDict(), 5, MessageType.QUERY)])
+    assert asked[-1] is None  # our engine replaces workers that die
+
+
 @pytest.mark.parametrize(
     ("partitions", "count", "message"),
     [

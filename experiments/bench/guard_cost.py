@@ -1,0 +1,61 @@
+"""What the guard costs: milliseconds to judge one reply of a model of 1.6 million parameters.
+
+OMP_NUM_THREADS=1 python -m experiments.bench.guard_cost
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from rich.console import Console
+
+from fedwsa import messages
+from fedwsa.scope import WeightScope
+from fedwsa.strategies.replies import Rules, unusable_reply, update_size
+
+REPEATS = 50
+
+
+def main() -> None:
+    """Measure and print."""
+    torch.manual_seed(0)
+    start = {f"layer{i}.weight": 0.05 * torch.randn(400, 400) for i in range(10)}
+    trained = {name: w + 0.01 * torch.randn_like(w) for name, w in start.items()}
+    scope = WeightScope.measure(trained)
+    target = ConfigRecord({messages.SCOPE_LAYERS: list(start), messages.SCOPE_FUSION: "moments"})
+    sent = RecordDict({"arrays": messages.to_arrays(start)})
+    asked = RecordDict({**sent, "config": target})
+    numbers = {messages.NUM_EXAMPLES: 100, messages.TRAIN_LOSS: 1.0}
+    second = (scope.variance + scope.mean.square()).tolist()
+    scopes = {
+        messages.SCOPE_MEAN: scope.mean.tolist(),
+        messages.SCOPE_SPREAD: second,
+        messages.SCOPE_KL: [0.0] * len(start),
+    }
+    arrays = messages.to_arrays(trained)
+    encoded = ArrayRecord({name: Array(w.numpy()) for name, w in trained.items()})
+    plain = RecordDict({"arrays": arrays, "metrics": MetricRecord(numbers)})
+    wire = RecordDict({"arrays": encoded, "metrics": MetricRecord(numbers)})
+    aligned = RecordDict({"arrays": arrays, "metrics": MetricRecord({**numbers, **scopes})})
+    rules = Rules()
+    cases: dict[str, Callable[[], object]] = {
+        "a reply in memory": lambda: unusable_reply(plain, sent, rules),
+        "a reply from the wire": lambda: unusable_reply(wire, sent, rules),
+        "with scopes, which are measured": lambda: unusable_reply(aligned, asked, rules),
+        "the norm of its update, in addition": lambda: update_size(plain, sent),
+    }
+    for name, judge in cases.items():
+        taken = []
+        for _ in range(REPEATS):
+            begin = time.perf_counter()
+            judge()
+            taken.append(time.perf_counter() - begin)
+        Console().print(f"{name}: {1000 * statistics.median(taken):.2f} ms", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
