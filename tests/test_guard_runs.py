@@ -68,6 +68,7 @@ def clients_in(cell: object) -> list[int]:
     return [] if pd.isna(cell) else [int(k) for k in str(cell).split()]
 
 
+@pytest.mark.slow
 def test_a_fleet_of_failing_and_lying_clients_learns_with_the_guard_and_not_without(
     cache: str, tmp_path: Path
 ) -> None:

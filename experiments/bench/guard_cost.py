@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -29,7 +30,7 @@ def main() -> None:
     target = ConfigRecord({messages.SCOPE_LAYERS: list(start), messages.SCOPE_FUSION: "moments"})
     sent = RecordDict({"arrays": messages.to_arrays(start)})
     asked = RecordDict({**sent, "config": target})
-    numbers = {messages.NUM_EXAMPLES: 100, messages.TRAIN_LOSS: 1.0}
+    numbers: dict[str, Any] = {messages.NUM_EXAMPLES: 100, messages.TRAIN_LOSS: 1.0}
     second = (scope.variance + scope.mean.square()).tolist()
     scopes = {
         messages.SCOPE_MEAN: scope.mean.tolist(),
