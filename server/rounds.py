@@ -16,7 +16,8 @@ from fedwsa.config import Config
 from fedwsa.evaluation import Score, jain_index
 from fedwsa.strategies.averaging import AveragedReplies
 from fedwsa.strategies.fedwsa import FedWSA, ScopeReport
-from fedwsa.strategies.guard import Gathered, Guard, Incident, short
+from fedwsa.strategies.gathered import Gathered, Incident, short
+from fedwsa.strategies.guard import Guard
 from server.nodes import PartitionGrid
 from server.systems import Costs, Systems
 

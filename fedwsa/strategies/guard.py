@@ -6,7 +6,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -21,6 +20,7 @@ from flwr.serverapp.strategy import (
 from fedwsa import messages
 from fedwsa.scope import choose
 from fedwsa.strategies.averaging import AveragedReplies, averaged, averages_by
+from fedwsa.strategies.gathered import Gathered, Incident, kind_of, metrics_of, node_of, short
 from fedwsa.strategies.replies import (
     MOST_EXAMPLES,
     Rules,
@@ -33,7 +33,6 @@ from fedwsa.strategies.wrapping import chain
 logger = logging.getLogger("fedwsa")
 
 Below = Literal["stop", "skip"]
-Kind = Literal["failed", "missing", "rejected"]
 Exchange = Callable[[Sequence[Message]], Iterable[Message]]
 
 _MEDIAN_OF = 3
@@ -42,59 +41,6 @@ _MEDIAN_OF = 3
 
 class TooFewResults(RuntimeError):
     """A round has fewer usable answers than it needs; the message is one line."""
-
-
-@dataclass(frozen=True)
-class Incident:
-    """Why a client's answer is not in the average.
-
-    Attributes
-    ----------
-    node : int
-        Of the client.
-    kind : {"failed", "missing", "rejected"}
-        It said that it failed; it gave no answer; it gave one that the guard refused.
-    reason : str
-        In its words, or in ours.
-    """
-
-    node: int
-    kind: Kind
-    reason: str
-
-
-@dataclass
-class Gathered:
-    """The answers of a cohort, judged.
-
-    Attributes
-    ----------
-    replies : list of Message
-        For the strategy: those that were refused are error replies, which strategies leave out.
-    accepted : dict of int to MetricRecord
-        The metrics of each usable answer, by node.
-    incidents : list of Incident
-        What is not usable, of all exchanges.
-    asked : int
-        How many clients were to answer.
-    repeats : int
-        How often some were asked again.
-    """
-
-    replies: list[Message]
-    accepted: dict[int, MetricRecord] = field(default_factory=dict)
-    incidents: list[Incident] = field(default_factory=list)
-    asked: int = 0
-    repeats: int = 0
-
-    def lost(self) -> dict[int, Incident]:
-        """The last incident of each node that was not made good later."""
-        return {i.node: i for i in self.incidents if i.node not in self.accepted}
-
-    def reason(self) -> str:
-        """The most common reason, without its traceback."""
-        reasons = Counter(short(i.reason) for i in self.lost().values())
-        return reasons.most_common(1)[0][0] if reasons else "none was asked"
 
 
 class Guard(Strategy):
@@ -304,7 +250,7 @@ class Guard(Strategy):
             missing = [m for m in asked if m.metadata.dst_node_id not in found.accepted]
             fresh = [_copy(message) for message in missing]
             second = self._judged(fresh, again(self.marked(fresh)))
-            found = self._compared(asked, _together(found, second))
+            found = self._compared(asked, found.followed_by(second))
         found.asked = len(asked)
         return found
 
@@ -389,8 +335,8 @@ class Guard(Strategy):
     def _compared(self, asked: Sequence[Message], found: Gathered) -> Gathered:
         """The answers among each other: what the metrics are, how far the updates go."""
         sent = {m.metadata.dst_node_id: m for m in asked}
-        rows = found.replies.rows if isinstance(found.replies, AveragedReplies) else found.replies
-        kinds = {r.metadata.src_node_id: _kind(r) for r in rows if r.has_content()}
+        rows = found.rows
+        kinds = {r.metadata.src_node_id: kind_of(r) for r in rows if r.has_content()}
         if not kinds:
             return found
         [(usual, _)] = Counter(kinds.values()).most_common(1)
@@ -400,16 +346,16 @@ class Guard(Strategy):
             if kind != usual
         }
         if self.max_norm_ratio is not None:
-            problems |= self._outliers([r for r in rows if kinds.get(_node(r)) == usual], sent)
+            problems |= self._outliers([r for r in rows if kinds.get(node_of(r)) == usual], sent)
         if not problems:
             return found
         judged = [
-            _refused(sent[_node(r)], problems[_node(r)]) if _node(r) in problems else r
+            _refused(sent[node_of(r)], problems[node_of(r)]) if node_of(r) in problems else r
             for r in rows
         ]
         if isinstance(found.replies, AveragedReplies):
             # A worker averages answers of one kind alone.
-            parts = [r for r in found.replies if r.has_content() and _metrics(r) == usual[1]]
+            parts = [r for r in found.replies if r.has_content() and metrics_of(r) == usual[1]]
             judged_replies: list[Message] = AveragedReplies(
                 parts + [r for r in judged if r.has_error()], judged
             )
@@ -423,7 +369,7 @@ class Guard(Strategy):
 
     def _outliers(self, replies: Sequence[Message], sent: Mapping[int, Message]) -> dict[int, str]:
         assert self.max_norm_ratio is not None
-        sizes = {_node(r): update_size(r.content, sent[_node(r)].content) for r in replies}
+        sizes = {node_of(r): update_size(r.content, sent[node_of(r)].content) for r in replies}
         median = float(np.median(list(sizes.values()))) if sizes else 0.0
         if len(sizes) < _MEDIAN_OF or not median:
             return {}
@@ -432,15 +378,6 @@ class Guard(Strategy):
             for node, size in sizes.items()
             if size > self.max_norm_ratio * median
         }
-
-
-def short(reason: str) -> str:
-    """A reason on one line, without its traceback."""
-    return " ".join(reason.partition("Traceback (most recent call last)")[0].split())
-
-
-def _node(reply: Message) -> int:
-    return reply.metadata.src_node_id
 
 
 def _refused(sent: Message, problem: str) -> Message:
@@ -455,37 +392,3 @@ def _copy(message: Message) -> Message:
         message.metadata.message_type,
         group_id=message.metadata.group_id,
     )
-
-
-def _metrics(reply: Message) -> tuple[object, ...]:
-    """Name and keys of a reply's metrics, with the lengths of lists."""
-    return tuple(
-        (name, *sorted((k, len(v) if isinstance(v, list) else -1) for k, v in record.items()))
-        for name, record in reply.content.metric_records.items()
-    )
-
-
-def _kind(reply: Message) -> tuple[tuple[str, ...], tuple[object, ...]]:
-    """Names of the records, and the metrics: Flower's strategies want one kind from all."""
-    return tuple(sorted(reply.content.array_records)), _metrics(reply)
-
-
-def _together(first: Gathered, second: Gathered) -> Gathered:
-    """The answers of two exchanges, the second to those who gave none in the first."""
-    later = {_node(r): r for r in _rows(second.replies)}
-    rows = [later.pop(_node(r), r) for r in _rows(first.replies)] + list(later.values())
-    if isinstance(first.replies, AveragedReplies) or isinstance(second.replies, AveragedReplies):
-        parts = [r for found in (first, second) for r in found.replies if r.has_content()]
-        replies: list[Message] = AveragedReplies(parts + [r for r in rows if r.has_error()], rows)
-    else:
-        replies = rows
-    return Gathered(
-        replies,
-        {**first.accepted, **second.accepted},
-        first.incidents + second.incidents,
-        repeats=first.repeats + 1,
-    )
-
-
-def _rows(replies: list[Message]) -> list[Message]:
-    return replies.rows if isinstance(replies, AveragedReplies) else replies
