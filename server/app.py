@@ -129,6 +129,8 @@ class Federation:
         self.guard = build_guard(config, self.strategy)
         values = config.model_dump(by_alias=True, mode="json")
         self.checkpoints = Checkpoints(folder, self.strategy, described(values))
+        if config.checkpoint.every is not None:
+            self.checkpoints.memory()  # refused now, if it cannot be stored
         self.begun = self.checkpoints.newest() if resumed else None
         if self.begun is not None:
             require_history(folder, self.begun.round)

@@ -7,10 +7,12 @@ generators; the model, what the strategy remembers, and what the clients keep ar
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path, PurePath
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, Protocol, runtime_checkable
 
 from flwr.app import ArrayRecord, RecordDict
@@ -73,8 +75,9 @@ class Checkpoints:
     folder
         Of the run.
     strategy
-        As it was made, before the first round: what is in it now and cannot be stored is taken
-        for settings, which another run of the same configuration has again.
+        As it was made, before the first round. Its memory are its attributes, and those of the
+        strategies that it wraps, but for what its class names in ``transient``, and for settings:
+        what cannot change and is still there.
     run
         Which run it is; None: any.
     """
@@ -85,9 +88,10 @@ class Checkpoints:
         self._folder = folder / "checkpoints"
         self._run = run
         self._strategy = strategy
+        parts = list(chain(strategy))
         self._settings = [
-            {name: value for name, value in vars(part).items() if not _storable(value)}
-            for part in chain(strategy)
+            {k: v for k, v in vars(part).items() if _cannot_change(v) or any(v is p for p in parts)}
+            for part in parts
         ]
 
     def memory(self) -> list[dict[str, Any]]:
@@ -105,16 +109,19 @@ class Checkpoints:
             for name, value in vars(part).items():
                 if isinstance(value, _Ledger):
                     own[name] = value.state_dict()
+                elif name in transient:
                     continue
-                if name in transient or (name in settings and settings[name] is value):
+                elif _storable(value):
+                    own[name] = value
+                elif name in settings and settings[name] is value:
                     continue
-                if not _storable(value):
+                else:
                     raise ConfigError(
                         f"checkpoint.every: {type(part).__name__} remembers {name}, a "
                         f"{type(value).__name__}, which a checkpoint cannot hold; it holds "
-                        "numbers, strings, arrays, and lists and dicts of them"
+                        "numbers, strings, arrays, and lists and dicts of them; what is no memory "
+                        f"stands in {type(part).__name__}.transient"
                     )
-                own[name] = value
             found.append(own)
         return found
 
@@ -175,6 +182,16 @@ class Checkpoints:
         raise ConfigError(
             f"resume: {folder}: it has no checkpoint; runs with checkpoint.every=N have some"
         )
+
+
+_SETTINGS = (FunctionType, BuiltinFunctionType, MethodType, type, re.Pattern, frozenset, PurePath)
+
+
+def _cannot_change(value: object) -> bool:
+    """Whether it is, while it stays there, what a run of the same configuration has again."""
+    if is_dataclass(value):
+        return bool(getattr(value, "__dataclass_params__").frozen)  # noqa: B009, unknown to mypy
+    return isinstance(value, _SETTINGS)
 
 
 def _storable(value: object) -> bool:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -236,15 +237,63 @@ def test_a_run_that_goes_on_is_not_resumed(cache: str, tmp_path: Path) -> None:
 class Remembers(FedAvg):
     """Somebody's strategy with a memory that is neither number nor array."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.notes = np.random.default_rng(0)
+
+
+class BeginsToRemember(FedAvg):
+    """One that has such a memory after its first round alone."""
+
     def aggregate_train(self, server_round, replies):
-        self.notes = open(os.devnull)  # noqa: SIM115
+        self.notes = {"file": np.random.default_rng(0)}
         return super().aggregate_train(server_round, replies)
 
 
-def test_a_memory_that_cannot_be_stored_is_named(cache: str, tmp_path: Path) -> None:
-    own = ["strategy._target_=tests.test_checkpoint.Remembers", "checkpoint.every=1"]
-    with pytest.raises(ConfigError, match="Remembers remembers notes, a TextIOWrapper, which"):
-        simulate(compose([*TINY, *own, f"cache_dir={cache}"]), tmp_path / "run")
+class Draws(Remembers):
+    """One that says that it is no memory, and has another, of arrays and numbers."""
+
+    transient = ("notes",)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.momentum, self.count = {"w": np.zeros(1)}, 0
+
+    def aggregate_train(self, server_round, replies):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        assert arrays is not None
+        self.count += 1
+        kept = self.momentum.get("hidden0.bias", 0.0)
+        bias = arrays["hidden0.bias"].numpy()
+        self.momentum = {"hidden0.bias": 0.5 * kept + self.count * bias}
+        arrays["hidden0.bias"] = Array((bias + 0.1 * self.momentum["hidden0.bias"]).astype("f4"))
+        return arrays, metrics
+
+
+def theirs(strategy: type) -> str:
+    return f"strategy._target_=tests.test_checkpoint.{strategy.__name__}"
+
+
+def test_a_memory_that_cannot_be_stored_is_named_at_the_start(cache: str, tmp_path: Path) -> None:
+    own = [theirs(Remembers), "checkpoint.every=1", f"cache_dir={cache}"]
+    with pytest.raises(ConfigError, match="Remembers remembers notes, a Generator, which") as said:
+        simulate(compose([*TINY, *own]), tmp_path / "run")
+    assert "\n" not in str(said.value)
+    assert not (tmp_path / "run").exists()
+    simulate(compose([*TINY, *own[:1], "rounds=1", own[2]]), tmp_path / "without")
+
+
+def test_or_else_at_the_first_checkpoint(cache: str, tmp_path: Path) -> None:
+    own = [theirs(BeginsToRemember), "checkpoint.every=1", f"cache_dir={cache}"]
+    with pytest.raises(ConfigError, match="BeginsToRemember remembers notes, a dict, which"):
+        simulate(compose([*TINY, *own]), tmp_path / "run")
+
+
+def test_a_stranger_s_arrays_and_numbers_are_saved(cache: str, tmp_path: Path) -> None:
+    config = interrupted(tmp_path / "stopped", cache, 2, 3, theirs(Draws))
+    simulate(config.model_copy(update={"checkpoint": compose().checkpoint}), tmp_path / "whole")
+    resume(tmp_path / "stopped")
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_flower_s_runtime_cannot_tell_what_clients_keep() -> None:

@@ -1,0 +1,129 @@
+"""Runs killed by SIGKILL at random moments: resumed, they end as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from experiments.simulate import simulate
+from fedwsa.config import compose
+from tests.processes import all_end, started
+from tests.test_checkpoint import assert_same_run
+
+FEDWSA = [sys.executable, "-m", "experiments.cli"]
+ROUNDS = 10
+RUN = [
+    *(f"rounds={ROUNDS}", "clients.count=4", "clients.fraction=0.5", "clients.table=true"),
+    *("local.epochs=1", "runtime.workers=1", "runtime.cohort=off", "checkpoint.every=1"),
+]
+MOMENTS = random.Random(0)
+PLAIN = {**os.environ, "HYDRA_FULL_ERROR": "0"}  # which the tests' own process has set
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def killed(folder: Path, words: list[str], share: float) -> int:
+    """Start a run and kill it; returns how many rounds its files know of.
+
+    Parameters
+    ----------
+    share
+        Of the rounds, from the first checkpoint on, after which the moment has come.
+    """
+    checkpoints = folder / "checkpoints"
+
+    def written() -> int:
+        return max((int(p.name[-6:]) for p in checkpoints.glob("round-??????")), default=0)
+
+    with started([*FEDWSA, *words, f"hydra.run.dir={folder}"], stdout=subprocess.DEVNULL) as run:
+        end = time.monotonic() + 240
+        while not (first := written()):
+            assert run.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.002)
+        seen, start = first, time.monotonic()
+        while seen < first + share * (ROUNDS - first) and run.poll() is None:
+            time.sleep(0.002)
+            seen = max(seen, written())
+        # Not always as a checkpoint appears: some way into a round like those before.
+        lasts = (time.monotonic() - start) / max(1, seen - first)
+        time.sleep(MOMENTS.random() * lasts)
+        children = descendants(run.pid)
+        os.kill(run.pid, signal.SIGKILL)
+    assert all_end(children, 60), "its workers live on"
+    return seen
+
+
+def descendants(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
+    parent = {int(p): int(q) for p, q in (line.split() for line in found.stdout.splitlines())}
+    family = {pid}
+    while more := {p for p, q in parent.items() if q in family} - family:
+        family |= more
+    return sorted(family - {pid})
+
+
+def resumed(folder: Path) -> None:
+    words = [*FEDWSA, f"resume={folder}"]
+    done = subprocess.run(words, capture_output=True, text=True, env=PLAIN, check=False)
+    finished = done.stderr == f"fedwsa: resume: the run in {folder} is finished\n"
+    assert done.returncode == 0 or finished, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_killed_at_ten_random_moments_ends_as_one_that_was_not(cache, tmp_path) -> None:
+    words = [*RUN, "strategy=scaffold", "wsa=on", f"cache_dir={cache}"]
+    simulate(compose(words), tmp_path / "whole")
+    seen = set()
+    for number in range(10):
+        folder = tmp_path / f"run-{number}"
+        seen.add(killed(folder, words, MOMENTS.random()))
+        resumed(folder)
+        assert_same_run(tmp_path / "whole", folder, "scopes.csv", "events.jsonl")
+    assert len(seen) > 3, "the moments were not spread"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    "options",
+    [
+        "strategy=fedadam",
+        "strategy=fedyogi wsa=on",
+        "strategy=fedadagrad",
+        "strategy=fedavgm",
+        "strategy=feddyn",
+        "strategy=moon",
+        "strategy=fedper model=cnn",
+        "strategy=fedbn model=resnet20 model.width=0.25",
+        "strategy=local",
+        "strategy=wave 'clients.sizes={S: 0.5, L: 0.5}'",
+        "strategy=dp_server_adaptive wsa=on",
+        "strategy=dp_client_adaptive",
+        "evaluation.validation=0.2 evaluation.patience=20 evaluation.keep_best=true",
+    ],
+)
+def test_so_does_one_of_each_strategy_with_a_memory(options, cache, tmp_path) -> None:
+    words = [*RUN, *shlex.split(options), f"cache_dir={cache}"]
+    simulate(compose(words), tmp_path / "whole")
+    killed(tmp_path / "run", words, MOMENTS.random())
+    resumed(tmp_path / "run")
+    more = ["scopes.csv"] if "wsa=on" in options else []
+    assert_same_run(tmp_path / "whole", tmp_path / "run", *more)
+    if "keep_best" in options:
+        best = [load_file(tmp_path / run / "best.safetensors") for run in ("whole", "run")]
+        assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])
