@@ -151,7 +151,7 @@ def test_clients_that_mask_scale_and_answer_wrong_shapes(cache: str, tmp_path: P
     log = (tmp_path / "run.log").read_text()
     size = json.loads((tmp_path / "sizes.json").read_text())["clients"][3]
     units = {"S": 50, "M": 100, "L": 200}[size]
-    assert f"client 3 failed: wrong arrays: hidden0.bias is ({units - 1},), not ({units},)" in log
+    assert f"client 3 rejected: wrong arrays: hidden0.bias is ({units - 1},), not ({units},)" in log
 
 
 @pytest.mark.parametrize(
