@@ -226,7 +226,7 @@ def load(file: Path) -> Study:
         All that is wrong with it, on one line.
     """
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        values = _Loader(file.read_text(encoding="utf-8")).get_single_data()
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: {_what_is_wrong(error)}") from None
     except (OSError, UnicodeDecodeError) as error:

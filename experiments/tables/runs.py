@@ -95,7 +95,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     try:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
-        config = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        config = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text).get_single_data()
     except FileNotFoundError:
         raise Unusable("it has no config.yaml") from None
     except (OSError, ValueError, yaml.YAMLError):
