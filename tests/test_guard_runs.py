@@ -68,32 +68,52 @@ def clients_in(cell: object) -> list[int]:
     return [] if pd.isna(cell) else [int(k) for k in str(cell).split()]
 
 
+def slowest(config: Config, folder: Path, count: int) -> tuple[list[int], float]:
+    """The slowest clients of a fleet with equal work, and a deadline that only they miss."""
+    simulate(config.model_copy(update={"rounds": 1}), folder)
+    [longest] = pd.read_csv(folder / "history.csv")["simulated_seconds"]
+    speeds = [config.client_device(k).flops_per_second for k in range(config.clients.count)]
+    order = np.argsort(speeds)
+    times = longest * speeds[order[0]] / np.array(speeds)[order]
+    return sorted(order[:count].tolist()), float(times[count - 1 : count + 1].mean())
+
+
 @pytest.mark.slow
-def test_a_fleet_of_failing_and_lying_clients_learns_with_the_guard_and_not_without(
+def test_a_fleet_of_failing_late_and_lying_clients_learns_with_the_guard_and_not_without(
     cache: str, tmp_path: Path
 ) -> None:
-    # Of thirty, nine fail (30 %), and three lie (10 %), in one way each.
-    behaviour = dict.fromkeys(range(3, 12), "fails") | {0: "scaled", 1: "flipped", 2: "nan"}
-    fleet = ["clients.count=30", "rounds=15", "local.epochs=2", "model.width=1", "strategy=fedavg"]
+    # Of thirty nine fail (30 %), six are late (20 %), and three lie (10 %), each in its way.
+    fleet = ["clients.count=30", "rounds=20", "local.epochs=2", "model.width=1", "strategy=fedavg"]
+    fleet += ["clients.speed_spread=1"]
+    late, deadline = slowest(configured(cache, *fleet), tmp_path / "timing", 6)
+    scaled, flipped, broken, *rest = [k for k in range(30) if k not in late]
+    behaviour = {scaled: "scaled", flipped: "flipped", broken: "nan"}
+    behaviour |= dict.fromkeys(rest[:9], "fails")
     accuracy = {}
     for name, ratio in (("guarded", "4"), ("unguarded", "null")):
-        config = configured(cache, *fleet, f"guard.max_norm_ratio={ratio}")
+        options = [f"guard.max_norm_ratio={ratio}", f"clients.deadline={deadline}"]
+        config = configured(cache, *fleet, *options)
         result = simulate(config, tmp_path / name, lying(config, behaviour))
         accuracy[name] = result["accuracy"]
+    print(f"accuracy: {accuracy}")
     assert accuracy["guarded"] >= 0.85
     assert accuracy["unguarded"] < accuracy["guarded"] - 0.1
     history = pd.read_csv(tmp_path / "guarded" / "history.csv")
-    for failed, rejected in zip(history["failed"], history["rejected"], strict=True):
-        assert set(clients_in(rejected)) == {0, 2}
-        assert set(clients_in(failed)) == {0, *range(2, 12)}
+    for column, clients_of in {
+        "late": late,
+        "rejected": [scaled, broken],
+        "failed": [scaled, broken, *rest[:9]],
+    }.items():
+        assert [sorted(clients_in(cell)) for cell in history[column]] == [sorted(clients_of)] * 20
     lines = (tmp_path / "guarded" / "events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
-    assert len(events) == 15 * 11
+    assert len(events) == 20 * 11
     assert {tuple(e) for e in events} == {("round", "stage", "client", "kind", "reason")}
     reasons = {e["client"]: (e["kind"], e["reason"]) for e in events}
-    assert "times as long as the median" in reasons[0][1]
-    assert "is NaN or infinite" in reasons[2][1]
-    assert reasons[5] == ("failed", "RuntimeError: the battery is empty in train of client 5")
+    assert "times as long as the median" in reasons[scaled][1]
+    assert "is NaN or infinite" in reasons[broken][1]
+    why = f"RuntimeError: the battery is empty in train of client {rest[0]}"
+    assert reasons[rest[0]] == ("failed", why)
 
 
 def test_below_the_quorum_a_round_is_repeated_for_those_that_failed(
