@@ -24,11 +24,9 @@ def read_config(folder: Path) -> Config:
     Raises
     ------
     ConfigError
-        If there is none, or it is of another version.
+        If it is damaged, or of another version.
     """
     file = folder / "config.yaml"
-    if not file.is_file():
-        raise ConfigError(f"resume: there is no run in {folder}: no config.yaml")
     try:
         composed = OmegaConf.load(file)
     except (OSError, yaml.YAMLError) as error:

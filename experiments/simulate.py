@@ -34,7 +34,6 @@ from rich.table import Table
 from experiments.commands import fail
 from experiments.errors import explain
 from experiments.help import help_text
-from experiments.locks import locked
 from experiments.ray_start import RayStart
 from fedwsa.components import ConfigError
 from fedwsa.config import CONFIG_DIR, Config, free_arguments, parse
@@ -119,12 +118,11 @@ def simulate(
     from experiments import runtimes
     from experiments.runs import draw_pictures, read_result
     from experiments.tables.runs import FAILED, write_failure
-    from server.folder import run_log
+    from server.folder import held
     from server.rounds import RunError
 
     federation = _set_up(config, folder, resumed)
-    in_use = f"{folder}: another process is still running it"
-    with locked(folder / "config.yaml", in_use), run_log(folder):
+    with held(folder):
         (folder / FAILED).unlink(missing_ok=True)  # why it ended early is over
         try:
             runtimes.run(federation, client_app)
@@ -171,11 +169,10 @@ def resume(folder: Path) -> dict[str, Any]:
         If the run cannot go on.
     """
     from experiments.runs import read_config
+    from server.folder import require_begun
 
-    config = read_config(folder)
-    if (folder / "result.json").exists():
-        raise ConfigError(f"resume: the run in {folder} is finished")
-    return simulate(config, folder, resumed=True)
+    require_begun(folder)
+    return simulate(read_config(folder), folder, resumed=True)
 
 
 def _resume(words: list[str]) -> None:

@@ -47,8 +47,8 @@ from server.callbacks.tables import (
 )
 from server.callbacks.tracker import build_trackers
 from server.checkpoint import Checkpoint, Checkpoints, add_up
-from server.deployment import open_fleet, told
-from server.folder import describe_run, run_log
+from server.deployment import folder_of, open_fleet, require_no_memory, told
+from server.folder import describe_run, held
 from server.initial import initialise
 from server.nodes import PartitionGrid
 from server.result import tally_of, write_result
@@ -67,7 +67,8 @@ def build(federation: Federation | None = None) -> ServerApp:
     ----------
     federation
         None: composed from the run's ``overrides``, as on the command line, with its folder at
-        ``runs/flower-RUN_ID`` below the working directory.
+        ``runs/flower-RUN_ID`` below the working directory, or, if the run's ``resume`` names one,
+        there.
     """
     app = ServerApp()
 
@@ -76,13 +77,16 @@ def build(federation: Federation | None = None) -> ServerApp:
         if federation is not None:
             federation.start(grid)
             return
-        folder = Path("runs") / f"flower-{context.run_id}"
         with told():
+            folder, resumed = folder_of(context)
             config = from_run_config(context.run_config)
             data, fleet = open_fleet(config, grid)
-            run = Federation(config, folder, data=data)
-            describe_run(config, data.partition, folder, run.sizes.of_client)
-            with run_log(folder):
+            run = Federation(config, folder, resumed=resumed, data=data)
+            if config.checkpoint.every is not None:
+                require_no_memory(run.strategy)
+            if not resumed:
+                describe_run(config, data.partition, folder, run.sizes.of_client)
+            with held(folder):
                 run.start(fleet)
 
     return app
@@ -326,7 +330,8 @@ class Federation:
         if self.begun is not None:
             arrays = self.begun.arrays
             self.checkpoints.restore(self.begun.strategy)
-            grid.client_states = self.begun.clients  # type: ignore[attr-defined]  # our engine's
+            if self.begun.clients:
+                grid.client_states = self.begun.clients  # type: ignore[attr-defined]  # our engine's
         systems = self.systems if getattr(self.strategy, "on_devices", True) else None
         validate = self._validate if self.validates else None
         is_over = self._early_stop.is_over if self._early_stop else None
@@ -340,7 +345,7 @@ class Federation:
                 number,
                 loop.arrays,
                 self.checkpoints.memory(),
-                grid.client_states,  # type: ignore[attr-defined]  # our engine's
+                getattr(grid, "client_states", {}),  # our engine's
                 add_up(tally, {"seconds": seconds}),
             )
         )

@@ -6,13 +6,18 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from flwr.app import Context
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 
 from fedwsa.components import ConfigError
 from fedwsa.config import Config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.own import is_own, open_reference, open_server
+from fedwsa.strategies.wrapping import chain
+from server.folder import require_begun
 from server.nodes import PartitionGrid
 from server.rounds import RunError
 
@@ -27,10 +32,6 @@ def open_fleet(config: Config, grid: Grid) -> tuple[FederatedData, PartitionGrid
     ConfigError
         If the data cannot be read, or the nodes cannot take part.
     """
-    if config.checkpoint.every is not None:
-        raise ConfigError(
-            "checkpoint.every: for simulations; in a deployment what clients keep stays with them"
-        )
     count, spec = config.clients.count, config.data_spec
     if not is_own(config.partition):
         data = open_federated(spec)  # before anybody is asked
@@ -39,6 +40,37 @@ def open_fleet(config: Config, grid: Grid) -> tuple[FederatedData, PartitionGrid
         raise ConfigError("strategy=centralised: there is no pool, with partition=own")
     fleet = PartitionGrid(grid, count, reference=open_reference(spec).model_dump_json())
     return open_server(spec, [fleet.examples[k] for k in range(count)]), fleet
+
+
+def folder_of(context: Context) -> tuple[Path, bool]:
+    """The run folder, and whether it holds the beginning of the run, which is to go on.
+
+    Raises
+    ------
+    ConfigError
+        If there is nothing to go on with.
+    """
+    begun = str(context.run_config.get("resume", ""))
+    if not begun:
+        return Path("runs") / f"flower-{context.run_id}", False
+    require_begun(Path(begun))
+    return Path(begun), True
+
+
+def require_no_memory(strategy: Strategy) -> None:
+    """Refuse checkpoints where clients remember, which they do at their nodes.
+
+    Raises
+    ------
+    ConfigError
+        Names the strategy.
+    """
+    for part in chain(strategy):
+        if getattr(part, "clients_remember", False):
+            raise ConfigError(
+                f"checkpoint.every: with {type(part).__name__} the nodes of a deployment keep what "
+                "a checkpoint of the server would lack; run it without"
+            )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The run folder: what it says of a run before the first round, and its log."""
+"""The run folder: what it says of a run before the first round, its log, and its lock."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from fedwsa.config import Config
 from fedwsa.data import skew
 from fedwsa.data.partition import Partition
 from fedwsa.launcher import APPS
+from server.locks import locked
 
 logger = logging.getLogger("fedwsa")
 
@@ -113,17 +114,39 @@ def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def require_begun(folder: Path) -> None:
+    """Refuse to go on with what is no run, or has ended.
+
+    Raises
+    ------
+    ConfigError
+        Says which.
+    """
+    if not (folder / "config.yaml").exists():
+        raise ConfigError(f"resume: there is no run in {folder}: no config.yaml")
+    if (folder / "result.json").exists():
+        raise ConfigError(f"resume: the run in {folder} is finished")
+
+
 @contextmanager
-def run_log(folder: Path) -> Iterator[None]:
-    """Keep what the run says, and why it ended early, in its folder."""
-    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+def held(folder: Path) -> Iterator[None]:
+    """Keep a run folder to this process, and in it what the run says and why it ended early.
+
+    Raises
+    ------
+    ConfigError
+        If another process has it.
+    """
+    in_use = f"{folder}: another process is still running it"
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
-    try:
-        yield
-    except Exception as error:  # the terminal gets it from the command
-        handler.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": str(error)}))
-        raise
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
+    with locked(folder / "config.yaml", in_use):
+        logger.addHandler(handler)
+        try:
+            yield
+        except Exception as error:  # the terminal gets it from the command
+            handler.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": str(error)}))
+            raise
+        finally:
+            logger.removeHandler(handler)
+            handler.close()

@@ -31,13 +31,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import clients.app
-from experiments.locks import locked
 from experiments.simulate import resume, simulate
 from fedwsa.components import ConfigError
 from fedwsa.config import Config, compose
 from fedwsa.scope import WeightScope
 from server import state_files
 from server.checkpoint import Checkpoint, Checkpoints
+from server.locks import locked
 from server.rounds import RunError
 
 TINY = ["rounds=5", "clients.count=4", "clients.fraction=0.5", "local.epochs=1", "model.width=0.2"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import signal
 import socket
@@ -115,6 +117,40 @@ def test_ctrl_c_ends_every_program(tmp_path) -> None:
     assert process.returncode == 130
     assert said == "deploy-demo: interrupted\n"
     assert alive_below(tmp_path / "kept") == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_node_that_vanishes_does_not_hang_the_run(tmp_path) -> None:
+    """Killed in round 2, which goes on without it when `clients.timeout` is over."""
+    words = "rounds=2 clients.count=2 clients.timeout=60 device=cpu"
+    with Processes(tmp_path / "logs", variables(tmp_path)) as processes:
+        federation = LocalFederation(tmp_path, processes, 2)
+        federation.start_server()
+        for node in range(2):
+            federation.register(node)
+            key = federation.keys / f"node-{node}"
+            federation.start_node(f"node-{node}", {"partition-id": node}, key)
+        run = federation.submit(words)
+        folder = federation.run_folder(run)
+        first = lambda: len(rows(folder / "history.csv")) == 1  # noqa: E731
+        processes.wait("the first round", first, 400)
+        processes.kill("node-1")
+        processes.wait("the end", (folder / "result.json").exists, 300)
+    assert processes.alive() == []
+    one, two = rows(folder / "history.csv")
+    assert (one["failed"], two["failed"]) == ("", "1")
+    assert (one["cohort"], two["cohort"]) == ("0 1", "0 1")
+    events = [json.loads(s) for s in (folder / "events.jsonl").read_text().splitlines()]
+    missing = {"round": 2, "client": 1, "kind": "missing", "reason": "no answer in 60 s"}
+    assert events == [{**missing, "stage": "train"}, {**missing, "stage": "evaluate"}]
+
+
+def rows(table: Path) -> list[dict[str, str]]:
+    if not table.exists():
+        return []
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def alive_below(folder: Path) -> list[int]:

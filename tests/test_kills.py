@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from experiments.processes import family
 from experiments.simulate import simulate
 from fedwsa.config import compose
 from tests.processes import all_end, started
@@ -61,23 +61,17 @@ def killed(folder: Path, words: list[str], share: float) -> int:
         # Not always as a checkpoint appears: some way into a round like those before.
         lasts = (time.monotonic() - start) / max(1, seen - first)
         time.sleep(MOMENTS.random() * lasts)
-        workers = [pid for pid in descendants(run.pid) if is_worker(pid)]
-        os.kill(run.pid, signal.SIGKILL)
+        workers = [pid for pid in family(run.pid)[1:] if is_worker(pid)]
+        run.kill()  # or it has just ended
     assert all_end(workers, 30), "its workers live on"  # Ray's own agents notice in a minute
     return seen
 
 
 def is_worker(pid: int) -> bool:
-    return (Path("/proc") / str(pid) / "cmdline").read_bytes().startswith((b"ray::W", b"ray::I"))
-
-
-def descendants(pid: int) -> list[int]:
-    found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
-    parent = {int(p): int(q) for p, q in (line.split() for line in found.stdout.splitlines())}
-    family = {pid}
-    while more := {p for p, q in parent.items() if q in family} - family:
-        family |= more
-    return sorted(family - {pid})
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith((b"ray::W", b"ray::I"))
+    except OSError:  # it has ended meanwhile
+        return False
 
 
 def resumed(folder: Path) -> None:

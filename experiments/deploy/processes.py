@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from uuid import uuid4
 
+from experiments.processes import end_descendants
 from fedwsa.components import ConfigError
 
 _PROBLEM = re.compile(r"^\[|error:|refused|denied|failed to|in use", re.IGNORECASE)
@@ -133,6 +134,13 @@ class Processes:
             if time.monotonic() > end:
                 raise ConfigError(f"waited {seconds:g} s for {what}; see the logs in {self.logs}")
             time.sleep(0.2)
+
+    def kill(self, name: str) -> None:
+        """End a program and all that it started, as a power cut does."""
+        process = self._running[name]
+        end_descendants(process.pid)
+        process.kill()
+        process.wait()
 
     def code(self, name: str) -> int | None:
         """Its exit code; None: it runs."""

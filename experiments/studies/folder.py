@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.locks import locked
 from experiments.studies.schema import Cell
 from experiments.tables.runs import (
     CELL,
@@ -24,6 +23,7 @@ from experiments.tables.runs import (
 )
 from fedwsa.components import ConfigError
 from fedwsa.identity import described, differences
+from server.locks import locked
 
 State = Literal["finished", "failed", "interrupted", "new"]
 

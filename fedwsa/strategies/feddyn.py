@@ -35,6 +35,7 @@ class FedDyn(FedAvg):
     """
 
     averages_by = messages.DYN_COUNT
+    clients_remember = True  # their gradients
     transient = ("_received",)  # no memory: set in each round
 
     def __init__(

@@ -30,6 +30,7 @@ class Moon(FedAvg):
     """
 
     averages_by = messages.NUM_EXAMPLES
+    clients_remember = True  # their last models
 
     def __init__(
         self, mu: NonNegativeFloat, temperature: PositiveFloat, **sampling: Unpack[Sampling]

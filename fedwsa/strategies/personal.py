@@ -31,6 +31,7 @@ class Personal(FedAvg):
     """
 
     has_global_model: ClassVar[bool] = False
+    clients_remember: ClassVar[bool] = True  # their part of the model
 
     def __init__(self, is_personal: Callable[[str], bool], **sampling: Unpack[Sampling]) -> None:
         super().__init__(**sampling)

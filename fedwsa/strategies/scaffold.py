@@ -31,6 +31,7 @@ class Scaffold(FedAvg):
     """
 
     needs_sgd = True
+    clients_remember = True  # their control variates
 
     def __init__(self, **sampling: Unpack[Sampling]) -> None:
         super().__init__(**sampling)
