@@ -10,6 +10,7 @@ from flwr.app import Context, Message, MessageType, RecordDict
 
 import clients.app
 import server.app
+from fedwsa.components import ConfigError
 from tests.test_fedwsa import Nodes
 
 pytestmark = pytest.mark.usefixtures("task_identity")
@@ -99,3 +100,52 @@ def test_clients_too_small_for_a_hold_out_train_and_are_not_scored(tmp_path, mon
     assert len(table["cohort"][0].split()) == 8
     assert table["client_accuracy_mean"].isna().all()
     assert table["failed"].isna().all()
+
+
+class PowerCut(RuntimeError):
+    pass
+
+
+class Cut(Loopback):
+    """A grid under a server that dies in its third round."""
+
+    def send_and_receive(self, messages, *, timeout=None):
+        asked = list(messages)
+        config = asked[0].content.get("config", {})
+        if config.get("server-round", 0) >= 3:
+            raise PowerCut
+        return super().send_and_receive(asked, timeout=timeout)
+
+
+REMEMBERED = "strategy=fedadam wsa=on rounds=5 clients.fraction=0.5"
+
+
+def test_a_server_that_died_goes_on_with_other_nodes_contexts(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = f"clients.count=4 local.epochs=1 cache_dir={tmp_path}/c {REMEMBERED}"
+    begun = {"overrides": f"{common} checkpoint.every=1"}
+    with pytest.raises(PowerCut):
+        server.app.app(Cut(4, begun), context({}, begun))
+    again = {**begun, "resume": "runs/flower-1"}
+    server.app.app(Loopback(4, again), context({}, again))
+    (whole := tmp_path / "whole").mkdir()
+    monkeypatch.chdir(whole)
+    plain = {"overrides": common}
+    server.app.app(Loopback(4, plain), context({}, plain))
+    one, other = (folder / "runs" / "flower-1" for folder in (tmp_path, whole))
+    for file in ("history.csv", "scopes.csv", "model.safetensors"):
+        assert (one / file).read_bytes() == (other / file).read_bytes(), file
+    with pytest.raises(ConfigError, match="resume: the run in runs/flower-1 is finished"):
+        server.app.app(Loopback(4, again), context({}, {**plain, "resume": "runs/flower-1"}))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name"), [("scaffold", "Scaffold"), ("moon", "Moon"), ("fedper", "FedPer")]
+)
+def test_what_nodes_remember_no_server_s_checkpoint_has(
+    strategy, name, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"checkpoint.every: with {name} the nodes"):
+        run(tmp_path, f"strategy={strategy} checkpoint.every=1")
+    assert not (tmp_path / "runs").exists()

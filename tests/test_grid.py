@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from experiments.simulate import simulate
-from fedwsa.components import ConfigError
-from fedwsa.config import CONFIG_DIR, compose
+from fedwsa.components import ConfigError, locate
+from fedwsa.config import CONFIG_DIR, Config, compose
+from server import state_files
 
 STRATEGIES = sorted(file.stem for file in (CONFIG_DIR / "strategy").glob("*.yaml"))
 DATA = {
@@ -38,7 +39,8 @@ def test_two_rounds_of_every_combination_or_the_reason_why_not(
 ) -> None:
     fleet = ["rounds=2", "clients.count=3", "local.epochs=1", "runtime.workers=1"]
     overrides = [*fleet, *DATA[model], "model.width=0.1", f"strategy={strategy}", f"wsa={wsa}"]
-    config = compose([*overrides, f"cache_dir={cache}", "evaluation.clients_every=2"])
+    more = ["checkpoint.every=1", "evaluation.clients_every=2", f"cache_dir={cache}"]
+    config = compose([*overrides, *more])
     if reason := REFUSED.get((strategy, model)) or REFUSED.get((strategy, wsa)):
         with pytest.raises(ConfigError, match=reason):
             simulate(config, tmp_path / "run")
@@ -46,6 +48,7 @@ def test_two_rounds_of_every_combination_or_the_reason_why_not(
         return
     result = simulate(config, tmp_path / "run")
     assert result["failed"] == 0
+    assert remembered(tmp_path / "run") == says_that_clients_remember(config)
     history = pd.read_csv(tmp_path / "run" / "history.csv")
     assert history["round"].tolist() == [1, 2]
     if config.private:  # what the noise does not cover is withheld
@@ -58,3 +61,14 @@ def test_two_rounds_of_every_combination_or_the_reason_why_not(
     assert (result["accuracy"] is None) == personal
     assert 0 <= result["client_accuracy_mean"] <= 1
     assert (tmp_path / "run" / "scopes.csv").exists() == (wsa == "on")
+
+
+def remembered(folder: Path) -> bool:
+    """Whether the clients of a run keep something, by its checkpoint."""
+    [place, *_] = sorted((folder / "checkpoints").iterdir())
+    return any(len(content) for content in state_files.read(place)["clients"].values())
+
+
+def says_that_clients_remember(config: Config) -> bool:
+    strategy = locate(config.strategy.component.target, "strategy")
+    return bool(getattr(strategy, "clients_remember", False))
