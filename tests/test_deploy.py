@@ -14,13 +14,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import torch
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from safetensors.torch import load_file
 
 from experiments.deploy.federation import LocalFederation, variables
 from experiments.deploy.keys import write_keys
 from experiments.deploy.processes import Processes, free_port
+from experiments.simulate import simulate
 from fedwsa.components import ConfigError
+from fedwsa.config import compose
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -126,11 +130,7 @@ def test_a_node_that_vanishes_does_not_hang_the_run(tmp_path) -> None:
     words = "rounds=2 clients.count=2 clients.timeout=60 device=cpu"
     with Processes(tmp_path / "logs", variables(tmp_path)) as processes:
         federation = LocalFederation(tmp_path, processes, 2)
-        federation.start_server()
-        for node in range(2):
-            federation.register(node)
-            key = federation.keys / f"node-{node}"
-            federation.start_node(f"node-{node}", {"partition-id": node}, key)
+        start(federation, 2)
         run = federation.submit(words)
         folder = federation.run_folder(run)
         first = lambda: len(rows(folder / "history.csv")) == 1  # noqa: E731
@@ -144,6 +144,38 @@ def test_a_node_that_vanishes_does_not_hang_the_run(tmp_path) -> None:
     events = [json.loads(s) for s in (folder / "events.jsonl").read_text().splitlines()]
     missing = {"round": 2, "client": 1, "kind": "missing", "reason": "no answer in 60 s"}
     assert events == [{**missing, "stage": "train"}, {**missing, "stage": "evaluate"}]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_server_killed_in_a_run_goes_on_after_its_restart(tmp_path) -> None:
+    """The whole machine is gone, but for its disk; the nodes come back by themselves."""
+    words = "rounds=4 strategy=fedadam wsa=on clients.count=2 checkpoint.every=1 device=cpu"
+    with Processes(tmp_path / "logs", variables(tmp_path)) as processes:
+        federation = LocalFederation(tmp_path, processes, 2)
+        start(federation, 2)
+        folder = federation.run_folder(federation.submit(words))
+        second = lambda: len(rows(folder / "history.csv")) >= 2  # noqa: E731
+        processes.wait("the second round", second, 400)
+        processes.kill("server")
+        assert not (folder / "result.json").exists()
+        federation.start_server()
+        federation.submit(words, resume=str(folder))
+        processes.wait("the end", (folder / "result.json").exists, 400)
+    whole = compose([*words.split(), f"cache_dir={tmp_path / 'cache'}", "runtime.workers=1"])
+    simulate(whole, tmp_path / "whole")
+    models = [load_file(f / "model.safetensors") for f in (folder, tmp_path / "whole")]
+    for name, tensor in models[0].items():  # Adam divides by moments, and rounding with them
+        torch.testing.assert_close(tensor, models[1][name], rtol=0, atol=3e-4)
+    assert [row["round"] for row in rows(folder / "history.csv")] == ["1", "2", "3", "4"]
+
+
+def start(federation: LocalFederation, nodes: int) -> None:
+    federation.start_server()
+    for node in range(nodes):
+        federation.register(node)
+        key = federation.keys / f"node-{node}"
+        federation.start_node(f"node-{node}", {"partition-id": node}, key)
 
 
 def rows(table: Path) -> list[dict[str, str]]:

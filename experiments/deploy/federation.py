@@ -74,6 +74,7 @@ class LocalFederation:
         """Start the SuperLink, and return once it listens."""
         words = ["--host", "127.0.0.1", "--port", str(self.port), "--enable-supernode-auth"]
         words += ["--disable-runtime-dependency-installation"]
+        words += ["--database", str(self.folder / "server.db")]  # keys outlive it
         for flag, name in {"ca-certfile": "ca.crt", "certfile": "server.crt"}.items():
             words += [f"--ssl-{flag}", str(self.keys / name)]
         words += ["--ssl-keyfile", str(self.keys / "server.key")]
@@ -98,9 +99,9 @@ class LocalFederation:
         words += ["--auth-supernode-private-key", key, "--node-config", pairs]
         self.processes.start(name, words)
 
-    def submit(self, overrides: str) -> int:
-        """Hand a run to the server; returns its id."""
-        run_config = f"overrides={json.dumps(overrides)}"
+    def submit(self, overrides: str, resume: str = "") -> int:
+        """Hand a run to the server, maybe one to go on with in its folder; returns its id."""
+        run_config = f"overrides={json.dumps(overrides)} resume={json.dumps(resume)}"
         said = self._flwr("submit", "run", APPS, NAME, "-c", run_config)
         return int(_answer(said, "the run was refused")["run-id"])
 
