@@ -39,6 +39,7 @@ def test_memory_descriptors_and_threads_of_all_processes_stay(tmp_path: Path) ->
     assert len(kept) >= 10
     memory = np.array([u.memory for u in kept])
     early, late = np.median(memory[: len(kept) // 3]), np.median(memory[-len(kept) // 3 :])
+    print(f"{ROUNDS} rounds: {early:.0f} MB in the first third, {late:.0f} MB in the last")
     assert late <= 1.05 * early, f"{early:.0f} MB became {late:.0f} MB"
     # A thread or descriptor may come and go; one more each hundred rounds would be 17.
     for name in ("descriptors", "threads"):
