@@ -1,0 +1,107 @@
+"""What all operators share: state dicts that fit together, shares, sums in double precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+State = Mapping[str, Tensor]
+"""Tensors by name; maybe read from a file at each access."""
+
+_STATISTICS = ("running_mean", "running_var")
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor is BatchNorm's: it belongs to the weights it was measured with."""
+    return name.rpartition(".")[2] in _STATISTICS
+
+
+def shares(weights: Sequence[float] | None, count: int) -> list[float]:
+    """What each of the models counts; the sum is one.
+
+    Parameters
+    ----------
+    weights
+        Such as numbers of examples; None: all the same.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many as models, one is negative, or the sum is not positive.
+    """
+    given = [1.0] * count if weights is None else [float(w) for w in weights]
+    if len(given) != count:
+        raise ValueError(f"{count} models need as many weights; got {len(given)}")
+    if any(not math.isfinite(w) or w < 0 for w in given) or not sum(given) > 0:
+        raise ValueError(f"weights must be non-negative with a positive sum; got {given}")
+    return [w / sum(given) for w in given]
+
+
+def require_alike(models: Sequence[State]) -> None:
+    """Refuse models that cannot be merged.
+
+    Raises
+    ------
+    ValueError
+        Names the first tensor that is missing, too many, of another shape or dtype, or has NaN
+        or infinite entries, and the model, counted from 1.
+    """
+    if not models:
+        raise ValueError("there is nothing to merge")
+    first = models[0]
+    for number, model in enumerate(models, 1):
+        for name in first:
+            if name not in model:
+                raise ValueError(f"model {number} lacks {name}, which model 1 has")
+        for name in model:
+            if name not in first:
+                raise ValueError(f"model {number} has {name}, which model 1 lacks")
+            _require_like(name, model[name], first[name], number)
+
+
+def _require_like(name: str, tensor: Tensor, expected: Tensor, number: int) -> None:
+    if tensor.shape != expected.shape:
+        raise ValueError(
+            f"{name}: model {number} has the shape {tuple(tensor.shape)}, "
+            f"model 1 {tuple(expected.shape)}"
+        )
+    if tensor.dtype != expected.dtype:
+        kinds = [str(t.dtype).removeprefix("torch.") for t in (tensor, expected)]
+        raise ValueError(f"{name}: model {number} is {kinds[0]}, model 1 {kinds[1]}")
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    # Twenty times faster than isfinite().all(); both ends are NaN if anything is.
+    if not all(math.isfinite(float(end)) for end in tensor.aminmax()):
+        raise ValueError(f"{name}: model {number} has NaN or infinite entries")
+
+
+def merged(
+    models: Sequence[State], operate: Callable[[str, list[Tensor]], Tensor]
+) -> dict[str, Tensor]:
+    """Operate on each floating-point tensor of the models; others are those of the first model.
+
+    Parameters
+    ----------
+    operate
+        Name and K tensors in double precision → one tensor of the same shape; its dtype becomes
+        that of the models.
+    """
+    result = {}
+    for name in models[0]:
+        first = models[0][name]
+        if not first.is_floating_point():  # BatchNorm's counts of batches
+            result[name] = first.clone()
+            continue
+        result[name] = operate(name, [model[name].double() for model in models]).to(first.dtype)
+    return result
+
+
+def weighted_sum(tensors: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
+    """Σ_k factor_k · tensor_k."""
+    total = tensors[0] * factors[0]
+    for tensor, factor in zip(tensors[1:], factors[1:], strict=True):
+        total = torch.add(total, tensor, alpha=factor)
+    return total
