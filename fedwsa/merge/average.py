@@ -36,4 +36,4 @@ def average(
         If the weights do not add up to a positive number.
     """
     share = shares(weights, len(models))
-    return merged(models, lambda name, tensors: weighted_sum(tensors, share))
+    return merged(models, lambda name, tensors: weighted_sum(tensors, share), share)

@@ -79,23 +79,33 @@ def _require_like(name: str, tensor: Tensor, expected: Tensor, number: int) -> N
 
 
 def merged(
-    models: Sequence[State], operate: Callable[[str, list[Tensor]], Tensor]
+    models: Sequence[State],
+    operate: Callable[[str, list[Tensor]], Tensor],
+    share: Sequence[float] | None = None,
 ) -> dict[str, Tensor]:
-    """Operate on each floating-point tensor of the models; others are those of the first model.
+    """Operate on each weight of the models, reading tensor by tensor.
+
+    BatchNorm's statistics are averaged on purpose, whatever the operator: beyond the average a
+    variance may become negative. Integers (its counts of batches) are those of the first model.
 
     Parameters
     ----------
     operate
         Name and K tensors in double precision → one tensor of the same shape; its dtype becomes
         that of the models.
+    share
+        What each model counts in the average of statistics; None: the same.
     """
+    share = shares(share, len(models))
     result = {}
     for name in models[0]:
         first = models[0][name]
-        if not first.is_floating_point():  # BatchNorm's counts of batches
+        if not first.is_floating_point():
             result[name] = first.clone()
             continue
-        result[name] = operate(name, [model[name].double() for model in models]).to(first.dtype)
+        tensors = [model[name].double() for model in models]
+        made = weighted_sum(tensors, share) if is_statistic(name) else operate(name, tensors)
+        result[name] = made.to(first.dtype)
     return result
 
 
