@@ -150,7 +150,7 @@ def test_a_node_that_vanishes_does_not_hang_the_run(tmp_path) -> None:
 @pytest.mark.timeout(900)
 def test_a_server_killed_in_a_run_goes_on_after_its_restart(tmp_path) -> None:
     """The whole machine is gone, but for its disk; the nodes come back by themselves."""
-    words = "rounds=4 strategy=fedadam wsa=on clients.count=2 checkpoint.every=1 device=cpu"
+    words = "rounds=4 strategy=fedavgm wsa=on clients.count=2 checkpoint.every=1 device=cpu"
     with Processes(tmp_path / "logs", variables(tmp_path)) as processes:
         federation = LocalFederation(tmp_path, processes, 2)
         start(federation, 2)
@@ -165,8 +165,8 @@ def test_a_server_killed_in_a_run_goes_on_after_its_restart(tmp_path) -> None:
     whole = compose([*words.split(), f"cache_dir={tmp_path / 'cache'}", "runtime.workers=1"])
     simulate(whole, tmp_path / "whole")
     models = [load_file(f / "model.safetensors") for f in (folder, tmp_path / "whole")]
-    for name, tensor in models[0].items():  # Adam divides by moments, and rounding with them
-        torch.testing.assert_close(tensor, models[1][name], rtol=0, atol=3e-4)
+    for name, tensor in models[0].items():
+        torch.testing.assert_close(tensor, models[1][name], rtol=1e-3, atol=1e-5)
     assert [row["round"] for row in rows(folder / "history.csv")] == ["1", "2", "3", "4"]
 
 
