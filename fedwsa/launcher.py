@@ -50,6 +50,11 @@ def learngene() -> None:
     _start("experiments.learngene.__main__")
 
 
+def merge() -> None:
+    """``fedwsa-merge``."""
+    _start("experiments.merge.cli")
+
+
 def partition() -> None:
     """``fedwsa-partition``."""
     _start("experiments.partition")

@@ -166,7 +166,7 @@ def test_a_server_killed_in_a_run_goes_on_after_its_restart(tmp_path) -> None:
     simulate(whole, tmp_path / "whole")
     models = [load_file(f / "model.safetensors") for f in (folder, tmp_path / "whole")]
     for name, tensor in models[0].items():
-        torch.testing.assert_close(tensor, models[1][name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(tensor, models[1][name], rtol=0, atol=2e-4)  # rounding
     assert [row["round"] for row in rows(folder / "history.csv")] == ["1", "2", "3", "4"]
 
 

@@ -13,6 +13,9 @@ What it needs beside them it names among its keyword parameters, and the caller 
 ``permutations``  which units of the network may change places (:mod:`fedwsa.merge.permutation`)
 ================  ===============================================================================
 
+An operator that moves each model by itself before it averages has ``aligned``, a function of the
+same arguments that returns the moved models.
+
 A yaml in ``conf/merge/`` names an operator and gives its options.
 """
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from fedwsa.merge.states import State, merged, shares, weighted_sum
+from fedwsa.merge.states import Align, State, merged, moved, shares, weighted_sum
 from fedwsa.merge.wsa import layers_of
 from fedwsa.rescale import WeightRange, rescale_range
 
@@ -45,15 +45,34 @@ def common_range(
         A regular expression that narrows the layers; the others are only averaged.
     """
     share = shares(weights, len(models))
+    align = _align(models, percentile, rule, layers)
+    return merged(models, lambda name, tensors: weighted_sum(align(name, tensors), share), share)
+
+
+def _aligned(
+    models: Sequence[State], *, weights: Sequence[float] | None = None, **options: Any
+) -> list[dict[str, Tensor]]:
+    return moved(models, _align(models, **options))
+
+
+common_range.aligned = _aligned  # type: ignore[attr-defined]
+
+
+def _align(
+    models: Sequence[State],
+    percentile: float = 0.0,
+    rule: Literal["mean", "union"] = "mean",
+    layers: str | None = None,
+) -> Align:
     chosen = layers_of(models[0], layers)
 
-    def operate(name: str, tensors: list[Tensor]) -> Tensor:
-        if name in chosen:
-            own = [{name: tensor} for tensor in tensors]
-            target = WeightRange.fuse(
-                [WeightRange.measure(t, percentile=percentile) for t in own], rule
-            )
-            tensors = [rescale_range(t, target, percentile)[name] for t in own]
-        return weighted_sum(tensors, share)
+    def align(name: str, tensors: list[Tensor]) -> list[Tensor]:
+        if name not in chosen:
+            return tensors
+        own = [{name: tensor} for tensor in tensors]
+        target = WeightRange.fuse(
+            [WeightRange.measure(t, percentile=percentile) for t in own], rule
+        )
+        return [rescale_range(t, target, percentile)[name] for t in own]
 
-    return merged(models, operate, share)
+    return align

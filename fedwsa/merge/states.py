@@ -109,6 +109,22 @@ def merged(
     return result
 
 
+Align = Callable[[str, list[Tensor]], list[Tensor]]
+"""Name and K tensors in double precision → the same tensors, made alike."""
+
+
+def moved(models: Sequence[State], align: Align) -> list[dict[str, Tensor]]:
+    """The models, each tensor made alike among them."""
+    found: list[dict[str, Tensor]] = [{} for _ in models]
+    for name, first in models[0].items():
+        tensors = [model[name] for model in models]
+        if first.is_floating_point() and not is_statistic(name):
+            tensors = [t.to(first.dtype) for t in align(name, [t.double() for t in tensors])]
+        for state, tensor in zip(found, tensors, strict=True):
+            state[name] = tensor.clone()
+    return found
+
+
 def weighted_sum(tensors: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
     """Σ_k factor_k · tensor_k."""
     total = tensors[0] * factors[0]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from fedwsa.merge.states import State, merged, shares, weighted_sum
+from fedwsa.merge.states import Align, State, merged, moved, shares, weighted_sum
 from fedwsa.rescale import rescale_gaussian
 from fedwsa.scope import DEFAULT_FLOOR, Fusion, WeightScope, scoped_layers
 
@@ -44,14 +45,34 @@ def wsa(
         A layer whose σ is below is only shifted.
     """
     share = shares(weights, len(models))
+    align = _align(models, share, fusion, layers, floor)
+    return merged(models, lambda name, tensors: weighted_sum(align(name, tensors), share), share)
+
+
+def _aligned(
+    models: Sequence[State], *, weights: Sequence[float] | None = None, **options: Any
+) -> list[dict[str, Tensor]]:
+    return moved(models, _align(models, shares(weights, len(models)), **options))
+
+
+wsa.aligned = _aligned  # type: ignore[attr-defined]
+
+
+def _align(
+    models: Sequence[State],
+    share: Sequence[float],
+    fusion: Fusion = "moments",
+    layers: str | None = None,
+    floor: float = DEFAULT_FLOOR,
+) -> Align:
     chosen = layers_of(models[0], layers)
 
-    def operate(name: str, tensors: list[Tensor]) -> Tensor:
-        if name in chosen:
-            tensors = to_scope(name, tensors, fused(name, tensors, share, fusion), floor)
-        return weighted_sum(tensors, share)
+    def align(name: str, tensors: list[Tensor]) -> list[Tensor]:
+        if name not in chosen:
+            return tensors
+        return to_scope(name, tensors, fused(name, tensors, share, fusion), floor)
 
-    return merged(models, operate, share)
+    return align
 
 
 def layers_of(model: State, layers: str | None) -> set[str]:

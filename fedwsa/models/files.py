@@ -36,6 +36,19 @@ def save_network(
     write_tensors(file, tensors, {"fedwsa": json.dumps(facts)}, "out")
 
 
+def component_of(facts: Mapping[str, Any], file: Path) -> Component:
+    """What builds the network of a file, from what the file says of it.
+
+    Raises
+    ------
+    ConfigError
+        If it does not say.
+    """
+    if "model" not in facts:
+        raise ConfigError(f"{file} does not say of what network its weights are")
+    return Component.model_validate(facts["model"])
+
+
 @dataclass(frozen=True, eq=False)
 class SavedNetwork:
     """A network from a file, what builds it, what it looks at and tells apart.
@@ -64,7 +77,7 @@ def load_network(file: Path) -> SavedNetwork:
         with safe_open(file, framework="pt") as opened:
             facts = json.loads((opened.metadata() or {})["fedwsa"])
             tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
-        component = Component.model_validate(facts["model"])
+        component = component_of(facts, file)
         shape = tuple(int(size) for size in facts["shape"])
         classes, data = int(facts["classes"]), dict(facts["data"])
         module = build_model(component, shape, classes, seed=0)

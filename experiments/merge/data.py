@@ -1,0 +1,111 @@
+"""Data at hand: what models reach on it, BatchNorm's statistics, Fisher information."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from experiments.merge.files import ModelFile
+from fedwsa import seeding
+from fedwsa.components import Component, ConfigError
+from fedwsa.config import Config, compose
+from fedwsa.data.examples import Examples, LabelledData
+from fedwsa.data.federated import open_source, subset
+from fedwsa.data.loading import KINDS, load
+from fedwsa.evaluation import Score, evaluate
+from fedwsa.models import build_model
+from fedwsa.models.files import component_of
+
+_BATCH = 256
+_STATISTICS = 5000
+"""Training examples from which BatchNorm's statistics are estimated, at most."""
+
+
+class DataAtHand:
+    """A data set, and networks of one kind on it.
+
+    Parameters
+    ----------
+    overrides
+        As on the command line of ``fedwsa``: ``dataset=…`` and its keys, ``subset``, ``seed``.
+    model
+        One of the files, which says what network they are of.
+    console
+        Where progress is shown.
+
+    Raises
+    ------
+    ConfigError
+        If the file does not say, or the data are not such as the network looks at.
+    """
+
+    def __init__(self, overrides: Sequence[str], model: ModelFile, console: Console) -> None:
+        self.config: Config = compose(list(overrides))
+        self.component: Component = component_of(model.facts, model.file)
+        with console.status("reading the data ..."):
+            whole = load(open_source(self.config.dataset.source), self.config.cache_dir)
+        if list(whole.shape) != list(model.facts["shape"]):
+            raise ConfigError(
+                f"--evaluate: the data are {whole.kind} of shape {whole.shape}, {model.file} looks "
+                f"at {tuple(model.facts['shape'])}"
+            )
+        if whole.classes != model.facts["classes"]:
+            raise ConfigError(
+                f"--evaluate: the data have {whole.classes} classes, {model.file} knows "
+                f"{model.facts['classes']}"
+            )
+        self.train = subset(whole.train, self.config.subset.train)
+        self.test = subset(whole.test, self.config.subset.test)
+        self._whole = whole
+
+    def _as_seen_by(self, facts: Mapping[str, object]) -> LabelledData:
+        """The data set, prepared as for the training of a network."""
+        told = {k: v for k, v in dict(facts["data"]).items() if k != "kind"}  # type: ignore[call-overload]
+        kind = KINDS[self._whole.kind]
+        return kind(self.train, self.test, self._whole.classes, **told)
+
+    def network(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """The network with these weights."""
+        whole = self._whole
+        model = build_model(self.component, whole.shape, whole.classes, self.config.seed)
+        try:
+            missing, unexpected = model.load_state_dict(dict(state), strict=False)
+        except RuntimeError as error:
+            raise ConfigError(" ".join(str(error).split())) from None
+        needed = [k for k in missing if model.state_dict()[k].is_floating_point()]
+        if wrong := [*needed, *unexpected]:
+            raise ConfigError(f"the weights do not fit their network: {wrong[0]}")
+        return model
+
+    def score(self, state: Mapping[str, Tensor], facts: Mapping[str, object]) -> Score:
+        """Accuracy and loss on the test part."""
+        data = self._as_seen_by(facts)
+        return evaluate(self.network(state), data.test, data, "cpu", _BATCH)
+
+    def with_statistics(
+        self, state: Mapping[str, Tensor], facts: Mapping[str, object]
+    ) -> dict[str, Tensor]:
+        """The weights, with BatchNorm's statistics estimated on the training part."""
+        model, data = self.network(state), self._as_seen_by(facts)
+        update_bn(self._inputs(data), model)
+        own = model.state_dict()
+        return {name: own[name].clone() for name in state}
+
+    def _inputs(self, data: LabelledData) -> Iterator[Tensor]:
+        order = torch.randperm(
+            len(data.train), generator=seeding.generator(self.config.seed, "statistics")
+        )[:_STATISTICS]
+        for chosen in torch.split(order, _BATCH):
+            if len(chosen) > 1:  # the variance of one is none
+                yield data.prepare(data.train.inputs[chosen])
+
+    def examples(self, count: int, facts: Mapping[str, object]) -> tuple[Examples, LabelledData]:
+        """Some of the training part, drawn by the seed."""
+        data = self._as_seen_by(facts)
+        generator = seeding.generator(self.config.seed, "fisher")
+        chosen = torch.randperm(len(data.train), generator=generator)[:count]
+        return data.train[chosen], data

@@ -1,0 +1,137 @@
+"""Files of weights: read tensor by tensor, and nothing in them is ever run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fedwsa.components import ConfigError
+
+_WITHIN = ("state_dict", "model_state_dict", "model")
+"""Where a checkpoint keeps the weights, if it holds other things beside them."""
+
+
+class ModelFile(Mapping[str, Tensor]):
+    """The weights in a file, each read when it is asked for.
+
+    Parameters
+    ----------
+    file
+        A safetensors file, or what ``torch.save`` made of a state dict (``.pt``, ``.pth``).
+
+    Attributes
+    ----------
+    facts : dict
+        What a file of ours says of its network; empty of others.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, it is damaged, or holds anything but weights.
+    """
+
+    def __init__(self, file: Path) -> None:
+        if not file.is_file():
+            raise ConfigError(f"there is no file {file}")
+        self.file = file
+        self.facts: dict[str, Any] = {}
+        self._names: list[str] = []
+        self._read: Callable[[str], Tensor]
+        (self._open_safetensors if file.suffix == ".safetensors" else self._open_torch)()
+        if not self._names:
+            raise ConfigError(f"{file} holds no weights")
+
+    def _open_safetensors(self) -> None:
+        try:
+            opened: Any = safe_open(self.file, framework="pt")  # its types are half there
+            metadata = opened.metadata() or {}
+            facts = json.loads(metadata.get("fedwsa", "{}"))
+            self._names, self._read = list(opened.keys()), opened.get_tensor
+        except (OSError, SafetensorError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{self.file} is damaged, or no safetensors file: {reason}") from None
+        self.facts = facts if isinstance(facts, dict) else {}
+
+    def _open_torch(self) -> None:
+        try:
+            mapped = zipfile.is_zipfile(self.file)
+            held = torch.load(self.file, map_location="cpu", weights_only=True, mmap=mapped)
+        except Exception as error:  # what it raises at damaged files is not documented
+            if type(error).__name__ == "UnpicklingError":
+                raise ConfigError(
+                    f"{self.file} holds code or objects beside weights; none of it was run: save "
+                    "the state dict alone"
+                ) from None
+            raise ConfigError(f"{self.file} is damaged, or no file of weights") from None
+        for name in _WITHIN:
+            if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
+                held = held[name]
+                break
+        if not isinstance(held, Mapping) or not all(
+            isinstance(k, str) and isinstance(t, Tensor) for k, t in held.items()
+        ):
+            raise ConfigError(f"{self.file} holds no state dict: names of tensors, and tensors")
+        self._names, self._read = list(held), dict(held).__getitem__
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        with self.file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def require_one_kind(models: list[ModelFile]) -> None:
+    """Refuse networks, of ours, that differ in more than their weights.
+
+    Raises
+    ------
+    ConfigError
+        Names the two files and what differs.
+    """
+    known = [model for model in models if model.facts]
+    for other in known[1:]:
+        for what, key in {
+            "networks": "model",
+            "input shapes": "shape",
+            "classes": "classes",
+        }.items():
+            one, two = known[0].facts.get(key), other.facts.get(key)
+            if one != two:
+                raise ConfigError(
+                    f"{known[0].file} and {other.file} are of other {what}: {one} and {two}"
+                )
+        one, two = (model.facts.get("data", {}) for model in (known[0], other))
+        if one.get("kind") != two.get("kind"):
+            raise ConfigError(
+                f"{known[0].file} looks at {one.get('kind')}, {other.file} at {two.get('kind')}"
+            )
+        if one.get("vocabulary") != two.get("vocabulary"):
+            raise ConfigError(
+                f"{known[0].file} and {other.file} have other tokens: {_differing(one, two)}"
+            )
+
+
+def _differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
+    left, right = (str(facts.get("vocabulary", "")) for facts in (one, two))
+    unlike = sorted(set(left) ^ set(right))
+    return f"{unlike[0]!r} is in one alone" if unlike else "their order"

@@ -1,0 +1,129 @@
+"""The methods of merging: what each needs, what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from experiments.merge.data import DataAtHand
+from experiments.merge.files import ModelFile
+from fedwsa.components import Component, ConfigError, build, locate
+from fedwsa.config import options
+from fedwsa.merge import needs
+
+_MISSING = {
+    "base": "--base FILE, the weights that the models began with",
+    "fishers": "--evaluate dataset=..., data to compute the Fisher information on",
+    "permutations": "files of ours, which say what network they are of",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to merge: how it is called, the operator and its options."""
+
+    name: str
+    component: Component
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it needs beside models and weights."""
+        return needs(locate(self.component.target, "--method"))
+
+
+@dataclass
+class Ingredients:
+    """What there is to merge with.
+
+    Attributes
+    ----------
+    models : list of ModelFile
+    weights : list of float or None
+    base : ModelFile or None
+    data : DataAtHand or None
+    samples : int
+        From which each Fisher information is estimated.
+    """
+
+    models: list[ModelFile]
+    weights: list[float] | None = None
+    base: ModelFile | None = None
+    data: DataAtHand | None = None
+    samples: int = 1000
+    _made: dict[str, Any] = field(default_factory=dict)
+
+    def lacking(self, method: Method) -> str | None:
+        """What must be given for a method; None if nothing."""
+        there = {
+            "base": self.base is not None,
+            "fishers": self.data is not None,
+            "base_fisher": True,  # None where there is no base, or no data
+            "permutations": bool(self.models[0].facts),
+        }
+        return next((_MISSING[need] for need in sorted(method.needs) if not there[need]), None)
+
+    def supply(self, need: str) -> Any:
+        """Something that an operator needs, made once."""
+        if need not in self._made:
+            self._made[need] = getattr(self, f"_make_{need}")()
+        return self._made[need]
+
+    def rescaled(self, method: Method) -> list[dict[str, Tensor]]:
+        """Each model alone, moved to where a method that rescales moves it; none of others."""
+        move = getattr(locate(method.component.target, "--method"), "aligned", None)
+        if move is None:
+            return []
+        arguments = method.component.arguments
+        found: list[dict[str, Tensor]] = move(self.models, weights=self.weights, **arguments)
+        return found
+
+    def _make_base(self) -> ModelFile | None:
+        return self.base
+
+
+def merge(method: Method, given: Ingredients) -> dict[str, Tensor]:
+    """Merge by a method.
+
+    Raises
+    ------
+    ConfigError
+        If it lacks something, an option is wrong, or the models cannot be merged so.
+    """
+    if lacks := given.lacking(method):
+        raise ConfigError(f"--method {method.name} needs {lacks}")
+    supplied = {need: given.supply(need) for need in sorted(method.needs)}
+    merged: dict[str, Tensor] = build(
+        method.component, "--option", given.models, supplied={"weights": given.weights, **supplied}
+    )
+    return merged
+
+
+def method_of(name: str, words: Sequence[str] = ()) -> Method:
+    """A method of ``conf/merge``, or by its dotted path, with options ``KEY=VALUE``.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name, or a word is no option.
+    """
+    known = options("merge")
+    if name in known:
+        component = known[name]
+    elif "." in name:
+        component = Component(**{"_target_": name})
+    else:
+        raise ConfigError(f"--method {name}: there are {', '.join(known)}, all, or PATH.TO.YOURS")
+    arguments = dict(component.arguments)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"--option {word}: must be KEY=VALUE")
+        try:
+            arguments[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--option {word}: cannot be read") from None
+    return Method(name, Component(**{"_target_": component.target, **arguments}))
