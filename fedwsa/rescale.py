@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -70,7 +71,8 @@ class WeightRange:
             raise ValueError(f"percentile must be in [0, 50); got {percentile}")
         tensors = model.state_dict() if isinstance(model, nn.Module) else model
         names = scoped_layers(tensors, layers)
-        ends = [_ends(tensors[n].detach().flatten().double().cpu(), percentile) for n in names]
+        flat = (tensors[n].detach().flatten().cpu() for n in names)
+        ends = [_ends(t.to(torch.promote_types(t.dtype, torch.float32)), percentile) for t in flat]
         return cls(
             tuple(names), torch.stack([e[0] for e in ends]), torch.stack([e[1] for e in ends])
         )
@@ -140,7 +142,10 @@ def _affine(weight: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
 def _ends(values: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
     """The two percentiles of a flat tensor (``torch.quantile`` refuses over 16 M entries)."""
     if percentile == 0.0:
-        return values.min(), values.max()
+        low, high = values.aminmax()
+        return low.double(), high.double()
     n = values.numel()
     rank = min(n, max(1, round(percentile / 100 * (n - 1)) + 1))
-    return values.kthvalue(rank).values, values.kthvalue(n - rank + 1).values
+    sorted_at = np.partition(values.numpy(), (rank - 1, n - rank))  # torch's kthvalue: 4 x memory
+    low, high = sorted_at[rank - 1], sorted_at[n - rank]
+    return torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)

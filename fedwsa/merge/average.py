@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fedwsa.merge.states import State, merged, shares, weighted_sum
+from fedwsa.merge.states import State, mean, merged, shares
 
 
 def average(
@@ -36,4 +36,4 @@ def average(
         If the weights do not add up to a positive number.
     """
     share = shares(weights, len(models))
-    return merged(models, lambda name, tensors: weighted_sum(tensors, share), share)
+    return merged(models, lambda name, tensors: mean(tensors, share), share)

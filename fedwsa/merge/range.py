@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from fedwsa.merge.states import Align, State, merged, moved, shares, weighted_sum
+from fedwsa.merge.states import Align, State, mean, merged, moved, shares
 from fedwsa.merge.wsa import layers_of
 from fedwsa.rescale import WeightRange, rescale_range
 
@@ -46,7 +46,7 @@ def common_range(
     """
     share = shares(weights, len(models))
     align = _align(models, percentile, rule, layers)
-    return merged(models, lambda name, tensors: weighted_sum(align(name, tensors), share), share)
+    return merged(models, lambda name, tensors: mean(align(name, tensors), share), share)
 
 
 def _aligned(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from fedwsa.merge.states import State, merged, shares, weighted_sum
+from fedwsa.merge.states import State, mean, merged, shares
 from fedwsa.merge.wsa import layers_of, to_scope
 from fedwsa.scope import DEFAULT_FLOOR, Fusion, WeightScope
 
@@ -57,7 +57,7 @@ def stages(
 
     def operate(name: str, tensors: list[Tensor]) -> Tensor:
         if name not in chosen:
-            return weighted_sum(tensors, share)
+            return mean(tensors, share)
         total, target, so_far = tensors[0], WeightScope.measure({name: tensors[0]}), 0.0
         begin = 0
         for end in ends:
@@ -67,7 +67,7 @@ def stages(
                 arriving, own, scopes = [total, *arriving], [so_far, *own], [target, *scopes]
             target = WeightScope.fuse(scopes, own, fusion)
             so_far = sum(own)
-            total = weighted_sum(to_scope(name, arriving, target, floor), [w / so_far for w in own])
+            total = mean(to_scope(name, arriving, target, floor), [w / so_far for w in own])
             begin = end
         return total
 

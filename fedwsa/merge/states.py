@@ -91,8 +91,8 @@ def merged(
     Parameters
     ----------
     operate
-        Name and K tensors in double precision → one tensor of the same shape; its dtype becomes
-        that of the models.
+        Name and K tensors in single precision or better → one tensor of the same shape; its dtype
+        becomes that of the models.
     share
         What each model counts in the average of statistics; None: the same.
     """
@@ -103,14 +103,14 @@ def merged(
         if not first.is_floating_point():
             result[name] = first.clone()
             continue
-        tensors = [model[name].double() for model in models]
-        made = weighted_sum(tensors, share) if is_statistic(name) else operate(name, tensors)
+        tensors = [precise(model[name]) for model in models]
+        made = mean(tensors, share) if is_statistic(name) else operate(name, tensors)
         result[name] = made.to(first.dtype)
     return result
 
 
 Align = Callable[[str, list[Tensor]], list[Tensor]]
-"""Name and K tensors in double precision → the same tensors, made alike."""
+"""Name and K tensors in single precision or better → the same tensors, made alike."""
 
 
 def moved(models: Sequence[State], align: Align) -> list[dict[str, Tensor]]:
@@ -119,15 +119,25 @@ def moved(models: Sequence[State], align: Align) -> list[dict[str, Tensor]]:
     for name, first in models[0].items():
         tensors = [model[name] for model in models]
         if first.is_floating_point() and not is_statistic(name):
-            tensors = [t.to(first.dtype) for t in align(name, [t.double() for t in tensors])]
+            tensors = [t.to(first.dtype) for t in align(name, [precise(t) for t in tensors])]
         for state, tensor in zip(found, tensors, strict=True):
             state[name] = tensor.clone()
     return found
 
 
-def weighted_sum(tensors: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
-    """Σ_k factor_k · tensor_k."""
-    total = tensors[0] * factors[0]
-    for tensor, factor in zip(tensors[1:], factors[1:], strict=True):
-        total = torch.add(total, tensor, alpha=factor)
-    return total
+def precise(tensor: Tensor) -> Tensor:
+    """In single precision, if it has less."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def mean(tensors: Sequence[Tensor], share: Sequence[float]) -> Tensor:
+    """Σ_k p_k · tensor_k, the shares with a sum of one; equal tensors give themselves, to the bit.
+
+    Running: m ← m + (p_k/Σ_{j≤k} p_j)·(tensor_k − m), which adds zero to what is equal.
+    """
+    total, found = 0.0, tensors[0].clone()
+    for tensor, p in zip(tensors, share, strict=True):
+        total += p
+        if p:
+            found.add_(tensor - found, alpha=p / total)
+    return found

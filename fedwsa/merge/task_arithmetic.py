@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from fedwsa.merge.states import State, merged, shares
+from fedwsa.merge.states import State, merged, precise, shares
 
 
 def task_arithmetic(
@@ -40,10 +39,10 @@ def task_arithmetic(
     share = shares(weights, len(models))
 
     def operate(name: str, tensors: list[Tensor]) -> Tensor:
-        origin = base[name].double()
-        total = origin
+        origin = precise(base[name])
+        total = origin.clone()
         for tensor, p in zip(tensors, share, strict=True):
-            total = torch.add(total, tensor - origin, alpha=scale * p * len(models))
+            total.add_(tensor - origin, alpha=scale * p * len(models))
         return total
 
     return merged(models, operate, share)

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedwsa.merge.states import State, is_statistic, merged, shares
+from fedwsa.merge.states import State, is_statistic, merged, precise, shares
 
 
 def ties(
@@ -48,7 +49,7 @@ def ties(
     smallest = [_threshold(model, base, density) for model in models]
 
     def operate(name: str, tensors: list[Tensor]) -> Tensor:
-        origin = base[name].double()
+        origin = precise(base[name])
         signs = torch.zeros_like(origin)
         for tensor, p, least in zip(tensors, share, smallest, strict=True):
             signs.add_(_trimmed(tensor, origin, least), alpha=p)
@@ -59,7 +60,8 @@ def ties(
             agrees = (change.sign() == signs) & (change != 0)
             total.add_(change * agrees, alpha=p)
             counted.add_(agrees, alpha=p)
-        return origin + scale * torch.where(counted > 0, total / counted.clamp(min=1e-300), 0.0)
+        total.div_(counted.masked_fill_(counted == 0, 1.0))
+        return total.mul_(scale).add_(origin)
 
     return merged(models, operate, share)
 
@@ -72,9 +74,16 @@ def _trimmed(tensor: Tensor, origin: Tensor, least: float) -> Tensor:
 def _threshold(model: State, base: State, density: float) -> float:
     """The smallest absolute difference that stays."""
     names = [k for k in model if model[k].is_floating_point() and not is_statistic(k)]
-    changes = torch.cat([(model[k].double() - base[k].double()).flatten().float() for k in names])
-    changes.abs_()
-    kept = max(1, math.ceil(density * changes.numel()))
-    # In single precision, and so a little below: what is equal to the threshold stays.
-    least = float(changes.kthvalue(changes.numel() - kept + 1).values)
-    return least * (1 - 1e-6)
+    changes = np.empty(sum(model[k].numel() for k in names), np.float64 if _double(model) else "f4")
+    end = 0
+    for name in names:
+        change = (precise(model[name]) - precise(base[name])).abs_().flatten()
+        begin, end = end, end + change.numel()
+        changes[begin:end] = change.numpy()
+    place = changes.size - max(1, math.ceil(density * changes.size))
+    changes.partition(place)  # in place: torch.kthvalue takes four times the memory
+    return float(changes[place])
+
+
+def _double(model: State) -> bool:
+    return any(model[name].dtype == torch.float64 for name in model)

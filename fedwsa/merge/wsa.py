@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from fedwsa.merge.states import Align, State, merged, moved, shares, weighted_sum
+from fedwsa.merge.states import Align, State, mean, merged, moved, shares
 from fedwsa.rescale import rescale_gaussian
 from fedwsa.scope import DEFAULT_FLOOR, Fusion, WeightScope, scoped_layers
 
@@ -46,7 +46,7 @@ def wsa(
     """
     share = shares(weights, len(models))
     align = _align(models, share, fusion, layers, floor)
-    return merged(models, lambda name, tensors: weighted_sum(align(name, tensors), share), share)
+    return merged(models, lambda name, tensors: mean(align(name, tensors), share), share)
 
 
 def _aligned(
