@@ -50,25 +50,29 @@ def ties(
 
     def operate(name: str, tensors: list[Tensor]) -> Tensor:
         origin = precise(base[name])
-        signs = torch.zeros_like(origin)
-        for tensor, p, least in zip(tensors, share, smallest, strict=True):
-            signs.add_(_trimmed(tensor, origin, least), alpha=p)
-        signs.sign_()
-        total, counted = torch.zeros_like(origin), torch.zeros_like(origin)
-        for tensor, p, least in zip(tensors, share, smallest, strict=True):
-            change = _trimmed(tensor, origin, least)
-            agrees = (change.sign() == signs) & (change != 0)
-            total.add_(change * agrees, alpha=p)
-            counted.add_(agrees, alpha=p)
-        total.div_(counted.masked_fill_(counted == 0, 1.0))
-        return total.mul_(scale).add_(origin)
+        result = torch.empty_like(origin)
+        least = origin.new_tensor(smallest).unsqueeze(1)
+        whole = (result, origin, *tensors)
+        for made, begun, *ended in zip(
+            *(torch.split(t.view(-1), _PIECE) for t in whole), strict=True
+        ):
+            changes = torch.stack(ended) - begun
+            changes.masked_fill_(changes.abs() < least, 0.0)
+            made.copy_(begun + scale * _elected(changes, origin.new_tensor(share)))
+        return result
 
     return merged(models, operate, share)
 
 
-def _trimmed(tensor: Tensor, origin: Tensor, least: float) -> Tensor:
-    change = tensor - origin
-    return change.masked_fill_(change.abs() < least, 0.0)
+_PIECE = 2**18
+"""Entries at a time: what is in between takes little memory."""
+
+
+def _elected(changes: Tensor, share: Tensor) -> Tensor:
+    """The mean of those changes, of shape (K, n), that are not zero and have the sum's sign."""
+    agree = (changes.sign() == (share @ changes).sign()) & (changes != 0)
+    counted = share @ agree.to(share.dtype)
+    return share @ (changes * agree) / counted.masked_fill(counted == 0, 1.0)
 
 
 def _threshold(model: State, base: State, density: float) -> float:
