@@ -50,11 +50,11 @@ def ties(
 
     def operate(name: str, tensors: list[Tensor]) -> Tensor:
         origin = precise(base[name])
-        result = torch.empty_like(origin)
+        result = torch.empty(origin.shape, dtype=origin.dtype)
         least = origin.new_tensor(smallest).unsqueeze(1)
         whole = (result, origin, *tensors)
         for made, begun, *ended in zip(
-            *(torch.split(t.view(-1), _PIECE) for t in whole), strict=True
+            *(torch.split(t.reshape(-1), _PIECE) for t in whole), strict=True
         ):
             changes = torch.stack(ended) - begun
             changes.masked_fill_(changes.abs() < least, 0.0)

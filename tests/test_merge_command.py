@@ -1,0 +1,266 @@
+"""The command ``fedwsa-merge``: what it writes, what it prints, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from experiments.merge.cli import main
+from fedwsa.components import Component
+from fedwsa.config import compose
+from fedwsa.data.federated import open_source
+from fedwsa.data.loading import load
+from fedwsa.merge.average import average
+from fedwsa.merge.wsa import wsa
+from fedwsa.models import build_model
+from fedwsa.models.files import load_network, save_network
+
+MLP = Component(**{"_target_": "fedwsa.models.mlp.mlp", "width": 0.2, "depth": 1})
+RESNET = Component(
+    **{"_target_": "fedwsa.models.resnet.resnet", "width": 0.25, "depth": 8, "norm": "batch"}
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def digits(cache):
+    return load(open_source(compose([]).dataset.source), cache)
+
+
+@pytest.fixture
+def call(cache, tmp_path, monkeypatch, capsys):
+    """Run the command in a folder; its exit code, what it printed, what it said was wrong."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDWSA_CACHE", cache)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedwsa-merge", *words])
+        monkeypatch.setenv("COLUMNS", "200")
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def network(file: str, digits, seed: int, component: Component = MLP) -> dict[str, Tensor]:
+    """A file of ours, of a network with random weights."""
+    model = build_model(component, digits.shape, digits.classes, seed)
+    state = {k: t.clone() for k, t in model.state_dict().items()}
+    save_network(Path(file), state, component, digits)
+    return state
+
+
+def refused(found: tuple[int, str, str]) -> str:
+    """The line, of a command that wrote nothing else."""
+    code, printed, line = found
+    assert code == 1
+    assert printed == ""
+    assert line.count("\n") == 1
+    return line.removeprefix("fedwsa-merge: ").rstrip("\n")
+
+
+def test_it_writes_what_the_operator_gives_and_how_it_was_made(call, digits) -> None:
+    states = [network(f"{k}.safetensors", digits, k) for k in range(2)]
+    code, printed, wrong = call("0.safetensors", "1.safetensors", "--weights", "3,1",
+                                "--out", "merged.safetensors")  # fmt: skip
+    assert (code, wrong) == (0, "")
+    found = load_file("merged.safetensors")
+    for name, tensor in wsa(states, weights=[3, 1]).items():
+        assert torch.equal(found[name], tensor)
+    assert "hidden0.weight" in printed
+    with safe_open("merged.safetensors", "pt") as opened:
+        facts = json.loads(opened.metadata()["fedwsa"])
+    assert facts["model"]["_target_"] == MLP.target
+    told = facts["merged"]
+    assert (told["method"], told["weights"]) == ("wsa", [3, 1])
+    assert [i["file"] for i in told["inputs"]] == ["0.safetensors", "1.safetensors"]
+    assert all(len(i["sha256"]) == 64 for i in told["inputs"])
+    assert load_network(Path("merged.safetensors")).classes == 10
+    assert sorted(p.name for p in Path().iterdir()) == [
+        "0.safetensors", "1.safetensors", "merged.safetensors"
+    ]  # fmt: skip
+
+
+def test_state_dicts_of_torch_save_are_read_too(call, digits) -> None:
+    states = [network(f"{k}.safetensors", digits, k) for k in range(2)]
+    torch.save(states[0], "a.pt")
+    torch.save({"state_dict": states[1], "epoch": 3}, "b.pth")
+    torch.save(states[1], "old.pt", _use_new_zipfile_serialization=False)
+    for other in ("b.pth", "old.pt"):
+        code, _, wrong = call("a.pt", other, "--method", "average", "--out", "m.safetensors",
+                              "--force")  # fmt: skip
+        assert (code, wrong) == (0, "")
+        for name, tensor in load_file("m.safetensors").items():
+            assert torch.equal(tensor, average(states)[name])
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch run",)
+
+
+def test_a_file_with_code_is_refused_and_nothing_is_run(call, digits) -> None:
+    state = network("a.safetensors", digits, 0)
+    torch.save({**state, "extra": Evil()}, "evil.pt")
+    torch.save(nn.Linear(2, 2), "module.pt")
+    for file in ("evil.pt", "module.pt"):
+        line = refused(call("a.safetensors", file, "--out", "m.safetensors"))
+        assert line == (
+            f"{file} holds code or objects beside weights; none of it was run: save the state "
+            "dict alone"
+        )
+    assert not Path("run").exists()
+    assert not Path("m.safetensors").exists()
+
+
+def test_accuracies_of_inputs_of_rescaled_ones_and_of_the_merged_model(call, digits) -> None:
+    states = [network(f"{k}.safetensors", digits, k) for k in range(2)]
+    _, printed, _ = call("0.safetensors", "1.safetensors", "--evaluate", "dataset=digits")
+
+    def accuracy(state: dict[str, Tensor]) -> str:
+        model = build_model(MLP, digits.shape, digits.classes, 0)
+        model.load_state_dict(state)
+        with torch.no_grad():
+            hits = model.eval()(digits.prepare(digits.test.inputs)).argmax(1) == digits.test.labels
+        return f"{hits.float().mean():.4f}"
+
+    rows = dict(line.strip().rsplit(None, 2)[:2] for line in printed.splitlines() if "." in line)
+    assert rows["0.safetensors"] == accuracy(states[0])
+    assert rows["1.safetensors"] == accuracy(states[1])
+    moved = wsa.aligned(states)
+    assert rows["0.safetensors, rescaled"] == accuracy(moved[0])
+    assert rows["1.safetensors, rescaled"] == accuracy(moved[1])
+    assert rows["merged by wsa"] == accuracy(wsa(states))
+
+
+def test_a_table_of_all_methods_says_what_the_others_need(call, digits) -> None:
+    for k in range(3):
+        network(f"{k}.safetensors", digits, k)
+    words = ["0.safetensors", "1.safetensors", "--method", "all", "--evaluate", "dataset=digits"]
+    code, printed, _ = call(*words)
+    assert code == 0
+    assert "ties: needs --base FILE, the weights that the models began with\n" in printed
+    rows = [line.split()[0] for line in printed.splitlines() if line.startswith(" ")]
+    assert {"average", "wsa", "range", "percentile", "stages"} <= set(rows)
+    _, printed, _ = call(*words, "--base", "2.safetensors")
+    rows = [line.split()[0] for line in printed.splitlines() if line.startswith(" ")]
+    assert {"ties", "task_arithmetic"} <= set(rows)
+
+
+def test_batch_norm_s_statistics_are_estimated_averaged_on_purpose_or_refused(call, digits) -> None:
+    states = [network(f"{k}.safetensors", digits, k, RESNET) for k in range(2)]
+    files = ["0.safetensors", "1.safetensors", "--out", "m.safetensors", "--method", "average"]
+    assert refused(call(*files)).startswith("the models have BatchNorm, whose statistics belong")
+    assert call(*files, "--batch-norm", "average")[0] == 0
+    name = "norm.running_mean"
+    both = load_file("m.safetensors")
+    torch.testing.assert_close(both[name], (states[0][name] + states[1][name]) / 2)
+    assert call(*files, "--force", "--evaluate", "dataset=digits")[0] == 0
+    merged = load_file("m.safetensors")
+    # The stem's are the mean over all training images of what the merged convolution gives; the
+    # digits are fewer than those that are looked at, and the last batch is only a little smaller.
+    with torch.no_grad():
+        seen = functional.conv2d(
+            digits.prepare(digits.train.inputs), merged["stem.weight"], padding=1
+        )
+    torch.testing.assert_close(merged[name], seen.mean((0, 2, 3)), rtol=0.1, atol=0.02)
+    assert not torch.allclose(merged[name], both[name], atol=0.02)
+
+
+def test_what_cannot_be_merged_is_refused_in_one_line(call, digits, tmp_path) -> None:
+    network("a.safetensors", digits, 0)
+    state = network("b.safetensors", digits, 1)
+    wide = Component(**{**MLP.model_dump(by_alias=True), "width": 0.4})
+    network("wide.safetensors", digits, 1, wide)
+    plain = {k: t.clone() for k, t in state.items()}
+    save_file({k: t for k, t in plain.items() if k != "head.bias"}, "short.safetensors")
+    plain["head.weight"][0, 3] = math.nan
+    save_file(plain, "nan.safetensors")
+    Path("junk.safetensors").write_bytes(b"junk")
+    Path("junk.pt").write_bytes(b"junk")
+    Path("there.safetensors").write_bytes(b"kept")
+    out = ["--out", "m.safetensors"]
+    for words, said in [
+        (["a.safetensors", "wide.safetensors", *out], "are of other networks: "),
+        (["a.safetensors", "short.safetensors", *out],
+         "short.safetensors lacks head.bias, which a.safetensors has"),
+        (["a.safetensors", "nan.safetensors", *out],
+         "head.weight: nan.safetensors has NaN or infinite entries"),
+        (["a.safetensors", "none.safetensors", *out], "there is no file none.safetensors"),
+        (["a.safetensors", "junk.safetensors", *out], "junk.safetensors is damaged, or no"),
+        (["a.safetensors", "junk.pt", *out], "junk.pt is damaged, or no file of weights"),
+        (["a.safetensors", *out], "one model is merged already: name two or more"),
+        (["a.safetensors", "b.safetensors"], "nothing to do: give --out FILE, --evaluate"),
+        (["a.safetensors", "b.safetensors", "--out", "there.safetensors"],
+         "--out there.safetensors: is there already; --force writes over it"),
+        (["a.safetensors", "b.safetensors", "--out", "m.pt"], "must end in .safetensors"),
+        (["a.safetensors", "b.safetensors", *out, "--weights", "0,0"],
+         "--weights 0,0: weights must be non-negative with a positive sum"),
+        (["a.safetensors", "b.safetensors", *out, "--weights", "1,2,3"],
+         "2 models need as many weights"),
+        (["a.safetensors", "b.safetensors", *out, "--method", "none"],
+         "--method none: there are average, "),
+        (["a.safetensors", "b.safetensors", *out, "--method", "ties"],
+         "--method ties needs --base FILE"),
+        (["a.safetensors", "b.safetensors", *out, "--option", "flor=1"],
+         "--option.flor: wsa has no such argument"),
+        (["a.safetensors", "b.safetensors", *out, "--option", "fusion=sum"], "--option.fusion"),
+        (["a.safetensors", "b.safetensors", *out, "--option", "floor"], "must be KEY=VALUE"),
+        (["a.safetensors", "b.safetensors", "--evaluate", "dataset=none"],
+         "dataset=none: no such option"),
+        (["a.safetensors", "b.safetensors", "--method", "all", *out], "--method all compares"),
+    ]:  # fmt: skip
+        line = refused(call(*words))
+        assert said in line, line
+        assert not Path("m.safetensors").exists()
+        assert Path("there.safetensors").read_bytes() == b"kept"
+    assert not [p for p in tmp_path.iterdir() if p.suffix == ".part"]
+
+
+def test_tokens_must_be_the_same(call, digits) -> None:
+    network("a.safetensors", digits, 0)
+    with safe_open("a.safetensors", "pt") as opened:
+        facts = json.loads(opened.metadata()["fedwsa"])
+        state = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
+    for name, vocabulary in {"x": "abc", "y": "abd"}.items():
+        facts["data"] = {"kind": "text", "vocabulary": vocabulary}
+        save_file(state, f"{name}.safetensors", {"fedwsa": json.dumps(facts)})
+    line = refused(call("x.safetensors", "y.safetensors", "--out", "m.safetensors"))
+    assert line == "x.safetensors and y.safetensors have other tokens: 'c' is in one alone"
+
+
+def test_a_method_of_one_s_own_goes_by_its_path(call, digits, tmp_path) -> None:
+    network("a.safetensors", digits, 0)
+    state = network("b.safetensors", digits, 1)
+    (tmp_path / "mine_merge.py").write_text(
+        "def last(models, *, weights=None, times: float = 1.0):\n"
+        "    return {k: times * models[-1][k] for k in models[-1]}\n"
+    )
+    words = ["--method", "mine_merge.last", "--option", "times=2", "--out", "m.safetensors"]
+    assert call("a.safetensors", "b.safetensors", *words)[0] == 0
+    assert torch.equal(load_file("m.safetensors")["head.bias"], 2 * state["head.bias"])
+
+
+def test_the_command_is_there_and_explains_itself() -> None:
+    command = Path(sys.executable).parent / "fedwsa-merge"
+    said = subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "fedwsa-merge a.safetensors b.safetensors --method wsa --out merged.safetensors" in said
