@@ -59,6 +59,46 @@ Pick = Callable[[int, int], Tensor]
 """(units there are, units wanted) → which units to take, an index tensor."""
 
 
+@dataclass(frozen=True)
+class Units:
+    """Which units of a network may change places without changing its function.
+
+    Units of a group change places together, in all tensors that have them. Classes, pixels and
+    image channels are in no group.
+
+    Attributes
+    ----------
+    groups : mapping of str to mapping of int to str
+        Name of a tensor → dimension → group of the units along it.
+    axes : Axes
+        How entries belong to units, where it is not ``Axis()``.
+    blocks : mapping of str to int
+        Group → number of equal blocks of neighbours, where there are any: a GroupNorm keeps its
+        function only if units that share a block still do so afterwards.
+    """
+
+    groups: Mapping[str, Mapping[int, str]]
+    axes: Axes = field(default_factory=dict)
+    blocks: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, dimensions in self.groups.items():
+            if len(set(dimensions.values())) < len(dimensions):
+                raise ValueError(f"{name}: two dimensions are of the same group of units")
+
+    def axis(self, name: str, dimension: int) -> Axis:
+        """How entries along a dimension belong to units."""
+        return self.axes.get(name, {}).get(dimension, Axis())
+
+    def names(self) -> list[str]:
+        """The groups, in the order of the tensors."""
+        return list(dict.fromkeys(g for found in self.groups.values() for g in found.values()))
+
+    def members(self, group: str) -> list[tuple[str, int]]:
+        """Tensors and dimensions that have the units of a group."""
+        return [(n, d) for n, found in self.groups.items() for d, g in found.items() if g == group]
+
+
 def _plain(model: nn.Module) -> Axes:
     return {}
 
@@ -81,6 +121,8 @@ class Architecture:
         block, which networks of different depths do not share.
     classifier : str
         How the names of the tensors begin that have a row for each class.
+    units : callable or None
+        Model → which of its units may change places (:mod:`fedwsa.models.units`); None: unknown.
     """
 
     groups: Mapping[str, str] = field(default_factory=dict)
@@ -88,6 +130,7 @@ class Architecture:
     axes: Callable[[nn.Module], Axes] = _plain
     head: str = r"head\."
     classifier: str = "head."
+    units: Callable[[nn.Module], Units] | None = None
 
     def group(self, name: str) -> str | None:
         """The weight group of a tensor; None if it has none."""
@@ -135,6 +178,23 @@ def outline(component: Component, shape: InputShape, classes: int, where: str = 
     known = architecture_of(component)
     with torch.device("meta"):
         return Outline.of(build_model(component, shape, classes, 0, where), known)
+
+
+def units_of(
+    component: Component, shape: InputShape, classes: int, where: str = "model"
+) -> Units:
+    """Which units of the network that a component builds may change places.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be built, or does not say.
+    """
+    known = architecture_of(component)
+    if known.units is None:
+        raise ConfigError(f"{where}: {component.name} does not say which units may change places")
+    with torch.device("meta"):
+        return known.units(build_model(component, shape, classes, 0, where))
 
 
 _Builder = TypeVar("_Builder", bound=Callable[..., nn.Module])

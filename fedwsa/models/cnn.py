@@ -10,6 +10,7 @@ from torch import nn
 
 from fedwsa.models import ImageShape, require_side, scaled
 from fedwsa.models.architecture import Architecture, Axes, Axis, described
+from fedwsa.models.units import chain
 
 Depth = Annotated[int, Field(ge=1, le=12)]
 
@@ -24,7 +25,9 @@ def _axes(model: nn.Module) -> Axes:
 
 # No block stands for another one: each has channels of its own.
 _CNN = Architecture(
-    groups={"conv": r"^conv[1-9]\d*\.weight$", "dense": r"^dense\.weight$"}, axes=_axes
+    groups={"conv": r"^conv[1-9]\d*\.weight$", "dense": r"^dense\.weight$"},
+    axes=_axes,
+    units=lambda model: chain(model, _axes(model)),
 )
 
 

@@ -10,12 +10,14 @@ from torch import nn
 
 from fedwsa.models import ImageShape, scaled
 from fedwsa.models.architecture import Architecture, described
+from fedwsa.models.units import chain
 
 
 @described(
     Architecture(
         groups={"hidden": r"^hidden[1-9]\d*\.weight$"},  # the first one is as wide as an image
         blocks=r"^hidden([1-9]\d*)\.",
+        units=chain,
     )
 )
 def mlp(

@@ -11,6 +11,7 @@ from torch import nn
 from fedwsa.models import ImageShape, require_side, scaled
 from fedwsa.models.architecture import Architecture, described
 from fedwsa.models.norms import Norm, norm_layer
+from fedwsa.models.units import residual
 from fedwsa.torchvision_loader import torchvision
 
 
@@ -21,6 +22,7 @@ from fedwsa.torchvision_loader import torchvision
             "shortcut": r"^stage\d\.\d+\.downsample\.0\.weight$",
         },
         blocks=r"^stage\d\.([1-9]\d*)\.",  # the first block of a stage may change the width
+        units=residual,
     )
 )
 def resnet(

@@ -11,6 +11,7 @@ from torch import nn
 from fedwsa.models import ImageShape, require_side, scaled
 from fedwsa.models.architecture import Architecture, Axes, Axis, described
 from fedwsa.models.norms import Norm, norm_layer
+from fedwsa.models.units import chain
 
 # Convolutions before each of the five halvings; three linear layers complete the depth.
 _STAGES: dict[int, tuple[int, ...]] = {
@@ -37,6 +38,7 @@ def _axes(model: nn.Module) -> Axes:
         },
         blocks=r"^stage\d_conv([1-9])\.",
         axes=_axes,
+        units=lambda model: chain(model, _axes(model)),
     )
 )
 def vgg(
