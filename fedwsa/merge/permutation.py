@@ -258,7 +258,7 @@ class _Search:
                 continue
             tensor, others = self.model[name], dict(self.units.groups[name])
             del others[dimension]
-            if not others.values() <= places.keys():
+            if not places.keys() >= set(others.values()):
                 continue
             for d, other in others.items():
                 tensor = _moved(tensor, d, places[other], self.units.axis(name, d))
