@@ -65,6 +65,21 @@ know), seed (0), init.public (0.0: share of the training set that no client gets
 """
 
 
+_CONNECTIVITY = """\
+experiments.connectivity: what lies on the line between two networks, and what it takes to cross
+
+Usage: python -m experiments.connectivity [GROUP=OPTION ...] [KEY=VALUE ...]
+           train pairs of networks under different conditions, with and without WSA, and measure
+           the barrier between them as they are, rescaled, permuted, and both; tables, pictures
+
+Examples:
+  python -m experiments.connectivity '~conditions.labels' 'seeds=[0]' folder=runs/brief
+  python -m experiments.connectivity dataset=parquet dataset.path=DIR subset.train=5000 model=cnn
+
+Called again, the same command goes on: finished pairs stay; seeds and conditions may be added.
+"""
+
+
 def help_text() -> str:
     """Of ``fedwsa``; every default and explanation is read from the yaml files."""
     return _whole(_USAGE, "config")
@@ -73,6 +88,11 @@ def help_text() -> str:
 def learngene_help() -> str:
     """Of ``fedwsa-learngene``."""
     return _whole(_LEARNGENE, "learngene")
+
+
+def connectivity_help() -> str:
+    """Of ``python -m experiments.connectivity``."""
+    return _whole(_CONNECTIVITY, "connectivity")
 
 
 def partition_help() -> str:

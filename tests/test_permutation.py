@@ -88,9 +88,7 @@ def test_units_that_change_places_keep_the_function(case: str) -> None:
     state = {k: t.clone() for k, t in model.state_dict().items()}
     other = shuffled(state, known)
     assert case == "linear" or any(not torch.equal(other[k], state[k]) for k in state)
-    torch.testing.assert_close(
-        answers(model, other), answers(model, state), rtol=1e-8, atol=1e-10
-    )
+    torch.testing.assert_close(answers(model, other), answers(model, state), rtol=1e-8, atol=1e-10)
 
 
 @every_network

@@ -180,9 +180,7 @@ def outline(component: Component, shape: InputShape, classes: int, where: str = 
         return Outline.of(build_model(component, shape, classes, 0, where), known)
 
 
-def units_of(
-    component: Component, shape: InputShape, classes: int, where: str = "model"
-) -> Units:
+def units_of(component: Component, shape: InputShape, classes: int, where: str = "model") -> Units:
     """Which units of the network that a component builds may change places.
 
     Raises

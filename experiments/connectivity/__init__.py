@@ -1,0 +1,1 @@
+"""Mode connectivity: pairs of networks trained under different conditions, and the line between."""
