@@ -119,8 +119,8 @@ def _finished(file: Path) -> set[Pair]:
     if not file.exists():
         return set()
     known = pd.read_csv(file)[["seed", "init", "condition", "wsa"]].drop_duplicates()
-    columns = [known[name].tolist() for name in known]
-    return {Pair(*facts, wsa == "on") for *facts, wsa in zip(*columns, strict=True)}
+    rows = zip(*(known[name].tolist() for name in known), strict=True)
+    return {Pair(seed, init, condition, wsa == "on") for seed, init, condition, wsa in rows}
 
 
 def _rows(pair: Pair, trainer: Trainer, scorer: Scorer, units: Units) -> pd.DataFrame:
