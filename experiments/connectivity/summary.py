@@ -71,7 +71,8 @@ def summarise(folder: Path) -> str:
 
 def _tables(found: pd.DataFrame, init: str) -> list[str]:
     seeds = found["seed"].nunique()
-    said = f"{_INITS[init]}, mean ± 95 % interval over {seeds} seeds"
+    number = f"{seeds} seed" + ("" if seeds == 1 else "s")
+    said = f"{_INITS[init]}, mean ± 95 % interval over {number}"
     return [
         f"Barrier of the test loss, {said}; `WSA − none`: paired difference.\n\n"
         + _table(found, "loss", 2),
