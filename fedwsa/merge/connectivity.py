@@ -41,6 +41,8 @@ def line(a: State, b: State, alpha: float) -> dict[str, Tensor]:
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must be in [0, 1]; got {alpha}")
+    if alpha in (0.0, 1.0):  # an end itself, to the bit
+        return {name: tensor.clone() for name, tensor in (b if alpha else a).items()}
     return average([a, b], weights=[1.0 - alpha, alpha])
 
 
