@@ -5,17 +5,22 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from experiments.merge.files import ModelFile
+from experiments.merge.methods import Ingredients, merge, method_of
 from fedwsa import seeding
 from fedwsa.components import Component, ConfigError
+from fedwsa.data.sources import digits
 from fedwsa.merge.permutation import align, match, permutation, permutation_wsa, permuted
 from fedwsa.models import build_model
 from fedwsa.models.architecture import Axis, Units, units_of
+from fedwsa.models.files import save_network
 from fedwsa.scope import WeightScope
 
 IMAGE, CLASSES = (3, 32, 32), 7
@@ -227,6 +232,18 @@ def test_a_missing_tensor_is_named() -> None:
 def test_a_tensor_with_a_group_on_two_sides_is_refused() -> None:
     with pytest.raises(ValueError, match="two dimensions"):
         Units({"w": {0: "a", 1: "a"}})
+
+
+def test_the_command_reads_from_the_files_which_units_may_change_places(tmp_path: Path) -> None:
+    data, mlp = digits().decode(), component("mlp")
+    state = build_model(mlp, data.shape, data.classes, 0).state_dict()
+    known = units_of(mlp, data.shape, data.classes)
+    files = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for file, tensors in zip(files, (state, shuffled(state, known)), strict=True):
+        save_network(file, tensors, mlp, data)
+    found = merge(method_of("permutation"), Ingredients([ModelFile(file) for file in files]))
+    for name in state:
+        torch.testing.assert_close(found[name], state[name], rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ from experiments.merge.files import ModelFile
 from fedwsa.components import Component, ConfigError, build, locate
 from fedwsa.config import options
 from fedwsa.merge import needs
+from fedwsa.models.architecture import Units, units_of
+from fedwsa.models.files import component_of
 
 _MISSING = {
     "base": "--base FILE, the weights that the models began with",
@@ -83,6 +85,11 @@ class Ingredients:
 
     def _make_base(self) -> ModelFile | None:
         return self.base
+
+    def _make_permutations(self) -> Units:
+        first = self.models[0]
+        network = component_of(first.facts, first.file)
+        return units_of(network, tuple(first.facts["shape"]), int(first.facts["classes"]))
 
 
 def merge(method: Method, given: Ingredients) -> dict[str, Tensor]:
