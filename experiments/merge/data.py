@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from experiments.merge.files import ModelFile
 from fedwsa import seeding
@@ -17,6 +16,7 @@ from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.federated import open_source, subset
 from fedwsa.data.loading import KINDS, load
 from fedwsa.evaluation import Score, evaluate
+from fedwsa.merge.batch_norm import reestimate
 from fedwsa.models import build_model
 from fedwsa.models.files import component_of
 
@@ -91,7 +91,7 @@ class DataAtHand:
     ) -> dict[str, Tensor]:
         """The weights, with BatchNorm's statistics estimated on the training part."""
         model, data = self.network(state), self._as_seen_by(facts)
-        update_bn(self._inputs(data), model)
+        reestimate(model, self._inputs(data))
         own = model.state_dict()
         return {name: own[name].clone() for name in state}
 

@@ -12,6 +12,7 @@ Git Re-Basin, arXiv 2209.04836, section 3.2 and algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,6 +104,21 @@ def permutation_wsa(
     """
     aligned = _aligned(models, permutations, seed)
     return wsa(aligned, weights=weights, fusion=fusion, layers=layers, floor=floor)
+
+
+def _rescaled(
+    models: Sequence[State],
+    *,
+    weights: Sequence[float] | None = None,
+    seed: NonNegativeInt = 0,
+    **options: Any,
+) -> list[dict[str, Tensor]]:
+    """Only the map changes what a model computes; in whatever order its units stand."""
+    found: list[dict[str, Tensor]] = wsa.aligned(models, weights=weights, **options)  # type: ignore[attr-defined]
+    return found
+
+
+permutation_wsa.aligned = _rescaled  # type: ignore[attr-defined]
 
 
 def _aligned(models: Sequence[State], units: Units, seed: int) -> list[State]:
