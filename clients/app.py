@@ -15,7 +15,7 @@ from clients.node import client_of as _client
 from clients.node import introduce, open_data
 from clients.privacy import asks_to_clip, clip_if_asked, noise_if_wished
 from clients.scaling import scaled
-from clients.training import Samples, train
+from clients.training import Samples, train_augmented
 from fedwsa import messages, seeding
 from fedwsa.components import ConfigError
 from fedwsa.conditions import Conditions, draw_conditions
@@ -281,7 +281,8 @@ def _train(config: Config, message: Message, context: Context) -> Message:
     objectives = _objectives(received.network.weights(), content, local)
     # Dropout draws from the global generator: seeded for this client and round, put back after.
     with seeding.seeded(config.seed, "dropout", *key), scaled(model, _rate(message)):
-        loss = train(model, samples, config.local, conditions, objectives)
+        drawn = seeding.generator(config.seed, "weight augmentation", *key)
+        loss = train_augmented(model, samples, config.local, conditions, objectives, drawn)
     weights = received.network.state()
     return _reply(config, message, context, weights, content, loss, objectives, local)
 

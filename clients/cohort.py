@@ -32,6 +32,8 @@ def why_not(model: nn.Module, local: Local) -> str | None:
         return "local.channels_last is set"
     if local.mask_absent:
         return "local.mask_absent is set"
+    if local.weight_augmentation != "off":
+        return "local.weight_augmentation is set"
     if local.clip_norm is not None:
         return "local.clip_norm is set"
     if local.optimisers or local.optimiser != "sgd":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fedwsa.augment import ShadowWeights, recalibrate
 from fedwsa.conditions import Conditions, batch_sizes
 from fedwsa.objectives import Objective
 from fedwsa.sections import Local
@@ -68,6 +69,12 @@ def _absent(seen: Tensor, logits: Tensor) -> Tensor:
     absent = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
     absent[seen] = False
     return absent.view(-1, *[1] * (logits.dim() - 2))
+
+
+def _batches(samples: Samples, size: int) -> Iterator[Tensor]:
+    """Inputs of an epoch in batches of about ``size``, none of which is a single sample."""
+    for inputs, _ in samples.epoch(batch_sizes(len(samples), size)):
+        yield from inputs.tensor_split(max(1, len(inputs) // size))
 
 
 def make_optimizer(
@@ -138,3 +145,31 @@ def train(
                 trained, steps = trained + end - start, steps + 1
                 start = end
     return float(total) / trained
+
+
+def train_augmented(
+    model: nn.Module,
+    samples: Samples,
+    local: Local,
+    conditions: Conditions,
+    objectives: Sequence[Objective],
+    random: torch.Generator,
+) -> float:
+    """As :func:`train`, under weight augmentation if ``local`` asks for it.
+
+    The plain weights are trained; the scales of their shadows begin at 1 and are forgotten in the
+    end: a client's update is then the sum of its steps, as objectives and strategies take it to be,
+    and all clients begin with the same network. BatchNorm's statistics are measured anew for the
+    plain weights.
+
+    Parameters
+    ----------
+    random
+        Draws the transforms.
+    """
+    if local.weight_augmentation == "off":
+        return train(model, samples, local, conditions, objectives)
+    shadow = ShadowWeights(model, local.weight_augmentation, random)
+    loss = train(shadow, samples, local, conditions, objectives)
+    recalibrate(model, _batches(samples, conditions.batch_size))
+    return loss

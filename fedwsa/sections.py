@@ -19,6 +19,7 @@ from pydantic import (
 
 from fedwsa import sizes as size_rules
 from fedwsa import systems
+from fedwsa.augment import Transform
 from fedwsa.components import Component, locate
 from fedwsa.scope import DEFAULT_STRENGTH, Fusion, Reduction
 
@@ -126,6 +127,7 @@ class Local(Section):
     optimisers: Annotated[list[Optimiser], Field(min_length=1)] | None
     clip_norm: PositiveFloat | None
     mask_absent: bool
+    weight_augmentation: Literal["off"] | Transform
     precision: Literal["fp32", "bf16"]
     channels_last: bool
     fused: bool

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fedwsa import messages
+from fedwsa.augment import kernels
 from fedwsa.components import Component, ConfigError, build, locate
 from fedwsa.config import Config
 from fedwsa.scope import WeightScope
@@ -24,6 +25,7 @@ from fedwsa.strategies.personal import Personal
 from fedwsa.strategies.privacy import accounted
 from fedwsa.strategies.scaffold import Scaffold
 from fedwsa.strategies.sizes import SizedFedAvg
+from fedwsa.strategies.wave import FedWave
 from fedwsa.strategies.wrapping import chain
 from server.sizes import SizedModels
 
@@ -70,6 +72,7 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
     _check_optimisers(strategy, config)
     _check_majority(strategy, config, cohort)
     _check_personal(strategy, sizes)
+    _check_augmentation(strategy, config, sizes)
     if config.private:
         _check_private(strategy, config)
         strategy = accounted(strategy, config.privacy.delta, config.clients.count)
@@ -134,6 +137,25 @@ def _check_wrapping(outer: Component, inner: object) -> None:
             f"strategy.args: {outer.name} needs clients that send one whole model, which "
             f"{type(inner).__name__} does not"
         )
+
+
+def _check_augmentation(strategy: Strategy, config: Config, sizes: SizedModels) -> None:
+    """Refuse weight augmentation of models without kernels to transform."""
+    if config.local.weight_augmentation == "off":
+        return
+    if any(isinstance(part, FedWave) for part in chain(strategy)):
+        raise ConfigError(
+            "local.weight_augmentation: FedWave's clients train the templates that their kernels "
+            "are made from; take it with another strategy"
+        )
+    for size, model in sizes.models.items():
+        try:
+            kernels(model)
+        except ValueError as error:
+            named = f"{config.model_of(size).name}: {error}"
+            raise ConfigError(
+                f"local.weight_augmentation: {named}; take cnn, vgg8 or resnet20, or off"
+            ) from None
 
 
 def _check_optimisers(strategy: Strategy, config: Config) -> None:
