@@ -137,7 +137,7 @@ def apply(matrix: Tensor, kernels: Tensor) -> Tensor:
     return (kernels.flatten(-2) @ matrix.T.to(kernels)).view_as(kernels)
 
 
-def kernels(model: nn.Module) -> dict[str, nn.Parameter]:
+def kernels(model: nn.Module) -> dict[str, Tensor]:
     """The weights that have shadows, by name: of 2-D convolutions with sides of at least 3.
 
     Raises
@@ -219,9 +219,10 @@ class ShadowWeights(nn.Module):
         shadows = {}
         for name, scale, numbers in zip(self._names, self.scales, drawn.tolist(), strict=True):
             plain = self.model.get_parameter(name)
+            height, width = plain.shape[2:]
             # In the precision of the weights, whatever the convolutions take.
             with torch.autocast(plain.device.type, enabled=False):
-                matrix = _DRAWS[self.transform](*plain.shape[2:], numbers)
+                matrix = _DRAWS[self.transform](height, width, numbers)
                 shadows[name] = scale * apply(matrix, plain)
         return shadows
 

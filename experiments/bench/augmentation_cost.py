@@ -1,6 +1,6 @@
 """What weight augmentation costs: a local SGD step with and without each transform.
 
-Usage: ``python -m experiments.bench.augmentation_cost [--steps N] [--threads N] [--model NAME ...]``
+Usage: ``python -m experiments.bench.augmentation_cost [--steps N] [--threads N] [--model NAME]``
 
 At batch 32 on images of 3x32x32. All sides run in one process, in turn; the ratio is that of the
 median times.
@@ -50,11 +50,12 @@ def measure(model: nn.Module, steps: int) -> dict[str, list[float]]:
     torch.manual_seed(0)
     images, labels = torch.randn(BATCH, 3, 32, 32), torch.randint(0, 10, (BATCH,))
     sides: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
-    for name in (None, *TRANSFORMS):
+    wanted: tuple[Transform | None, ...] = (None, *TRANSFORMS)
+    for kind in wanted:
         own = copy.deepcopy(model)
-        trained = own if name is None else ShadowWeights(own, name, torch.Generator())
+        trained = own if kind is None else ShadowWeights(own, kind, torch.Generator())
         optimizer = torch.optim.SGD(trained.parameters(), lr=1e-4, momentum=0.9, fused=True)
-        sides[name or "off"] = trained.train(), optimizer
+        sides[kind or "off"] = trained.train(), optimizer
     times: dict[str, list[float]] = {name: [] for name in sides}
     order = list(sides)
     for i in track(range(-3, steps), "Timing"):
