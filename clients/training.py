@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedwsa.augment import ShadowWeights, recalibrate
+from fedwsa.augment import ShadowWeights
 from fedwsa.conditions import Conditions, batch_sizes
+from fedwsa.merge.batch_norm import reestimate
 from fedwsa.objectives import Objective
 from fedwsa.sections import Local
 
@@ -171,5 +172,5 @@ def train_augmented(
         return train(model, samples, local, conditions, objectives)
     shadow = ShadowWeights(model, local.weight_augmentation, random)
     loss = train(shadow, samples, local, conditions, objectives)
-    recalibrate(model, _batches(samples, conditions.batch_size))
+    reestimate(model, _batches(samples, conditions.batch_size))
     return loss

@@ -16,14 +16,13 @@ kernel is as wide or high as it; boxes are resized bilinearly, as images mostly 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import interpolate
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 Transform = Literal["translate", "crop", "choice"]
@@ -168,7 +167,7 @@ class ShadowWeights(nn.Module):
     >>> shadow = ShadowWeights(model, "translate", torch.Generator().manual_seed(0))
     >>> optimizer = torch.optim.SGD(shadow.parameters(), lr=0.1)   # the model's, and the scales
     >>> loss_fn(shadow.train()(images), labels).backward()
-    >>> recalibrate(model, batches)                                # if it has BatchNorm
+    >>> reestimate(model, batches)           # of fedwsa.merge.batch_norm, if it has BatchNorm
     >>> model.eval()(images)                                       # deploys the plain weights
 
     Parameters
@@ -195,8 +194,9 @@ class ShadowWeights(nn.Module):
 
     Source: arXiv 2405.19590.
 
-    Limitations: BatchNorm's statistics are those under shadow weights, see :func:`recalibrate`.
-    Without a norm behind a layer a scale that has moved away from 1 is missing in the plain model.
+    Limitations: BatchNorm's statistics are those under shadow weights, which
+    :func:`fedwsa.merge.batch_norm.reestimate` measures anew for the plain ones. Without a norm
+    behind a layer a scale that has moved away from 1 is missing in the plain model.
     """
 
     def __init__(
@@ -231,32 +231,3 @@ class ShadowWeights(nn.Module):
         if self.training or self.deploy == "shadow":
             return functional_call(self.model, self.draw(), inputs)
         return self.model(*inputs)
-
-
-@torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Measure BatchNorm's statistics anew, for the weights that the model has.
-
-    Those that were gathered under shadow weights do not fit the plain ones. The statistics become
-    the means over the batches of what each batch has; nothing else changes. A model that keeps no
-    statistics is left alone, without a look at the batches.
-
-    Parameters
-    ----------
-    batches
-        Inputs of the model, each with at least two values per channel.
-    """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not norms:
-        return
-    training, momenta = model.training, [norm.momentum for norm in norms]
-    model.eval()  # dropout too
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train()
-        norm.momentum = None  # a plain mean over the batches
-    for inputs in batches:
-        model(inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.train(training)

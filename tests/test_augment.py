@@ -19,9 +19,9 @@ from fedwsa.augment import (
     choice,
     crop,
     kernels,
-    recalibrate,
     translate,
 )
+from fedwsa.merge.batch_norm import reestimate
 
 ALL: tuple[Transform, ...] = ("translate", "crop", "choice")
 unit = st.floats(0, 1, exclude_max=True)
@@ -280,27 +280,17 @@ def normed() -> nn.Module:
     return nn.Sequential(*first, nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Flatten())
 
 
-def test_recalibrated_statistics_are_the_means_over_batches() -> None:
+def test_statistics_for_the_plain_weights_are_the_means_over_batches() -> None:
     model, reference = normed(), normed()
     batches = list(torch.randn(3, 5, 2, 6, 6, generator=seeded(0)))
     shadow = ShadowWeights(model, "choice", seeded(0)).train()
     for inputs in batches:
         shadow(inputs)
     gathered = model[1].running_mean.clone()
-    recalibrate(model, batches)
+    reestimate(model, batches)
     seen = torch.stack([reference[0](inputs) for inputs in batches])  # (batch, N, C, H, W)
     torch.testing.assert_close(model[1].running_mean, seen.mean((0, 1, 3, 4)))
     torch.testing.assert_close(model[1].running_var, seen.var((1, 3, 4)).mean(0))
     assert not torch.allclose(gathered, model[1].running_mean)
     update_bn(batches, reference)  # torch's own, where there is no dropout
     torch.testing.assert_close(model[4].running_var, reference[4].running_var)
-
-
-def test_recalibrating_changes_nothing_but_statistics() -> None:
-    model = nn.Sequential(normed(), nn.Dropout(0.5))
-    recalibrate(model.train(), torch.randn(3, 5, 2, 6, 6))
-    assert (model[0][1].momentum, model[0][4].momentum) == (0.3, 0.1)
-    assert all(module.training for module in model.modules())
-    for p, q in zip(model.parameters(), normed().parameters(), strict=True):
-        assert torch.equal(p, q)
-    recalibrate(net(), iter(()))  # keeps none, and asks for no batch
