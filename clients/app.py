@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordD
 from torch import Tensor
 
 from clients import cohort
+from clients.fisher import asks_for_fisher, fisher_if_asked
 from clients.network import Network, network_for
 from clients.node import client_of as _client
 from clients.node import introduce, open_data
@@ -244,6 +245,7 @@ def _reply(
     loss: float,
     objectives: Sequence[Objective],
     local: LocalRun,
+    more: Mapping[str, dict[str, Tensor]] | None = None,
 ) -> Message:
     """The trained model with its metrics; the client's state goes into its context.
 
@@ -261,9 +263,11 @@ def _reply(
         metrics.update({} if config.private else said)
         shared = shared | objective.arrays()
     reply = RecordDict({messages.ARRAYS: messages.to_arrays(shared), messages.METRICS: metrics})
+    records = dict(more or {})
     for objective in objectives:
-        for name, tensors in objective.records().items():
-            reply[name] = messages.to_arrays(tensors)
+        records |= objective.records()
+    for name, tensors in records.items():
+        reply[name] = messages.to_arrays(tensors)
     for name, tensors in local.state.items():
         if tensors is not before.get(name):
             context.state[name] = messages.to_arrays(tensors)
@@ -283,8 +287,10 @@ def _train(config: Config, message: Message, context: Context) -> Message:
     with seeding.seeded(config.seed, "dropout", *key), scaled(model, _rate(message)):
         drawn = seeding.generator(config.seed, "weight augmentation", *key)
         loss = train_augmented(model, samples, config.local, conditions, objectives, drawn)
-    weights = received.network.state()
-    return _reply(config, message, context, weights, content, loss, objectives, local)
+    random = seeding.generator(config.seed, "fisher", *key)
+    prepare, weights = received.data.whole.prepare, received.network.state()
+    more = fisher_if_asked(model, samples.inputs, samples.labels, prepare, content, random)
+    return _reply(config, message, context, weights, content, loss, objectives, local, more)
 
 
 def _train_together(
@@ -294,6 +300,8 @@ def _train_together(
     first = _receive(config, received[0], contexts[0])
     model, content = first.network.model, first.content
     if _deadline(received[0]) is not None or messages.PERSONAL in content:
+        return None
+    if asks_for_fisher(content):  # of each model by itself
         return None
     if cohort.why_not(model, config.local) is not None:
         return None

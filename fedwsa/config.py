@@ -77,6 +77,7 @@ class Config(Section):
     init: Init
     pretraining: Pretraining
     strategy: Strategy
+    merge: Component
     wsa: Wsa
     local: Local
     runtime: Runtime

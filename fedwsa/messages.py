@@ -19,6 +19,9 @@ train            ``wsa-scope``, among    FedWSA under differential privacy, if w
 (down, up)       the ``arrays``          spread of each layer, to be noised with the weights
 train (down)     ``scaffold-control``    SCAFFOLD: the server's control variate
 train (up)       ``scaffold-change``     SCAFFOLD: how the client's changed
+train (up)       ``fisher``              one-shot: the diagonal Fisher information of the trained
+                                         model, for the arrays that ``config`` names in
+                                         ``fisher-layers``, with labels by ``fisher-labels``
 train, evaluate  ``personal``            FedPer, FedBN, local training: what stays with the client,
 (down)                                   as one begins that has none yet
 evaluate (up)    ``metrics``             ``num-examples``, ``accuracy``, ``loss``
@@ -66,6 +69,9 @@ REFUSED = 1002
 """Likewise of a node that cannot take part in the run; its reason is one line."""
 
 SCAFFOLD_CONTROL, SCAFFOLD_CHANGE = "scaffold-control", "scaffold-change"
+
+FISHER = "fisher"
+FISHER_LAYERS, FISHER_LABELS = "fisher-layers", "fisher-labels"
 
 SCOPE_TARGET = "wsa-target"
 TARGET_MEAN, TARGET_VARIANCE = "mean", "variance"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 from collections.abc import Mapping
@@ -13,14 +14,17 @@ from safetensors.torch import load_file
 
 from fedwsa import messages
 from fedwsa.augment import kernels
-from fedwsa.components import Component, ConfigError, build, locate
+from fedwsa.components import Component, ConfigError, build, check_arguments, locate
 from fedwsa.config import Config
+from fedwsa.merge import needs
+from fedwsa.merge.average import average
 from fedwsa.scope import WeightScope
 from fedwsa.sections import Wsa
 from fedwsa.strategies.averaging import averages_by
 from fedwsa.strategies.fedwsa import FedWSA
 from fedwsa.strategies.guard import Guard
 from fedwsa.strategies.local import LocalOnly
+from fedwsa.strategies.oneshot import OneShot, Operator
 from fedwsa.strategies.personal import Personal
 from fedwsa.strategies.privacy import accounted
 from fedwsa.strategies.scaffold import Scaffold
@@ -64,10 +68,13 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
         "norms": sizes.norms,
         "buffers": sizes.buffers,
         "num_sampled_clients": cohort,
+        "merge": _operator(config),
+        "permutations": _permutations(config, sizes),
     }
     strategy = _make(component, "strategy.args", facts)
     if not isinstance(strategy, Strategy):
         raise ConfigError(f"strategy._target_: {component.target} is no Flower Strategy")
+    _check_rounds(strategy, config)
     _set_sampling(strategy, config)
     _check_optimisers(strategy, config)
     _check_majority(strategy, config, cohort)
@@ -123,6 +130,52 @@ def _make(component: Component, where: str, facts: Mapping[str, Any]) -> Any:
     return build(Component(**{"_target_": component.target, **given}), where)
 
 
+def _operator(config: Config) -> Operator:
+    """The operator that merges the models of a one-shot run, its options bound.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be found, an option is wrong, it needs what there is not, or the strategy
+        merges by itself.
+    """
+    component = config.merge
+    operator = locate(component.target, "merge")
+    asked = inspect.signature(locate(config.strategy.target, "strategy")).parameters
+    if "merge" not in asked and operator is not average:
+        raise ConfigError(
+            f"merge: {config.strategy.component.name} puts models together by its own rule; "
+            f"{component.name} needs strategy=oneshot"
+        )
+    parameters = inspect.signature(operator).parameters
+    if "weights" not in parameters:
+        raise ConfigError(f"merge._target_: {component.name} takes no weights; see fedwsa.merge")
+    missing = parameters.get("base_fisher")
+    if missing is not None and missing.default is missing.empty:
+        raise ConfigError(f"merge: {component.name} needs base_fisher, which nobody has here")
+    supplied = {"weights", *needs(operator)}
+    options = check_arguments(operator, component.arguments, "merge", 1, supplied)
+    return functools.partial(operator, **options)
+
+
+def _permutations(config: Config, sizes: SizedModels) -> object:
+    """Which units of the network may change places, where the operator needs to know."""
+    component = config.merge
+    if "permutations" not in needs(locate(component.target, "merge")):
+        return None
+    raise ConfigError(f"merge: {component.name} needs permutations, which are not known here")
+
+
+def _check_rounds(strategy: Strategy, config: Config) -> None:
+    """Refuse more rounds than a strategy has."""
+    for part in chain(strategy):
+        if isinstance(part, OneShot) and config.rounds != part.rounds:
+            raise ConfigError(
+                f"rounds: {type(part).__name__} trains its clients once: set rounds=1, and "
+                f"local.epochs (now {config.local.epochs}) to as many as they are to train"
+            )
+
+
 def _check_wrapping(outer: Component, inner: object) -> None:
     """Refuse to wrap what does not exchange whole models.
 
@@ -131,7 +184,7 @@ def _check_wrapping(outer: Component, inner: object) -> None:
     ConfigError
         Flower's privacy wrappers compare each reply with the model that all were sent.
     """
-    whole = not isinstance(inner, SizedFedAvg | Personal | Scaffold)
+    whole = not isinstance(inner, SizedFedAvg | Personal | Scaffold | OneShot)
     if isinstance(inner, Strategy) and not whole:
         raise ConfigError(
             f"strategy.args: {outer.name} needs clients that send one whole model, which "
@@ -247,7 +300,8 @@ def _check_private(strategy: Strategy, config: Config) -> None:
     *_, inner = chain(strategy)
     name = type(inner).__name__
     by = averages_by(inner) or messages.NUM_EXAMPLES
-    if isinstance(inner, Scaffold | Personal) or by != messages.NUM_EXAMPLES:
+    fishers = isinstance(inner, OneShot) and inner.asks_for_fishers
+    if fishers or isinstance(inner, Scaffold | Personal) or by != messages.NUM_EXAMPLES:
         raise ConfigError(f"strategy: {name} needs more of a client than one noised model")
     if isinstance(inner, QFedAvg) and config.withheld:
         raise ConfigError(f"strategy: {name} needs the clients' losses: privacy.reports=clear")

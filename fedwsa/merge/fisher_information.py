@@ -16,7 +16,7 @@ from fedwsa.merge.states import State
 logger = logging.getLogger("fedwsa")
 
 _GRADIENT_BYTES = 24 << 20
-"""Per-sample gradients that are held at once: larger blocks are new memory each time, and slower."""
+"""Per-sample gradients that are held at once; more are slower, being new memory each time."""
 
 _MOST = 64
 """Samples that are prepared at once."""
@@ -87,8 +87,8 @@ def fisher_information(
         x = inputs[part].to(device)
         x = x if prepare is None else prepare(x)
         y = (_drawn(model, x, random) if labels is None else labels[part]).to(device)
-        for few, their in zip(x.split(size), y.split(size), strict=True):
-            squares.add(few, their)
+        for few in range(0, len(x), size):
+            squares.add(x[few : few + size], y[few : few + size])
     return {name: total / len(inputs) for name, total in squares.totals.items()}
 
 
@@ -119,8 +119,10 @@ class _Squares:
             self._sum({name: gradient[None] for name, gradient in alone.items()})
 
     def _sum(self, gradients: Mapping[str, Tensor]) -> None:
-        for name, total in self.totals.items():
-            total += gradients[name].square_().sum(0)
+        # Not squared in place: two biases of a layer may have one gradient.
+        totals = list(self.totals.values())
+        for each in zip(*(gradients[name] for name in self.totals), strict=True):
+            torch._foreach_addcmul_(totals, each, each)
 
 
 def _chunk(parameters: Mapping[str, Tensor]) -> int:

@@ -79,7 +79,8 @@ def unusable_reply(content: RecordDict, sent: RecordDict, rules: Rules) -> str |
         problem = unlike(given, messages.to_tensors(reference))
     if problem:
         return f"wrong arrays: {problem}"
-    return _bad_extras(content, sent, arrays) or _bad_scope(metrics, sent, given)
+    problem = _bad_extras(content, sent, arrays) or _bad_fisher(content, sent)
+    return problem or _bad_scope(metrics, sent, given)
 
 
 def unusable_scores(content: RecordDict, rules: Rules) -> str | None:
@@ -203,6 +204,25 @@ def _bad_extras(content: RecordDict, sent: RecordDict, model: ArrayRecord) -> st
         if problem := problem or unlike(given, expected):
             return f"{name}: {problem}"
     return None
+
+
+def _bad_fisher(content: RecordDict, sent: RecordDict) -> str | None:
+    """What is wrong with the Fisher information that a strategy asked for, if it did."""
+    config = find_record(sent, messages.FISHER_LAYERS)
+    if config is None:
+        return None
+    record, reference = content.get(messages.FISHER), messages.model_arrays(sent)
+    if not isinstance(record, ArrayRecord):
+        return f"the reply lacks {messages.FISHER}"
+    assert reference is not None
+    shapes = messages.to_tensors(reference)
+    given = messages.to_tensors(record)  # which _bad_extras has read
+    if problem := unlike(
+        given, {str(name): shapes[name] for name in config[messages.FISHER_LAYERS]}
+    ):
+        return f"{messages.FISHER}: {problem}"
+    negative = [name for name, tensor in given.items() if tensor.numel() and tensor.min() < 0]
+    return f"{messages.FISHER}: {negative[0]} has negative entries" if negative else None
 
 
 # --- scopes ----------------------------------------------------------------------------------
