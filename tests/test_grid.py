@@ -23,6 +23,8 @@ REFUSED = {  # strategy, model or WSA → why
     ("fedbn", "cnn"): "no normalisation layers",
     ("local", "on"): "no weights are averaged",
     ("centralised", "on"): "trained in one place",
+    ("oneshot", "on"): "trains its clients once",  # its own rounds: tests/test_oneshot.py
+    ("oneshot", "off"): "trains its clients once",
 }
 
 
