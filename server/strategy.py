@@ -18,8 +18,10 @@ from fedwsa.components import Component, ConfigError, build, check_arguments, lo
 from fedwsa.config import Config
 from fedwsa.merge import needs
 from fedwsa.merge.average import average
+from fedwsa.models.architecture import Units
 from fedwsa.scope import WeightScope
 from fedwsa.sections import Wsa
+from fedwsa.sizes import WHOLE
 from fedwsa.strategies.averaging import averages_by
 from fedwsa.strategies.fedwsa import FedWSA
 from fedwsa.strategies.guard import Guard
@@ -158,12 +160,22 @@ def _operator(config: Config) -> Operator:
     return functools.partial(operator, **options)
 
 
-def _permutations(config: Config, sizes: SizedModels) -> object:
-    """Which units of the network may change places, where the operator needs to know."""
-    component = config.merge
-    if "permutations" not in needs(locate(component.target, "merge")):
+def _permutations(config: Config, sizes: SizedModels) -> Units | None:
+    """Which units of the network may change places, where the operator needs to know.
+
+    Raises
+    ------
+    ConfigError
+        If the network does not say.
+    """
+    if "permutations" not in needs(locate(config.merge.target, "merge")):
         return None
-    raise ConfigError(f"merge: {component.name} needs permutations, which are not known here")
+    if sizes.known.units is None:
+        raise ConfigError(
+            f"merge: {config.merge.name} needs to know which units may change places, and "
+            f"{config.model.name} does not say"
+        )
+    return sizes.known.units(sizes.models[WHOLE])
 
 
 def _check_rounds(strategy: Strategy, config: Config) -> None:

@@ -15,6 +15,7 @@ from experiments.help import help_text
 from fedwsa.components import Component, ConfigError, build, check_arguments, locate
 from fedwsa.config import CONFIG_DIR, compose
 from fedwsa.devices import resolve_device
+from fedwsa.merge.average import average
 from fedwsa.models import build_model
 from fedwsa.models.architecture import Architecture
 from fedwsa.strategies.sizes import SizedFedAvg
@@ -49,6 +50,7 @@ def test_every_option_composes_and_fits_its_signature(group: str) -> None:
                 "head": "head.",
                 "norms": [],
                 "num_sampled_clients": 1,
+                "merge": average,
             }
             facts = {k: v for k, v in known.items() if group == "strategy" and k in asked}
             inner = {"strategy": FedAvg()} if "strategy" in part.arguments else {}

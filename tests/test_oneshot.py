@@ -18,7 +18,7 @@ from clients.app import build as client_app
 from experiments.simulate import simulate
 from fedwsa import messages
 from fedwsa.components import ConfigError
-from fedwsa.config import Config, compose
+from fedwsa.config import Config, compose, options
 from fedwsa.data.federated import open_federated
 from fedwsa.merge.average import average
 from fedwsa.merge.fisher import fisher
@@ -222,6 +222,12 @@ def test_operators_that_need_fisher_information_run_with_wsa(
     assert result["failed"] == 0
     assert result["accuracy"] > 0.5  # ten classes
     assert (tmp_path / "run" / "scopes.csv").exists()
+
+
+@pytest.mark.parametrize("method", sorted(options("merge")))
+def test_every_operator_of_ours_merges_a_cohort(method: str, cache: str, tmp_path: Path) -> None:
+    merged = taught(tmp_path / "run", cache, *ONCE, f"merge={method}")
+    assert all(torch.isfinite(value).all() for value in merged.values())
 
 
 def largest(

@@ -9,7 +9,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from fedwsa.merge.fisher_information import require_fishers
-from fedwsa.merge.states import State, merged, shares, weighted_sum
+from fedwsa.merge.states import State, mean, merged, precise, shares
 
 
 def fisher(
@@ -56,8 +56,8 @@ def fisher(
 
     def operate(name: str, tensors: list[Tensor]) -> Tensor:
         if name not in fishers[0]:
-            return weighted_sum(tensors, share)
-        weighed = [p * (own[name].double() + prior) for p, own in zip(share, fishers, strict=True)]
+            return mean(tensors, share)
+        weighed = [p * (precise(own[name]) + prior) for p, own in zip(share, fishers, strict=True)]
         total = torch.stack(weighed).sum(0)
         # From the first model, so that identical ones stay as they are, to the bit.
         result = tensors[0].clone()

@@ -9,7 +9,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from fedwsa.merge.fisher_information import require_fishers
-from fedwsa.merge.states import State, merged, shares, weighted_sum
+from fedwsa.merge.states import State, mean, merged, precise, shares
 
 
 def ugm(
@@ -84,18 +84,18 @@ def ugm(
         raise ValueError("all Fisher information is zero: give a prior above 0, or average")
 
     def operate(name: str, tensors: list[Tensor]) -> Tensor:
-        mean = weighted_sum(tensors, share)
+        plain = mean(tensors, share)
         if name not in fishers[0]:
-            return mean
-        origin = base[name].double()
+            return plain
+        origin = precise(base[name])
         hold = torch.full_like(origin, prior)  # H_0
         if base_fisher is not None:
-            hold.add_(base_fisher[name].double(), alpha=base_weight)
+            hold.add_(precise(base_fisher[name]), alpha=base_weight)
         total, change = hold.clone(), torch.zeros_like(origin)
         for tensor, own, count in zip(tensors, fishers, counts, strict=True):
-            curvature = count * own[name].double()
+            curvature = count * precise(own[name])
             total.add_(curvature, alpha=scale)
             change.add_((curvature + hold) * (tensor - origin), alpha=scale)
-        return torch.where(total > 0, origin + change / total, mean)
+        return torch.where(total > 0, origin + change / total, plain)
 
     return merged(models, operate, share)

@@ -16,6 +16,7 @@ from fedwsa import messages
 from fedwsa.merge import needs
 from fedwsa.merge.fisher_information import unseen
 from fedwsa.merge.states import require_alike
+from fedwsa.models.architecture import Units
 from fedwsa.scope import choose
 from fedwsa.strategies.averaging import Sampling
 
@@ -62,7 +63,7 @@ class OneShot(FedAvg):
         *,
         labels: Labels = "observed",
         buffers: Sequence[str] = (),
-        permutations: Any = None,
+        permutations: Units | None = None,
         **sampling: Unpack[Sampling],
     ) -> None:
         super().__init__(**sampling)
