@@ -12,11 +12,12 @@ from experiments.merge.files import ModelFile
 from fedwsa import seeding
 from fedwsa.components import Component, ConfigError
 from fedwsa.config import Config, compose
-from fedwsa.data.examples import Examples, LabelledData
+from fedwsa.data.examples import LabelledData
 from fedwsa.data.federated import open_source, subset
 from fedwsa.data.loading import KINDS, load
 from fedwsa.evaluation import Score, evaluate
 from fedwsa.merge.batch_norm import reestimate
+from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.models import build_model
 from fedwsa.models.files import component_of
 
@@ -103,9 +104,19 @@ class DataAtHand:
             if len(chosen) > 1:  # the variance of one is none
                 yield data.prepare(data.train.inputs[chosen])
 
-    def examples(self, count: int, facts: Mapping[str, object]) -> tuple[Examples, LabelledData]:
-        """Some of the training part, drawn by the seed."""
+    def fisher(
+        self, state: Mapping[str, Tensor], facts: Mapping[str, object], count: int
+    ) -> dict[str, Tensor]:
+        """The diagonal Fisher information, on training examples drawn by the seed.
+
+        Labels are drawn from what the network predicts.
+        """
         data = self._as_seen_by(facts)
-        generator = seeding.generator(self.config.seed, "fisher")
-        chosen = torch.randperm(len(data.train), generator=generator)[:count]
-        return data.train[chosen], data
+        random = seeding.generator(self.config.seed, "fisher")
+        chosen = torch.randperm(len(data.train), generator=random)[:count]
+        try:
+            return fisher_information(
+                self.network(state), data.train.inputs[chosen], random=random, prepare=data.prepare
+            )
+        except ValueError as error:
+            raise ConfigError(f"Fisher information: {error}") from None

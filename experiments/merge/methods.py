@@ -86,6 +86,15 @@ class Ingredients:
     def _make_base(self) -> ModelFile | None:
         return self.base
 
+    def _make_fishers(self) -> list[dict[str, Tensor]]:
+        assert self.data is not None
+        return [self.data.fisher(m, m.facts, self.samples) for m in self.models]
+
+    def _make_base_fisher(self) -> dict[str, Tensor] | None:
+        if self.data is None or self.base is None:
+            return None
+        return self.data.fisher(self.base, self.base.facts or self.models[0].facts, self.samples)
+
     def _make_permutations(self) -> Units:
         first = self.models[0]
         network = component_of(first.facts, first.file)
