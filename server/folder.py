@@ -138,7 +138,7 @@ def held(folder: Path) -> Iterator[None]:
         If another process has it.
     """
     in_use = f"{folder}: another process is still running it"
-    handler = logging.FileHandler(folder / "run.log", encoding="utf-8", delay=True)
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     with locked(folder / "config.yaml", in_use):
         logger.addHandler(handler)

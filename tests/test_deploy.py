@@ -81,11 +81,10 @@ def test_programs_end_together_and_orphans_with_them(tmp_path) -> None:
 
 
 def test_a_program_that_fails_is_told_with_its_last_line(tmp_path) -> None:
-    with (
-        Processes(tmp_path, {}) as processes,
-        pytest.raises(ConfigError, match=r"p failed: error: x$"),
-    ):
-        processes.run("p", [sys.executable, "-c", "import sys; sys.exit('error: x')"], 60)
+    with Processes(tmp_path, {}) as processes:
+        processes.start("p", [sys.executable, "-c", "import sys; sys.exit('error: x')"])
+        with pytest.raises(ConfigError, match=r"p failed: error: x$"):
+            processes.finish("p", 60)
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from fedwsa.strategies.averaging import averages_by
 from fedwsa.strategies.fedwsa import FedWSA
 from fedwsa.strategies.scaffold import Scaffold
 from server.app import Federation
+from server.strategy import build_guard
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "fedavg": FedAvg,
@@ -85,7 +86,7 @@ def federations(
             inner = inner.strategy
         inner.fraction_train, inner.min_train_nodes, inner.min_available_nodes = 0.5, 1, 8
         inner.min_evaluate_nodes = 1
-        federation.strategy = strategy
+        federation.strategy, federation.guard = strategy, build_guard(config, strategy)
         yield federation
 
 

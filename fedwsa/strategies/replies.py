@@ -136,7 +136,7 @@ def _bad_metrics(content: RecordDict, rules: Rules) -> str | None:
             if not math.isfinite(_float(one)):
                 return f"metric {key} is NaN or infinite"
             if abs(_float(one)) > LARGEST and key != rules.weight:
-                return f"metric {key} is absurdly large"
+                return f"metric {key} is absurdly large: {_float(one):g}"
     for key in dict.fromkeys((rules.weight, messages.NUM_EXAMPLES)):
         if not isinstance(value := metrics.get(key, 1), int | float):
             return f"the metrics have no number {key}"

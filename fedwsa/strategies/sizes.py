@@ -73,7 +73,7 @@ class SizedFedAvg(FedAvg):
         If no size is the largest, or a shape holds no whole units; the first misfit is named.
     """
 
-    transient = ("_arrays", "size_of")  # no memory: set in each round, and for each run
+    transient = ("_arrays", "size_of", "axes")  # no memory: set in each round, and for each run
     most_alike: ClassVar[str] = "each must fit into the largest"
 
     def __init__(
