@@ -172,7 +172,7 @@ def test_sizes_of_networks_for_text_share_a_federation(
     place: Path, tmp_path: Path, model: str, strategy: str, small: str, large: str
 ) -> None:
     sizes = ["clients.sizes=[S, L, S, L]", f"sizes={{S: {small}, L: {large}}}"]
-    chosen = [f"model={model}", f"strategy={strategy}", "wsa=on", "local.lr=0.1"]
+    chosen = [f"model={model}", f"strategy={strategy}", "wsa=on", "wsa.strength=1", "local.lr=0.1"]
     result = simulate(configured(place, *chosen, *sizes), tmp_path)
     assert result["failed"] == 0
     assert all(0 < accuracy < 1 for accuracy in result["sizes"].values())
