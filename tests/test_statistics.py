@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from experiments.statistics import holm, interval, paired
 
@@ -46,6 +47,14 @@ def test_the_signed_rank_test_counts_signs_and_ranks_exactly() -> None:
     assert paired(gains, np.zeros(8)).p_wilcoxon == pytest.approx(2 / 2**8)
     gains[0] = -1
     assert paired(gains, np.zeros(8)).p_wilcoxon == pytest.approx(4 / 2**8)
+
+
+def test_with_ties_the_signed_rank_test_is_scipys() -> None:
+    draws = np.random.default_rng(0)
+    for pairs in (8, 9, 10, 13, 14):
+        differences = draws.integers(-3, 6, pairs).astype(float)
+        found = paired(differences, np.zeros(pairs)).p_wilcoxon
+        assert found == pytest.approx(stats.wilcoxon(differences).pvalue, abs=1e-12)
 
 
 def test_equal_runs_say_nothing_against_being_equal() -> None:
