@@ -12,7 +12,8 @@ from fedwsa import seeding
 from fedwsa.config import compose
 from fedwsa.merge.average import average
 from fedwsa.merge.fisher import fisher
-from fedwsa.merge.fisher_information import fisher_information, unseen
+from fedwsa.merge.fisher_checks import unseen
+from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.merge.task_arithmetic import task_arithmetic
 from fedwsa.merge.ugm import ugm
 from fedwsa.models import build_model

@@ -9,17 +9,16 @@ ordinary forward and backward pass over them in batches of 50; the ratio is that
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from experiments.bench.timing import in_turn
 from fedwsa.config import compose
 from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.models import build_model
@@ -40,17 +39,16 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     model = build_model(compose(["model=cnn_pfl"]).model, (3, 32, 32), 10, seed=0)
     times = measure(model, arguments.samples, arguments.repeats)
-    plain = statistics.median(times["forward and backward"])
+    plain = times["forward and backward"]
     title = f"cnn_pfl, {arguments.samples} samples"
     table = Table("", "seconds", f"ratio (≤ {TARGET:g})", title=title)
     for name, seconds in times.items():
-        middle = statistics.median(seconds)
-        table.add_row(name, f"{middle:.2f}", f"{middle / plain:.2f}")
+        table.add_row(name, f"{seconds:.2f}", f"{seconds / plain:.2f}")
     Console().print(table)
 
 
-def measure(model: nn.Module, samples: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each pass over all samples, both sides in turn after a warm-up."""
+def measure(model: nn.Module, samples: int, repeats: int) -> dict[str, float]:
+    """Median seconds of each pass over all samples."""
     torch.manual_seed(0)
     images, labels = torch.randn(samples, 3, 32, 32), torch.randint(0, 10, (samples,))
     sides: dict[str, Callable[[int], object]] = {
@@ -60,15 +58,9 @@ def measure(model: nn.Module, samples: int, repeats: int) -> dict[str, list[floa
             model, images[:n], random=generator(0, "bench")
         ),
     }
-    times: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():
         side(min(samples, BATCH))
-    for _ in track(range(repeats), "Timing"):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            side(samples)
-            times[name].append(time.perf_counter() - start)
-    return times
+    return in_turn({name: partial(side, samples) for name, side in sides.items()}, repeats, 0)
 
 
 def _pass(model: nn.Module, images: Tensor, labels: Tensor) -> None:

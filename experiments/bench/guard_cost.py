@@ -5,8 +5,6 @@ OMP_NUM_THREADS=1 python -m experiments.bench.guard_cost
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from rich.console import Console
 
+from experiments.bench.timing import in_turn
 from fedwsa import messages
 from fedwsa.scope import WeightScope
 from fedwsa.strategies.replies import Rules, unusable_reply, update_size
@@ -49,13 +48,8 @@ def main() -> None:
         "with scopes, which are measured": lambda: unusable_reply(aligned, asked, rules),
         "the norm of its update, in addition": lambda: update_size(plain, sent),
     }
-    for name, judge in cases.items():
-        taken = []
-        for _ in range(REPEATS):
-            begin = time.perf_counter()
-            judge()
-            taken.append(time.perf_counter() - begin)
-        Console().print(f"{name}: {1000 * statistics.median(taken):.2f} ms", highlight=False)
+    for name, seconds in in_turn(cases, REPEATS).items():
+        Console().print(f"{name}: {1000 * seconds:.2f} ms", highlight=False)
 
 
 if __name__ == "__main__":

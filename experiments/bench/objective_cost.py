@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
-import time
+from collections.abc import Callable
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from experiments.bench.timing import in_turn
 from fedwsa import messages
 from fedwsa.config import compose
 from fedwsa.models import build_model
@@ -42,12 +41,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model = build_model(compose(["model=vgg11"]).model, (3, 32, 32), 10, seed=0)
-    times = {
-        name: 1e3 * statistics.median(t) for name, t in measure(model, arguments.steps).items()
-    }
+    times = measure(model, arguments.steps)
     table = Table("vgg11, batch 64", "ms a step", f"ratio (≤ {TARGET:.2f})")
-    for name, milliseconds in times.items():
-        table.add_row(name, f"{milliseconds:.1f}", f"{milliseconds / times['FedAvg']:.3f}")
+    for name, seconds in times.items():
+        table.add_row(name, f"{1e3 * seconds:.1f}", f"{seconds / times['FedAvg']:.3f}")
     Console().print(table)
 
 
@@ -74,31 +71,27 @@ def instructions(model: nn.Module) -> dict[str, tuple[type[Objective], Content]]
     }
 
 
-def measure(model: nn.Module, steps: int) -> dict[str, list[float]]:
-    """Seconds of each step without and with each objective, taken in turn after a warm-up."""
+def measure(model: nn.Module, steps: int) -> dict[str, float]:
+    """Median seconds of a step without and with each objective."""
     torch.manual_seed(0)
     images, labels = torch.randn(BATCH, 3, 32, 32), torch.randint(0, 10, (BATCH,))
-    sides: dict[str, tuple[nn.Module, torch.optim.Optimizer, list[Objective]]] = {}
-    for name, kind in {"FedAvg": None, **instructions(model)}.items():
+
+    def stepping(kind: tuple[type[Objective], Content] | None) -> Callable[[], None]:
         own = copy.deepcopy(model)
         optimizer = torch.optim.SGD(own.parameters(), lr=1e-4, momentum=0.9, fused=True)
         objectives = [] if kind is None else [kind[0](own, kind[1], LocalRun(1e-4, 0.9))]
-        sides[name] = own, optimizer, objectives
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    order = list(sides)
-    for i in track(range(-3, steps), "Timing"):
-        for name in order:
-            own, stepper, objectives = sides[name]
-            start = time.perf_counter()
-            stepper.zero_grad(set_to_none=True)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(cross_entropy(own(images), labels))
             for objective in objectives:
                 objective.add_gradient()
-            stepper.step()
-            if i >= 0:
-                times[name].append(time.perf_counter() - start)
-        order = [*order[1:], order[0]]  # none always runs behind the same other
-    return times
+            optimizer.step()
+
+        return step
+
+    kinds = {"FedAvg": None, **instructions(model)}
+    return in_turn({name: stepping(kind) for name, kind in kinds.items()}, steps)
 
 
 if __name__ == "__main__":

@@ -13,16 +13,16 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from experiments.bench.timing import in_turn
 from fedwsa import seeding
 from fedwsa.components import Component
 from fedwsa.config import compose
@@ -86,22 +86,22 @@ def materialise_seconds(times: int) -> float:
 def step_seconds(steps: int) -> tuple[float, float]:
     """Median seconds of an ordinary step, and of one on the scalers."""
     ordinary = build_model(transformer(), IMAGE, CLASSES, seed=0)
-    sides = []
-    for model in (ordinary, templated()):
-        chosen = list(wave.scalers_of(model).values()) or list(model.parameters())
-        sides.append((model, chosen, torch.optim.AdamW(chosen, lr=1e-5, fused=True)))
     images, labels = torch.randn(BATCH, *IMAGE), torch.randint(0, CLASSES, (BATCH,))
-    times: tuple[list[float], list[float]] = ([], [])
-    for i in track(range(-2, steps), "Timing"):
-        for side in (0, 1) if i % 2 else (1, 0):  # neither always runs on a warm cache
-            model, chosen, optimizer = sides[side]
-            start = time.perf_counter()
+
+    def stepping(model: nn.Module) -> Callable[[], None]:
+        chosen = list(wave.scalers_of(model).values()) or list(model.parameters())
+        optimizer = torch.optim.AdamW(chosen, lr=1e-5, fused=True)
+
+        def step() -> None:
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(cross_entropy(model(images), labels), inputs=chosen)
             optimizer.step()
-            if i >= 0:
-                times[side].append(time.perf_counter() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
+
+        return step
+
+    sides = {"ordinary": stepping(ordinary), "scalers": stepping(templated())}
+    times = in_turn(sides, steps, warm_up=2)
+    return times["ordinary"], times["scalers"]
 
 
 def family_bytes(family: Sequence[Component]) -> tuple[int, int]:

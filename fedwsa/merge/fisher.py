@@ -8,7 +8,7 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from fedwsa.merge.fisher_information import require_fishers
+from fedwsa.merge.fisher_checks import require_fishers
 from fedwsa.merge.states import State, mean, merged, precise, shares
 
 
@@ -25,7 +25,7 @@ def fisher(
 
     1. Weigh each entry of each model by its share and its diagonal Fisher information.
     2. Average. An entry without any in all models (δ = 0) takes the mean by shares;
-       :func:`fedwsa.merge.fisher_information.unseen` counts them. So do tensors that the Fishers
+       :func:`fedwsa.merge.fisher_checks.unseen` counts them. So do tensors that the Fishers
        do not name: BatchNorm's statistics and other buffers.
 
     Identical models merge to themselves, to the bit; the order does not matter, to rounding.

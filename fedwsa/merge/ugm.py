@@ -8,7 +8,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from fedwsa.merge.fisher_information import require_fishers
+from fedwsa.merge.fisher_checks import require_fishers
 from fedwsa.merge.states import State, mean, merged, precise, shares
 
 
@@ -35,7 +35,7 @@ def ugm(
        is the minimum of its loss and the hold of the base, θ is the minimum of λ times all losses
        and the hold of the base together.
     3. Where H̄ is zero (no model and no prior says anything) an entry takes the mean by shares of
-       the weights; :func:`fedwsa.merge.fisher_information.unseen` counts those without any F_t.
+       the weights; :func:`fedwsa.merge.fisher_checks.unseen` counts those without any F_t.
        So do tensors that the Fishers do not name: BatchNorm's statistics and other buffers.
 
     F_t = 0 gives task arithmetic, H_0 = 0 Fisher-weighted averaging, for any λ and base.
@@ -77,9 +77,7 @@ def ugm(
     counts = [1.0] * len(models) if weights is None else [float(w) for w in weights]
     known = require_fishers(fishers, models, share)
     if base_fisher is not None:
-        known |= require_fishers([base_fisher], [base], [base_weight])
-        if missing := [name for name in fishers[0] if name not in base_fisher]:
-            raise ValueError(f"the base's Fisher lacks {missing[0]}, which the models' have")
+        known |= _require_base_fisher(base_fisher, base, base_weight, fishers[0])
     if not known and not prior:
         raise ValueError("all Fisher information is zero: give a prior above 0, or average")
 
@@ -99,3 +97,10 @@ def ugm(
         return torch.where(total > 0, origin + change / total, plain)
 
     return merged(models, operate, share)
+
+
+def _require_base_fisher(fisher: State, base: State, weight: float, expected: State) -> bool:
+    known = require_fishers([fisher], [base], [weight])
+    if missing := [name for name in expected if name not in fisher]:
+        raise ValueError(f"the base's Fisher lacks {missing[0]}, which the models' have")
+    return known

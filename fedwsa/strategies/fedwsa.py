@@ -29,6 +29,7 @@ from fedwsa.scope import (
 )
 from fedwsa.strategies.averaging import averaged, averages_by
 from fedwsa.strategies.sizes import sized
+from fedwsa.strategies.wrapping import Wrapper
 
 Target = Literal["fused", "initial"]
 Align = Literal["none", "after"]
@@ -55,7 +56,7 @@ class ScopeReport:
     kl: list[float]
 
 
-class FedWSA(Strategy):
+class FedWSA(Wrapper):
     """Align the weight scopes of the clients, whatever the strategy that averages them.
 
     Each round the clients get a target scope beside the model and train towards it (see
@@ -323,15 +324,3 @@ class FedWSA(Strategy):
                 "train_metrics_aggr_fn must keep it"
             )
         return torch.tensor(values, dtype=torch.float64)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Leave evaluation to the wrapped strategy."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Leave evaluation to the wrapped strategy."""
-        return self.strategy.aggregate_evaluate(server_round, replies)

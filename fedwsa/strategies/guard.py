@@ -28,7 +28,7 @@ from fedwsa.strategies.replies import (
     unusable_scores,
     update_size,
 )
-from fedwsa.strategies.wrapping import chain
+from fedwsa.strategies.wrapping import Wrapper, chain
 
 logger = logging.getLogger("fedwsa")
 
@@ -43,7 +43,7 @@ class TooFewResults(RuntimeError):
     """A round has fewer usable answers than it needs; the message is one line."""
 
 
-class Guard(Strategy):
+class Guard(Wrapper):
     """Judge what clients answer, before a strategy averages it; go on with those that are usable.
 
     Refused, whatever the strategy: NaN and infinite values, other names, shapes or dtypes than

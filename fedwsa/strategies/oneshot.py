@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedwsa import messages
 from fedwsa.merge import needs
-from fedwsa.merge.fisher_information import unseen
+from fedwsa.merge.fisher_checks import unseen
 from fedwsa.merge.states import require_alike
 from fedwsa.models.architecture import Units
 from fedwsa.scope import choose

@@ -12,8 +12,7 @@ import logging
 import math
 from collections.abc import Iterable
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideAdaptiveClipping,
     DifferentialPrivacyClientSideFixedClipping,
@@ -31,7 +30,7 @@ from flwr.supercore.privacy_accounting import (
 from flwr.supercore.privacy_accounting.rdp_accountant import RdpAccountant
 
 from fedwsa import messages
-from fedwsa.strategies.wrapping import chain
+from fedwsa.strategies.wrapping import Wrapper, chain
 
 logger = logging.getLogger("fedwsa")
 
@@ -53,7 +52,7 @@ def accountant(delta: float, population: int) -> RdpAccountant:
     )
 
 
-class Accounted(Strategy):
+class Accounted(Wrapper):
     """Account for a wrapper with adaptive clipping, for which Flower has no accountant.
 
     A round releases the noised average, with noise z_Δ·C/n, and the noised count of clipped
@@ -75,12 +74,6 @@ class Accounted(Strategy):
     def __init__(self, strategy: Strategy, accountant: RdpAccountant) -> None:
         assert isinstance(strategy, Adaptive)
         self.strategy, self.accountant = strategy, accountant
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Leave it to the wrapper."""
-        return self.strategy.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -111,22 +104,6 @@ class Accounted(Strategy):
         if len({metrics.get(key) for metrics in usable}) > 1:
             return f"the clients do not count equally, by {key}"
         return None
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Leave it to the wrapper."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Leave it to the wrapper."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """Log the settings of the wrapper."""
-        self.strategy.summary()
 
 
 def accounted(strategy: Strategy, delta: float, population: int) -> Strategy:
