@@ -22,7 +22,7 @@ from fedwsa.launcher import find_apps
 from fedwsa.simulation import SimulationError, run_simulation
 from fedwsa.simulation.cluster import cores, count_workers, keep_local
 from server import app as server
-from server.app import Federation
+from server.federation import Federation
 
 logger = logging.getLogger("fedwsa")
 
@@ -95,7 +95,7 @@ def settled(federation: Federation) -> Config:
         size, reason = choose_cohort(config, federation.data, workers, federation.sizes.of_client)
         logger.info("cohort: clients are trained %s", reason)
         cohort = "off" if size == 1 else size
-    elif cohort not in ("off", 1) and (problem := why_not(federation.model, config.local)):
+    elif cohort not in ("off", 1) and (problem := why_not(federation.model.network, config.local)):
         raise ConfigError(f"runtime.cohort={cohort}: clients cannot be trained at once: {problem}")
     return _with_runtime(config, workers=workers, gpus_per_worker=gpus, cohort=cohort)
 

@@ -42,7 +42,7 @@ from fedwsa.search_path import register
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
 
-    from server.app import Federation
+    from server.federation import Federation
 
 
 _START = time.time()
@@ -139,7 +139,7 @@ def simulate(
 def _set_up(config: Config, folder: Path, resumed: bool) -> Federation:
     """Everything that a run needs before its first round; its folder says what it is."""
     from experiments import runtimes
-    from server.app import Federation
+    from server.federation import Federation
     from server.folder import describe_run
 
     _quiet_libraries()

@@ -19,7 +19,7 @@ from fedwsa.learngene import wave
 from fedwsa.models import build_model
 from fedwsa.models.architecture import architecture_of
 from fedwsa.strategies.wave import FedWave
-from server.app import Federation
+from server.federation import Federation
 from tests.test_architecture import CLASSES, IMAGE, component, network
 
 SIZES = {"S": {"width": 0.25, "depth": 2}, "L": {"width": 0.5, "depth": 4}}

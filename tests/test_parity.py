@@ -29,7 +29,7 @@ from fedwsa.simulation.cluster import connect
 from fedwsa.strategies.averaging import averages_by
 from fedwsa.strategies.fedwsa import FedWSA
 from fedwsa.strategies.scaffold import Scaffold
-from server.app import Federation
+from server.federation import Federation
 from server.strategy import build_guard
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {

@@ -15,7 +15,7 @@ from experiments.simulate import simulate
 from fedwsa.components import Component, ConfigError
 from fedwsa.config import Config, compose
 from fedwsa.models import build_model
-from server.app import Federation
+from server.federation import Federation
 from tests.test_simulation import faulty
 
 SMALL = [

@@ -14,15 +14,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from rich.console import Console
 from safetensors.torch import load_file
 
-import server.app
 from clients.training import Samples, train
 from experiments.simulate import _to_choose_by, simulate
 from fedwsa import messages, seeding
+from fedwsa.components import ConfigError
 from fedwsa.conditions import Conditions
-from fedwsa.config import compose
+from fedwsa.config import compose, from_run_config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.strategies.scaffold import Scaffold
 from fedwsa.systems import drops_out
+from server.federation import Federation
 from server.nodes import PartitionGrid
 from tests.test_apps import Loopback
 from tests.test_nodes import Fleet
@@ -46,9 +47,7 @@ def run(folder: Path, cache: str, overrides: str, clients: int = 4) -> pd.DataFr
         "overrides": f"clients.count={clients} partition=iid rounds=2 local.epochs=1 "
         f"cache_dir={cache} {overrides}"
     }
-    federation = server.app.Federation(
-        server.app.from_run_config(run_config), folder, Console(quiet=True)
-    )
+    federation = Federation(from_run_config(run_config), folder, Console(quiet=True))
     federation.start(Loopback(clients, run_config))
     return read(folder)
 
@@ -341,7 +340,7 @@ def test_payload_counts_arrays_and_metrics() -> None:
 
 
 def test_waiting_for_clients_that_are_away_is_refused(cache: str, tmp_path: Path) -> None:
-    with pytest.raises(server.app.ConfigError, match=r"with clients\.availability fewer may be"):
+    with pytest.raises(ConfigError, match=r"with clients\.availability fewer may be"):
         run(tmp_path, cache, "clients.availability=0.5 strategy.args.min_train_nodes=3")
     assert not list(tmp_path.iterdir())
 

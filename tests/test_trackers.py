@@ -16,10 +16,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-import server.app
 from fedwsa.components import ConfigError
 from fedwsa.config import Config, compose
 from server.callbacks.tracker import Tracker
+from server.federation import Federation
 from server.rounds import RunError
 from tests.test_apps import Loopback
 
@@ -36,7 +36,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 def run(folder: Path, cache: str, overrides: str) -> Config:
     run_config = {"overrides": f"{FLEET} cache_dir={cache} {overrides}"}
     config = compose(shlex.split(str(run_config["overrides"])))
-    server.app.Federation(config, folder, Console(quiet=True)).start(Loopback(4, run_config))
+    Federation(config, folder, Console(quiet=True)).start(Loopback(4, run_config))
     return config
 
 

@@ -71,7 +71,7 @@ def _check(overrides: list[str]) -> dict[str, Any]:
     from fedwsa.config import compose, free_arguments
     from fedwsa.learngene import Standard
     from fedwsa.learngene.pretrain import build_method
-    from server.app import Federation
+    from server.federation import Federation
 
     config = compose(free_arguments(overrides))
     method, init = build_method(config.init.method), config.init

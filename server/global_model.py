@@ -1,0 +1,126 @@
+"""The global model, one network of each size: scored after a round, and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Strategy
+from torch import nn
+
+from fedwsa import messages
+from fedwsa.config import Config
+from fedwsa.data.examples import Examples
+from fedwsa.data.federated import FederatedData
+from fedwsa.evaluation import Score, evaluate
+from fedwsa.models.files import save_network
+from fedwsa.sizes import WHOLE
+from fedwsa.strategies.personal import has_global_model
+from fedwsa.strategies.sizes import sized
+from server.rounds import RoundRecord
+from server.sizes import SizedModels
+
+
+@dataclass(frozen=True)
+class GlobalModel:
+    """What the arrays of a round stand for: the state of each size's network.
+
+    Attributes
+    ----------
+    config : Config
+    data : FederatedData
+    sizes : SizedModels
+        The networks, into which states are loaded.
+    strategy : Strategy
+    device : str
+    folder : Path
+        Where it is saved.
+    """
+
+    config: Config
+    data: FederatedData
+    sizes: SizedModels
+    strategy: Strategy
+    device: str
+    folder: Path
+
+    @property
+    def largest(self) -> str:
+        """The size whose network is the global model."""
+        inner = sized(self.strategy)
+        return WHOLE if inner is None else inner.largest
+
+    @property
+    def network(self) -> nn.Module:
+        """That of the largest size."""
+        return self.sizes.models[self.largest]
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a global model and a split to validate it on."""
+        return len(self.data.validation) > 0 and has_global_model(self.strategy)
+
+    def score(self, arrays: ArrayRecord, number: int) -> dict[str, Score]:
+        """The model of each size on the global test set, after a round, the largest first.
+
+        None of a strategy that leaves each client a model of its own.
+        """
+        if not has_global_model(self.strategy):
+            return {}
+        sizes = sorted(self.sizes.models, key=lambda size: size != self.largest)
+        test = self.data.whole.test
+        return {size: self._score_on(test, arrays, size, number) for size in sizes}
+
+    def validate(self, arrays: ArrayRecord, number: int) -> Score:
+        """The global model on the examples that were kept for choosing."""
+        chosen = self.data.whole.train[self.data.validation]
+        return self._score_on(chosen, arrays, self.largest, number)
+
+    def _score_on(self, examples: Examples, arrays: ArrayRecord, size: str, number: int) -> Score:
+        model = self.sizes.models[size]
+        messages.load_arrays(model, self._state(arrays, size, number))
+        return evaluate(
+            model,
+            examples,
+            self.data.whole,
+            self.device,
+            self.config.evaluation.batch_size,
+        )
+
+    def _state(self, arrays: ArrayRecord, size: str, number: int) -> ArrayRecord:
+        """The state of a size's model in the arrays after a round."""
+        inner = sized(self.strategy)
+        return arrays if inner is None else inner.plain(arrays, size, number)
+
+    def save_all(self, last: RoundRecord) -> None:
+        """``model.safetensors``, of the largest size; one of each if they share not all."""
+        if last.score is None or last.arrays is None:  # each client has a model of its own
+            return
+        inner = sized(self.strategy)
+        wanted = {"model.safetensors": self.largest}
+        if inner is not None and inner.has_own:
+            wanted |= {f"model-{size}.safetensors": size for size in self.sizes.models}
+        for file, size in wanted.items():
+            self.save(file, size, last.arrays, last.round)
+
+    def save(self, file: str, size: str, arrays: ArrayRecord, number: int) -> None:
+        """The network of a size, after a round."""
+        save_network(
+            self.folder / file,
+            messages.to_tensors(self._state(arrays, size, number)),
+            self.config.model_of(size),
+            self.data.whole,
+        )
+
+
+def initial_arrays(models: Mapping[str, nn.Module], strategy: Strategy) -> ArrayRecord:
+    """The arrays that a run begins with: the state of each size's model, put together."""
+    # Copies: the models are scored with others' weights later.
+    states = {
+        size: {k: t.clone() for k, t in messages.travelling_state(model).items()}
+        for size, model in models.items()
+    }
+    inner = sized(strategy)
+    return messages.to_arrays(states[WHOLE]) if inner is None else inner.join(states)
