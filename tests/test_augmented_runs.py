@@ -155,6 +155,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(
         ("dataset.augment=crop_flip", "strategy=scaffold", "local.clip_norm=1"),
         ("model=resnet20", "model.norm=batch", "strategy=fedbn", "wsa=on"),
         ("clients.sizes={S: 0.5, L: 0.5}", "strategy=heterofl", "local.precision=bf16"),
+        ("strategy=oneshot", "merge=fisher", "rounds=1"),
     ],
 )
 def test_it_goes_with_every_network_of_kernels(

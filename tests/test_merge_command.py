@@ -17,11 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiments.merge.cli import main
+from fedwsa import seeding
 from fedwsa.components import Component
 from fedwsa.config import compose
 from fedwsa.data.federated import open_source
 from fedwsa.data.loading import load
 from fedwsa.merge.average import average
+from fedwsa.merge.fisher import fisher
+from fedwsa.merge.fisher_information import fisher_information
+from fedwsa.merge.ugm import ugm
 from fedwsa.merge.wsa import wsa
 from fedwsa.models import build_model
 from fedwsa.models.files import load_network, save_network
@@ -164,6 +168,40 @@ def test_a_table_of_all_methods_says_what_the_others_need(call, digits) -> None:
     _, printed, _ = call(*words, "--base", "2.safetensors")
     rows = [line.split()[0] for line in printed.splitlines() if line.startswith(" ")]
     assert {"ties", "task_arithmetic"} <= set(rows)
+
+
+def test_fisher_information_is_computed_on_the_data_at_hand(call, digits) -> None:
+    states = [network(f"{k}.safetensors", digits, k) for k in range(3)]
+    base = states.pop()
+    found = {}
+    for method in ("fisher", "ugm"):
+        words = ["--base", "2.safetensors", "--evaluate", "dataset=digits", "--samples", "40"]
+        code, _, wrong = call("0.safetensors", "1.safetensors", "--method", method, *words,
+                              "--out", f"{method}.safetensors")  # fmt: skip
+        assert (code, wrong) == (0, "")
+        found[method] = load_file(f"{method}.safetensors")
+
+    def known(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        model = build_model(MLP, digits.shape, digits.classes, 0)
+        model.load_state_dict(state)
+        random = seeding.generator(0, "fisher")
+        chosen = torch.randperm(len(digits.train), generator=random)[:40]
+        inputs = digits.train.inputs[chosen]
+        return fisher_information(model, inputs, random=random, prepare=digits.prepare)
+
+    fishers, base_fisher = [known(state) for state in states], known(base)
+    expected = {
+        "fisher": fisher(states, fishers=fishers),
+        "ugm": ugm(states, base=base, fishers=fishers, base_fisher=base_fisher, prior=0.01),
+    }
+    for method, state in expected.items():
+        for name, tensor in state.items():
+            torch.testing.assert_close(found[method][name], tensor)
+            assert not torch.equal(tensor, average(states)[name])
+    files = ["0.safetensors", "1.safetensors", "--method", "fisher", "--out", "m.safetensors"]
+    assert refused(call(*files)) == (
+        "--method fisher needs --evaluate dataset=..., data to compute the Fisher information on"
+    )
 
 
 def test_batch_norm_s_statistics_are_estimated_averaged_on_purpose_or_refused(call, digits) -> None:
