@@ -24,6 +24,7 @@ from fedwsa.objectives.fednova import FedNova
 from fedwsa.objectives.proximal import Proximal
 from fedwsa.objectives.scaffold import Scaffold
 from fedwsa.simulation import run_simulation
+from fedwsa.simulation.cluster import connect
 
 A, B = (1.0, 3.0, 0.5), ((1.0, 0.0), (0.0, 2.0), (-1.0, 4.0))
 JOINT = np.average(np.array(B), axis=0, weights=A)
@@ -132,5 +133,6 @@ def run(
         result = strategy.start(grid, begin(), num_rounds=rounds, evaluate_fn=note)
         metrics.extend(result.train_metrics_clientapp.values())
 
-    run_simulation(server, client_app, 3, workers=workers)
+    connect(None)
+    run_simulation(server, client_app, 3, workers=workers, keep_workers=True)
     return found[1:], metrics  # the first is that of the beginning

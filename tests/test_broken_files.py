@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from experiments.commands import composing, in_one_line
 from fedwsa import messages
 from fedwsa.components import Component, ConfigError
-from fedwsa.config import compose
+from fedwsa.config import Config, compose
 from fedwsa.data.federated import open_federated
 from fedwsa.data.loading import load
 from fedwsa.data.sources import parquet
@@ -121,21 +121,22 @@ def test_a_configuration(overrides: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def partition(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+def partition(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, Config]:
     folder = tmp_path_factory.mktemp("partition")
-    made = open_federated(compose(["clients.count=3", f"cache_dir={folder}"]).data_spec)
-    return folder, json.dumps(made.partition.as_dict()).encode()
+    clients = ["clients.count=3", f"cache_dir={folder}"]
+    made = open_federated(compose(clients).data_spec)
+    file = folder / "given.json"
+    config = compose(["partition=from_file", f"partition.path={file}", *clients])
+    return file, json.dumps(made.partition.as_dict()).encode(), config
 
 
 @broken
 @given(damage())
-def test_a_partition_file(partition: tuple[Path, bytes], hurt: Callable[[bytes], bytes]) -> None:
-    folder, good = partition
-    file = folder / "given.json"
+def test_a_partition_file(
+    partition: tuple[Path, bytes, Config], hurt: Callable[[bytes], bytes]
+) -> None:
+    file, good, config = partition
     file.write_bytes(changed := hurt(good))
-    config = compose(
-        ["partition=from_file", f"partition.path={file}", "clients.count=3", f"cache_dir={folder}"]
-    )
     found = or_refused(lambda: open_federated(config.data_spec))
     assert file.read_bytes() == changed
     if found is not None:
@@ -225,13 +226,20 @@ def test_a_model_file(model: Path, hurt: Callable[[bytes], bytes]) -> None:
         assert isinstance(found.model, Component)
 
 
+@pytest.fixture(scope="module")
+def scope(model: Path) -> tuple[Path, Config, SizedModels]:
+    file = model.with_name("scope.safetensors")
+    config = compose(["wsa=on", "wsa.target=fixed", f"wsa.scope={file}", "model.width=0.05"])
+    return file, config, SizedModels.of(config, (1, 8, 8), 10)
+
+
 @broken
 @given(damage())
-def test_a_scope_file(model: Path, hurt: Callable[[bytes], bytes]) -> None:
-    file = model.with_name("scope.safetensors")
+def test_a_scope_file(
+    model: Path, scope: tuple[Path, Config, SizedModels], hurt: Callable[[bytes], bytes]
+) -> None:
+    file, config, sizes = scope
     file.write_bytes(changed := hurt(model.read_bytes()))
-    config = compose(["wsa=on", "wsa.target=fixed", f"wsa.scope={file}", "model.width=0.05"])
-    sizes = SizedModels.of(config, (1, 8, 8), 10)
     found = or_refused(lambda: build_strategy(config, sizes))
     assert file.read_bytes() == changed
     if found is not None:

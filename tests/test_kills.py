@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from experiments.processes import family
-from experiments.simulate import simulate
+from experiments.simulate import resume, simulate
 from fedwsa.config import compose
 from tests.processes import all_end, started
 from tests.test_checkpoint import assert_same_run
@@ -27,7 +27,6 @@ RUN = [
     *("local.epochs=1", "runtime.workers=1", "runtime.cohort=off", "checkpoint.every=1"),
 ]
 MOMENTS = random.Random(0)
-PLAIN = {**os.environ, "HYDRA_FULL_ERROR": "0"}  # which the tests' own process has set
 
 
 @pytest.fixture(scope="module")
@@ -74,54 +73,68 @@ def is_worker(pid: int) -> bool:
         return False
 
 
-def resumed(folder: Path) -> None:
-    words = [*FEDWSA, f"resume={folder}"]
-    done = subprocess.run(words, capture_output=True, text=True, env=PLAIN, check=False)
-    finished = done.stderr == f"fedwsa: resume: the run in {folder} is finished\n"
-    assert done.returncode == 0 or finished, done.stderr
+def go_on(folder: Path) -> None:
+    if not (folder / "result.json").exists():  # else it was killed behind its last round
+        resume(folder)
+
+
+def all_killed(runs: dict[Path, list[str]]) -> list[int]:
+    """Two at a time: most of a run is the start of its programs."""
+    with ThreadPoolExecutor(2) as pool:
+        shares = [MOMENTS.random() for _ in runs]
+        return list(pool.map(killed, runs, runs.values(), shares))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_run_killed_at_ten_random_moments_ends_as_one_that_was_not(cache, tmp_path) -> None:
     words = [*RUN, "strategy=scaffold", "wsa=on", f"cache_dir={cache}"]
+    folders = [tmp_path / f"run-{number}" for number in range(10)]
+    seen = all_killed(dict.fromkeys(folders, words))
+    assert len(set(seen)) > 3, "the moments were not spread"
     simulate(compose(words), tmp_path / "whole")
-    seen = set()
-    for number in range(10):
-        folder = tmp_path / f"run-{number}"
-        seen.add(killed(folder, words, MOMENTS.random()))
-        resumed(folder)
+    for folder in folders:
+        go_on(folder)
         assert_same_run(tmp_path / "whole", folder, "scopes.csv", "events.jsonl")
-    assert len(seen) > 3, "the moments were not spread"
+
+
+MEMORIES = [
+    "strategy=fedadam",
+    "strategy=fedyogi wsa=on",
+    "strategy=fedadagrad",
+    "strategy=fedavgm",
+    "strategy=feddyn",
+    "strategy=moon",
+    "strategy=fedper model=cnn",
+    "strategy=fedbn model=resnet20 model.width=0.25",
+    "strategy=local",
+    "strategy=wave 'clients.sizes={S: 0.5, L: 0.5}'",
+    "strategy=dp_server_adaptive wsa=on",
+    "strategy=dp_client_adaptive",
+    "evaluation.validation=0.2 evaluation.patience=20 evaluation.keep_best=true",
+]
+
+
+@pytest.fixture(scope="module")
+def once_killed(cache: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A killed run of each."""
+    folders = {options: tmp_path_factory.mktemp("kills") / "run" for options in MEMORIES}
+    all_killed({folders[o]: words_of(o, cache) for o in MEMORIES})
+    return folders
+
+
+def words_of(options: str, cache: str) -> list[str]:
+    return [*RUN, *shlex.split(options), f"cache_dir={cache}"]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize(
-    "options",
-    [
-        "strategy=fedadam",
-        "strategy=fedyogi wsa=on",
-        "strategy=fedadagrad",
-        "strategy=fedavgm",
-        "strategy=feddyn",
-        "strategy=moon",
-        "strategy=fedper model=cnn",
-        "strategy=fedbn model=resnet20 model.width=0.25",
-        "strategy=local",
-        "strategy=wave 'clients.sizes={S: 0.5, L: 0.5}'",
-        "strategy=dp_server_adaptive wsa=on",
-        "strategy=dp_client_adaptive",
-        "evaluation.validation=0.2 evaluation.patience=20 evaluation.keep_best=true",
-    ],
-)
-def test_so_does_one_of_each_strategy_with_a_memory(options, cache, tmp_path) -> None:
-    words = [*RUN, *shlex.split(options), f"cache_dir={cache}"]
-    simulate(compose(words), tmp_path / "whole")
-    killed(tmp_path / "run", words, MOMENTS.random())
-    resumed(tmp_path / "run")
+@pytest.mark.parametrize("options", MEMORIES)
+def test_so_does_one_of_each_strategy_with_a_memory(options, cache, once_killed, tmp_path) -> None:
+    run, whole = once_killed[options], tmp_path / "whole"
+    simulate(compose(words_of(options, cache)), whole)
+    go_on(run)
     more = ["scopes.csv"] if "wsa=on" in options else []
-    assert_same_run(tmp_path / "whole", tmp_path / "run", *more)
+    assert_same_run(whole, run, *more)
     if "keep_best" in options:
-        best = [load_file(tmp_path / run / "best.safetensors") for run in ("whole", "run")]
+        best = [load_file(folder / "best.safetensors") for folder in (whole, run)]
         assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])

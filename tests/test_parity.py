@@ -64,9 +64,9 @@ RUNS = [*STRATEGIES, *SIZED]
 def configured(folder: Path, model: str, *overrides: str) -> Config:
     return compose(
         [
-            *("rounds=3", "clients.count=8", "clients.fraction=0.5", "local.epochs=1"),
+            *("rounds=2", "clients.count=8", "clients.fraction=0.5", "local.epochs=1"),
             *("local=differing", "partition.alpha=0.3", "model.width=0.5", "model.depth=2"),
-            *(f"cache_dir={folder}", MODELS[model], "evaluation.clients_every=3"),
+            *(f"cache_dir={folder}", MODELS[model], "evaluation.clients_every=2"),
             *overrides,
         ]
     )
@@ -143,7 +143,7 @@ def test_every_runtime_gives_the_same_cohorts_and_the_same_model(runs: Path, str
 def cohorts(folder: Path) -> list[str]:
     table = pd.read_csv(folder / "history.csv")
     assert table["failed"].isna().all()
-    assert table["client_accuracy_mean"].notna().tolist() == [False, False, True]
+    assert table["client_accuracy_mean"].notna().tolist() == [False, True]
     return table["cohort"].tolist()
 
 
