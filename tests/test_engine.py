@@ -40,14 +40,14 @@ def _ray() -> Iterator[None]:
 
 
 def within(app: ClientApp, body: Callable[[Grid], None], clients: int = CLIENTS, **options) -> None:
-    """Run ``body`` as a ServerApp."""
+    """Run ``body`` as a ServerApp, on the workers of the test before."""
     server = ServerApp()
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         body(grid)
 
-    run_simulation(server, app, clients, **options)
+    run_simulation(server, app, clients, **{"keep_workers": True, **options})
 
 
 def client_app(behave: Callable[[int, Context], None] = lambda partition, context: None):

@@ -237,7 +237,7 @@ def test_an_error_of_the_server_reaches_the_caller_and_ends_the_workers() -> Non
         raise ArithmeticError("stop here")
 
     with pytest.raises(ArithmeticError, match="stop here"):
-        within(client_app(), body)
+        within(client_app(), body, keep_workers=False)
     end = time.monotonic() + 20
     while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < end:
         time.sleep(0.1)

@@ -40,7 +40,7 @@ def clients(says: str) -> ClientApp:
     return app
 
 
-def run(says: str, workers: int, keep: bool) -> tuple[set[int], set[str], set[int]]:
+def run(says: str, workers: int, keep: bool, count: int = 6) -> tuple[set[int], set[str], set[int]]:
     """Processes that answered, what they said, and whether they remembered anything."""
     from flwr.app import ConfigRecord, MessageType
 
@@ -55,7 +55,7 @@ def run(says: str, workers: int, keep: bool) -> tuple[set[int], set[str], set[in
         ]
         answers.extend(grid.send_and_receive(sent))
 
-    run_simulation(server, clients(says), 6, workers=workers, keep_workers=keep)
+    run_simulation(server, clients(says), count, workers=workers, keep_workers=keep)
     good = [a.content for a in answers if a.has_content()]
     pids = {int(c["metrics"]["pid"]) for c in good}
     knew = {int(c["metrics"]["knew"]) for c in good}
@@ -76,6 +76,7 @@ def test_workers_that_are_not_wanted_make_place(running_ray) -> None:
     second, _, _ = run("two", 1, True)
     assert len(second) == 1
     assert second <= first
+    assert run("again", 2, True)[0] == first  # the other one waited
     third, _, _ = run("three", 2, False)  # a run of its own: new ones, and none is left
     assert not third & first
     assert pool._kept == []
@@ -83,7 +84,7 @@ def test_workers_that_are_not_wanted_make_place(running_ray) -> None:
 
 def test_a_worker_that_died_is_not_kept(running_ray) -> None:
     first, _, _ = run("one", 1, True)
-    assert run("dies", 1, True)[0] == set()
+    assert run("dies", 1, True, 1)[0] == set()
     after, said, _ = run("two", 1, True)
     assert said == {"two"}
     assert after != first

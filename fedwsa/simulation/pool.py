@@ -310,15 +310,13 @@ def _session() -> str:
 
 
 def _take(kind: tuple[Any, ...] | None, most: int) -> list[Any]:
-    """Kept workers of a kind; all others end, as they hold the places of new ones."""
-    taken: list[Any] = []
+    """Kept workers of a kind; those of others end, as they hold the places of new ones."""
+    alike = [(other, actor) for other, actor in _kept if other == kind]
     for other, actor in _kept:
-        if other == kind and len(taken) < most:
-            taken.append(actor)
-        elif other[0] == _session():  # else they ended with their Ray
+        if other != kind and other[0] == _session():  # else they ended with their Ray
             ray.kill(actor)
-    _kept.clear()
-    return taken
+    _kept[:] = alike[most:]
+    return [actor for _, actor in alike[:most]]
 
 
 def _describe(error: RayError) -> str:
