@@ -53,8 +53,12 @@ def _unknown_key(key: str, overrides: Sequence[str], config: str, command: str) 
             values = OmegaConf.to_container(compose(config, groups), resolve=False)
     except (HydraException, ValueError):
         return f"{key}: unknown key; {command} --help lists all"
-    close = get_close_matches(key, list(_keys(values)), n=1, cutoff=0.5)
+    known, group = list(_keys(values)), key.rpartition(".")[0]
+    close = get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}? " if close else ""
+    if group and close == [group]:
+        own = (name.removeprefix(f"{group}.") for name in known if name.startswith(f"{group}."))
+        hint = f"{group} has {', '.join(name for name in own if '.' not in name)}; "
     return f"{key}: unknown key; {hint}{command} --help lists all"
 
 

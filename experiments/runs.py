@@ -29,13 +29,16 @@ def read_config(folder: Path) -> Config:
     file = folder / "config.yaml"
     try:
         composed = OmegaConf.load(file)
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"resume: {file} is damaged{where}") from None
-    if not isinstance(composed, DictConfig):
+    if not isinstance(composed, DictConfig) or not composed:
         raise ConfigError(f"resume: {file} is damaged: it holds no configuration")
-    return parse(composed)
+    try:
+        return parse(composed)
+    except ConfigError as error:
+        raise ConfigError(f"resume: {file}: {error}") from None
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -179,6 +179,8 @@ def _resume(words: list[str]) -> None:
     """``fedwsa resume=RUN``."""
     from server.rounds import RunError
 
+    if words[0] == "resume=":
+        _fail("resume=RUN: name the folder of a run")
     if len(words) > 1:
         _fail("resume=RUN takes nothing beside it: the run folder has the whole configuration")
     try:

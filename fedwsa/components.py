@@ -142,6 +142,8 @@ def one_line(error: PydanticError, prefix: str = "") -> str:
     for entry in error.errors():
         key = ".".join([prefix] * bool(prefix) + [str(part) for part in entry["loc"]])
         text = entry["msg"].removeprefix("Value error, ")
+        if entry["type"] in ("model_type", "dict_type"):  # pydantic's words are of classes
+            text = "must be a group of keys"
         got = "" if isinstance(entry["input"], Mapping) else f" (got {entry['input']!r})"
         found.append(f"{key}: {text[:1].lower()}{text[1:]}{got}" if key else f"{text}{got}")
     return "; ".join(dict.fromkeys(found))

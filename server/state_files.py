@@ -98,7 +98,7 @@ def write(folder: Path, state: Mapping[str, Any]) -> None:
     arrays: dict[str, Tensor] = {}
     tree = encode(dict(state), arrays)
     blob = save(arrays)
-    text = json.dumps({"sha256": hashlib.sha256(blob).hexdigest(), "state": tree})
+    text = json.dumps({"sha256": _digest(blob, tree), "state": tree})
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix="part-"))
     try:
@@ -113,6 +113,11 @@ def write(folder: Path, state: Mapping[str, Any]) -> None:
         _sync_folder(folder.parent)  # the name of the folder, too
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _digest(arrays: bytes, tree: Any) -> str:
+    """SHA-256 of both files' contents; a tree that JSON has read is written as it was."""
+    return hashlib.sha256(arrays + json.dumps(tree).encode()).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -134,8 +139,8 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         whole = json.loads((folder / _TREE).read_text(encoding="utf-8"))
         blob = (folder / _ARRAYS).read_bytes()
-        if hashlib.sha256(blob).hexdigest() != whole["sha256"]:
-            raise ValueError(f"{_ARRAYS} is damaged")
+        if _digest(blob, whole["state"]) != whole["sha256"]:
+            raise ValueError("its digest is another")
         state: dict[str, Any] = decode(whole["state"], load(blob))
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None

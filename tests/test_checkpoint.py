@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -167,7 +168,15 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(cache: str, tmp_path: 
     assert [place.name for place in newest] == ["round-000002", "round-000003"]
     blob = bytearray((newest[1] / "arrays.safetensors").read_bytes())
     blob[-1] ^= 1
+    good = (newest[1] / "arrays.safetensors").read_bytes()
     (newest[1] / "arrays.safetensors").write_bytes(blob)
+    assert Checkpoints(tmp_path / "run", strategy).newest().round == 2
+    (newest[1] / "arrays.safetensors").write_bytes(good)
+    assert Checkpoints(tmp_path / "run", strategy).newest().round == 3
+    text = (newest[1] / "state.json").read_text()
+    other = re.sub(r'\["moved", \d+', '["moved", 77', text)  # a number, which is read as well
+    assert other != text
+    (newest[1] / "state.json").write_text(other)
     assert Checkpoints(tmp_path / "run", strategy).newest().round == 2
     (newest[0] / "state.json").write_text("{")
     with pytest.raises(ConfigError, match="all its checkpoints are damaged"):
@@ -212,6 +221,14 @@ def test_a_damaged_configuration_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("rounds: 3\n: [\n")
     with pytest.raises(ConfigError, match=r"config.yaml is damaged, line 2$"):
         resume(tmp_path)
+    for content, said in {
+        b"rounds: \xff": r"config.yaml is damaged$",
+        b"": r"config.yaml is damaged: it holds no configuration$",
+        b"rounds: 0": r"config.yaml: rounds: input should be greater than 0",
+    }.items():
+        (tmp_path / "config.yaml").write_bytes(content)
+        with pytest.raises(ConfigError, match=said):
+            resume(tmp_path)
 
 
 def test_a_checkpoint_of_another_configuration_is_refused_with_the_keys(

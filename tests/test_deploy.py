@@ -19,6 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 from safetensors.torch import load_file
 
+from experiments.deploy import keys
 from experiments.deploy.federation import LocalFederation, variables
 from experiments.deploy.keys import write_keys
 from experiments.deploy.processes import Processes, free_port
@@ -51,6 +52,26 @@ def test_keys_fit_together_and_are_private(tmp_path) -> None:
     assert len(publics) == 2
     with pytest.raises(ConfigError, match=r"holds ca\.crt, .* already"):
         write_keys(tmp_path, ["localhost"], 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--host", ""], "--host '' is no address and no name of a machine"),
+        (["--host", "bad host!é"], "--host 'bad host!é' is no address and no name of a machine"),
+        (["--host", "a", "--days", "1e9"], "--days 1e+09: must be above 0, and 36500 at most"),
+        (["--host", "a", "--nodes", "0"], "--nodes 0: must be above 0"),
+    ],
+)
+def test_keys_that_cannot_be_are_refused_in_one_line(
+    words, said, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["keys", str(tmp_path / "keys"), *words])
+    with pytest.raises(SystemExit) as ended:
+        keys.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"keys: {said}\n"
+    assert not (tmp_path / "keys").exists()
 
 
 def test_a_port_in_use_is_refused_in_one_line(tmp_path) -> None:

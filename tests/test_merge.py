@@ -237,6 +237,16 @@ def test_only_shares_count(weights: list[float], name: str) -> None:
     assert_close(one, DATA_FREE[name](models, weights=[8 * w for w in weights]))
 
 
+@pytest.mark.parametrize("operator", [average, wsa, stages])
+def test_a_model_of_weight_zero_changes_nothing(operator) -> None:
+    models = [{"w": torch.randn(6, 4), "b": torch.randn(4)} for _ in range(2)]
+    odd = {"w": torch.full((6, 4), 1e8), "b": torch.full((4,), 1e8)}
+    without = operator(models, weights=[1, 3])
+    for weights, cohort in (([0, 1, 3], [odd, *models]), ([1, 3, 0], [*models, odd])):
+        for name, tensor in operator(cohort, weights=weights).items():
+            assert torch.equal(tensor, without[name])
+
+
 @pytest.mark.parametrize("weights", [[0, 0], [-1, 2], [math.nan, 1], [1], [math.inf, 1]])
 @pytest.mark.parametrize("operator", DATA_FREE.values())
 def test_weights_that_cannot_be_are_refused(weights: list[float], operator: Operator) -> None:

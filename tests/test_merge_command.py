@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from experiments.merge.cli import main
 from fedwsa import seeding
-from fedwsa.components import Component
+from fedwsa.components import Component, ConfigError
 from fedwsa.config import compose
 from fedwsa.data.federated import open_source
 from fedwsa.data.loading import load
@@ -129,10 +129,97 @@ def test_a_file_with_code_is_refused_and_nothing_is_run(call, digits) -> None:
     for file in ("evil.pt", "module.pt"):
         line = refused(call("a.safetensors", file, "--out", "m.safetensors"))
         assert line == (
-            f"{file} holds code or objects beside weights; none of it was run: save the state "
-            "dict alone"
+            f"{file} holds code or objects beside weights, or is damaged; none of it was run: "
+            "save the state dict alone"
         )
     assert not Path("run").exists()
+    assert not Path("m.safetensors").exists()
+
+
+def told(file: str, state: dict[str, Tensor], **changes: object) -> None:
+    """A file that says of its network what another does, but for some changes."""
+    with safe_open("0.safetensors", "pt") as opened:
+        facts = json.loads(opened.metadata()["fedwsa"])
+    save_file(state, file, {"fedwsa": json.dumps({**facts, **changes})})
+
+
+def test_a_file_cannot_say_what_is_imported_and_called(call, digits, tmp_path) -> None:
+    state = network("0.safetensors", digits, 0)
+    (tmp_path / "evil_net.py").write_text(
+        "from pathlib import Path\nPath('run').touch()\nfrom fedwsa.models.mlp import mlp as make\n"
+    )
+    own = MLP.model_dump(by_alias=True) | {"_target_": "evil_net.make"}
+    told("own.safetensors", state, model=own)
+    words = ["own.safetensors", "own.safetensors", "--evaluate", "dataset=digits"]
+    for method in ("average", "fisher"):
+        line = refused(call(*words, "--method", method))
+        assert line.startswith("own.safetensors is of a network of evil_net.make, which is none")
+    line = refused(call(*words[:2], "--method", "permutation", "--out", "m.safetensors"))
+    assert "evil_net.make, which is none of ours" in line
+    with pytest.raises(ConfigError, match=r"evil_net.make, which is none of ours"):
+        load_network(Path("own.safetensors"))
+    assert not Path("run").exists()
+    assert call(*words, "--builder", "evil_net.make")[0] == 0  # who says so themselves
+    assert Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": None},
+        {"shape": None},
+        {"shape": "x"},
+        {"classes": "x"},
+        {"model": "x"},
+        {"data": 1},
+    ],
+)
+def test_damaged_metadata_are_refused(changes, call, digits) -> None:
+    told("hurt.safetensors", network("0.safetensors", digits, 0), **changes)
+    line = refused(call("hurt.safetensors", "0.safetensors", "--out", "m.safetensors"))
+    assert line == "hurt.safetensors: what it says of its network is damaged"
+
+
+def test_models_without_a_layer_that_has_a_scope_are_merged_too(call) -> None:
+    for name, one in {"a": 1.0, "b": 3.0}.items():
+        huge = torch.full((2, 2), one * 1e20)  # whose squares are infinite
+        save_file({"b": torch.full((5,), one), "w": huge}, f"{name}.safetensors")
+    code, _, wrong = call("a.safetensors", "b.safetensors", "--method", "average",
+                          "--out", "m.safetensors")  # fmt: skip
+    assert (code, wrong) == (0, "")
+    assert load_file("m.safetensors")["b"].tolist() == [2.0] * 5
+
+
+def test_tensors_that_cannot_be_merged_are_named(call) -> None:
+    for kind, said in {
+        torch.float8_e4m3fn: "weights of float8_e4m3fn cannot be merged",
+        torch.complex64: "complex weights cannot be merged",
+    }.items():
+        save_file({"w": torch.ones(2, 2).to(kind)}, "a.safetensors")
+        line = refused(call("a.safetensors", "a.safetensors", "--out", "m.safetensors"))
+        assert line == f"w: {said}"
+    torch.save({"w": torch.eye(2).to_sparse()}, "sparse.pt")
+    line = refused(call("sparse.pt", "sparse.pt", "--out", "m.safetensors"))
+    assert line == "sparse.pt: w is sparse, quantized or without content"
+    torch.save({"w": nn.Parameter(torch.ones(2, 2))}, "p.pt")
+    words = ["p.pt", "p.pt", "--base", "p.pt", "--method", "ties", "--out", "m.safetensors"]
+    assert call(*words)[0] == 0
+
+
+def test_what_an_operator_of_one_s_own_returns_is_looked_at(call, digits, tmp_path) -> None:
+    network("a.safetensors", digits, 0)
+    (tmp_path / "odd_merge.py").write_text(
+        "def nothing(models, *, weights=None): pass\n"
+        "def less(models, *, weights=None): return {'head.bias': models[0]['head.bias']}\n"
+        "def nan(models, *, weights=None): return {k: v / 0 for k, v in models[0].items()}\n"
+    )
+    for name, said in {
+        "nothing": "it must return a dict of tensors by name",
+        "less": "the merged model lacks head.weight, which the first has",
+        "nan": ": the merged model has NaN or infinite entries",
+    }.items():
+        words = ["--method", f"odd_merge.{name}", "--out", "m.safetensors"]
+        assert said in refused(call("a.safetensors", "a.safetensors", *words))
     assert not Path("m.safetensors").exists()
 
 
@@ -176,10 +263,12 @@ def test_fisher_information_is_computed_on_the_data_at_hand(call, digits) -> Non
     found = {}
     for method in ("fisher", "ugm"):
         words = ["--base", "2.safetensors", "--evaluate", "dataset=digits", "--samples", "40"]
-        code, _, wrong = call("0.safetensors", "1.safetensors", "--method", method, *words,
+        code, printed, wrong = call("0.safetensors", "1.safetensors", "--method", method, *words,
                               "--out", f"{method}.safetensors")  # fmt: skip
         assert (code, wrong) == (0, "")
         found[method] = load_file(f"{method}.safetensors")
+        count = sum(t.numel() for t in found[method].values())
+        assert f" of {count:,} entries have no Fisher information in any model" in printed
 
     def known(state: dict[str, Tensor]) -> dict[str, Tensor]:
         model = build_model(MLP, digits.shape, digits.classes, 0)
@@ -222,6 +311,13 @@ def test_batch_norm_s_statistics_are_estimated_averaged_on_purpose_or_refused(ca
         )
     torch.testing.assert_close(merged[name], seen.mean((0, 2, 3)), rtol=0.1, atol=0.02)
     assert not torch.allclose(merged[name], both[name], atol=0.02)
+    # A model with itself: what its statistics gain is no merit of merging.
+    words = ["0.safetensors", "0.safetensors", "--method", "average", "--evaluate"]
+    _, printed, _ = call(*words, "dataset=digits")
+    rows = dict(line.strip().rsplit(None, 2)[:2] for line in printed.splitlines() if "0." in line)
+    assert rows["0.safetensors, statistics anew"] == rows["merged by average"]
+    line = refused(call(*words, "dataset=digits", "subset.train=1"))
+    assert line == "--evaluate: BatchNorm's statistics need at least one batch to be measured on"
 
 
 def test_what_cannot_be_merged_is_refused_in_one_line(call, digits, tmp_path) -> None:

@@ -102,7 +102,7 @@ def test_sizes_by_list_and_by_speed() -> None:
         ("'sizes.model={width: 1}'", "sizes: 'model' cannot name a size"),
         ("'sizes={a/b: {width: 1}}'", "sizes: 'a/b' cannot name a size"),
         ("sizes.S._target_=torch.nn.Linear", "sizes: S._target_: all sizes are of one kind"),
-        ("sizes.S=3", "sizes.S: input should be a valid dictionary"),
+        ("sizes.S=3", "sizes.S: must be a group of keys"),
     ],
 )
 def test_wrong_sizes_are_one_line(overrides: str, message: str) -> None:

@@ -50,7 +50,8 @@ def demonstrate(folder: Path, port: int | None, processes: Processes, console: C
         status.update("handing the run to the server ...")
         start = time.monotonic()
         run = federation.submit(" ".join(OVERRIDES))
-        console.print(f"run {run}: flwr run . NAME -c 'overrides=\"{' '.join(OVERRIDES)}\"'")
+        command = f"flwr run . NAME -c 'overrides=\"{' '.join(OVERRIDES)}\"'"
+        console.print(f"run {run}: {command}", soft_wrap=True)  # to be copied as it stands
         simulated = folder / "simulation"
         words = ["-m", "fedwsa", *OVERRIDES, f"hydra.run.dir={simulated}"]
         processes.start("simulation", [sys.executable, *words])

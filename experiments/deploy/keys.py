@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from experiments.commands import in_one_line
 from fedwsa.components import ConfigError
+
+_DNS = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
+_LONGEST = 36_500
+"""Days that a certificate may be valid."""
 
 _SKEW = timedelta(minutes=5)  # between the clocks of two machines
 
@@ -61,12 +66,13 @@ class Authority:
         self, hosts: Sequence[str], days: float
     ) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
         """A server's key and certificate, for the names and addresses by which nodes call it."""
+        names = [_host(host) for host in hosts]
         key = ec.generate_private_key(ec.SECP384R1())
         usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
         authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
         draft = (
             _draft(_name(hosts[0]), self.certificate.subject, key, days)
-            .add_extension(x509.SubjectAlternativeName([_host(h) for h in hosts]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs_certificates=False), critical=True)
             .add_extension(usage, critical=False)
@@ -83,6 +89,8 @@ def _host(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
+        if not _DNS.fullmatch(host):
+            raise ConfigError(f"--host {host!r} is no address and no name of a machine") from None
         return x509.DNSName(host)
 
 
@@ -174,8 +182,10 @@ def main() -> None:
     parser.add_argument("--days", type=float, default=365.0, help="how long they are valid")
     given = parser.parse_args(sys.argv[1:])
     with in_one_line("keys"):
-        if given.days <= 0 or given.nodes < 1:
-            raise ConfigError("--days and --nodes must be above 0")
+        if not 0 < given.days <= _LONGEST:
+            raise ConfigError(f"--days {given.days:g}: must be above 0, and {_LONGEST} at most")
+        if given.nodes < 1:
+            raise ConfigError(f"--nodes {given.nodes}: must be above 0")
         write_keys(given.folder, given.host, given.nodes, given.days)
     print(f"the server gets ca.crt, server.crt and server.key of {given.folder}")
     print("node K gets ca.crt and node-K; register it at the server with node-K.pub")

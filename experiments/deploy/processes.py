@@ -34,7 +34,7 @@ def free_port(wanted: int | None = None) -> int:
         try:
             probe.bind(("127.0.0.1", wanted or 0))
         except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+            reason = getattr(error, "strerror", None) or str(error).rstrip(".")
             raise ConfigError(f"--port {wanted}: {reason}; take another, or none") from None
         return int(probe.getsockname()[1])
 

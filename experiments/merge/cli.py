@@ -23,7 +23,7 @@ from experiments.merge.files import ModelFile, require_one_kind
 from experiments.merge.methods import Ingredients, Method, merge, method_of
 from fedwsa.components import ConfigError
 from fedwsa.config import options
-from fedwsa.data.cache import write_tensors
+from fedwsa.data.cache import require_writable, write_tensors
 from fedwsa.evaluation import Score
 from fedwsa.merge.states import is_statistic, require_alike, shares
 
@@ -71,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-norm", choices=["average"], help="without data: average the statistics as well"
     )
     parser.add_argument(
+        "--builder", action="append", default=[], metavar="PATH", help="what builds a network of "
+        "your own, as model._target_ has it; files that name others than ours are not built else"
+    )  # fmt: skip
+    parser.add_argument(
         "--samples", type=int, default=1000, help="for the Fisher information; default: 1000"
     )
     return parser
@@ -104,7 +108,10 @@ def _run(given: argparse.Namespace) -> None:
         merged = merge(wanted, ingredients)
         if ingredients.data is not None and _has_statistics(merged):
             merged = ingredients.data.with_statistics(merged, models[0].facts)
-    console.print(report.scopes(models, merged))
+    console.print(report.scopes(models, merged, ingredients.weights))
+    if (zero := ingredients.unseen()) is not None:
+        line = "{:,} of {:,} entries have no Fisher information in any model: their plain mean"
+        console.print(line.format(*zero), soft_wrap=True, highlight=False)
     if ingredients.data is not None:
         console.print(report.accuracies(_scores(wanted, merged, ingredients)))
     if out is not None:
@@ -128,13 +135,13 @@ def _open(given: argparse.Namespace) -> Ingredients:
         raise ConfigError(_named(str(error), [str(m.file) for m in everything])) from None
     data = None
     if given.evaluate is not None:
-        data = DataAtHand(given.evaluate, models[0], console)
+        data = DataAtHand(given.evaluate, models[0], console, given.builder)
     elif _has_statistics(models[0]) and given.batch_norm is None:
         raise ConfigError(
             "the models have BatchNorm, whose statistics belong to their own weights: give data, "
             "--evaluate dataset=..., to estimate them anew, or say --batch-norm average"
         )
-    return Ingredients(models, weights, base, data, given.samples)
+    return Ingredients(models, weights, base, data, given.samples, given.builder)
 
 
 def _named(line: str, files: Sequence[str]) -> str:
@@ -160,8 +167,10 @@ def _require_free(out: Path, force: bool) -> None:
         raise ConfigError(f"--out {out}: must end in .safetensors")
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder")
-    if out.exists() and not force:
+    if os.path.lexists(out) and not force:
         raise ConfigError(f"--out {out}: is there already; --force writes over it")
+    if not os.path.lexists(out):
+        require_writable(out, "--out")
 
 
 def _has_statistics(state: Mapping[str, Tensor]) -> bool:
@@ -174,7 +183,7 @@ def _scores(
     """Of each input, of each after rescaling, of the merged model."""
     data, models = given.data, given.models
     assert data is not None
-    rows = [(str(model.file), data.score(model, model.facts)) for model in models]
+    rows = _inputs(models, data)
     for model, moved in zip(models, given.rescaled(method), strict=False):
         if _has_statistics(moved):
             moved = data.with_statistics(moved, model.facts)
@@ -182,11 +191,21 @@ def _scores(
     return [*rows, (f"merged by {method.name}", data.score(merged, models[0].facts))]
 
 
+def _inputs(models: Sequence[ModelFile], data: DataAtHand) -> list[tuple[str, Score]]:
+    """Of each input; with BatchNorm also as the other rows are, its statistics measured anew."""
+    rows = [(str(model.file), data.score(model, model.facts)) for model in models]
+    for model in models:
+        if _has_statistics(model):
+            fresh = data.with_statistics(model, model.facts)
+            rows.append((f"{model.file}, statistics anew", data.score(fresh, model.facts)))
+    return rows
+
+
 def _compare(given: Ingredients) -> None:
     """A row for each method."""
     data, models = given.data, given.models
     assert data is not None
-    rows, absent = [(str(model.file), data.score(model, model.facts)) for model in models], {}
+    rows, absent = _inputs(models, data), {}
     with console.status("merging ...") as status:
         for name in options("merge"):
             method = method_of(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from rich.console import Console
@@ -37,6 +37,8 @@ class DataAtHand:
         One of the files, which says what network they are of.
     console
         Where progress is shown.
+    builders
+        Of networks of one's own, which may be built.
 
     Raises
     ------
@@ -44,9 +46,15 @@ class DataAtHand:
         If the file does not say, or the data are not such as the network looks at.
     """
 
-    def __init__(self, overrides: Sequence[str], model: ModelFile, console: Console) -> None:
+    def __init__(
+        self,
+        overrides: Sequence[str],
+        model: ModelFile,
+        console: Console,
+        builders: Collection[str] = (),
+    ) -> None:
         self.config: Config = compose(list(overrides))
-        self.component: Component = component_of(model.facts, model.file)
+        self.component: Component = component_of(model.facts, model.file, builders)
         with console.status("reading the data ..."):
             whole = load(open_source(self.config.dataset.source), self.config.cache_dir)
         if list(whole.shape) != list(model.facts["shape"]):
@@ -67,7 +75,10 @@ class DataAtHand:
         """The data set, prepared as for the training of a network."""
         told = {k: v for k, v in dict(facts["data"]).items() if k != "kind"}  # type: ignore[call-overload]
         kind = KINDS[self._whole.kind]
-        return kind(self.train, self.test, self._whole.classes, **told)
+        try:
+            return kind(self.train, self.test, self._whole.classes, **told)
+        except (TypeError, ValueError):
+            raise ConfigError("what a file says of its data is damaged") from None
 
     def network(self, state: Mapping[str, Tensor]) -> nn.Module:
         """The network with these weights."""
@@ -92,7 +103,10 @@ class DataAtHand:
     ) -> dict[str, Tensor]:
         """The weights, with BatchNorm's statistics estimated on the training part."""
         model, data = self.network(state), self._as_seen_by(facts)
-        reestimate(model, self._inputs(data))
+        try:
+            reestimate(model, self._inputs(data))
+        except ValueError as error:
+            raise ConfigError(f"--evaluate: {error}") from None
         own = model.state_dict()
         return {name: own[name].clone() for name in state}
 

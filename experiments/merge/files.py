@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fedwsa.components import ConfigError
+from fedwsa.components import Component, ConfigError
 
 _WITHIN = ("state_dict", "model_state_dict", "model")
 """Where a checkpoint keeps the weights, if it holds other things beside them."""
@@ -58,7 +58,7 @@ class ModelFile(Mapping[str, Tensor]):
         except (OSError, SafetensorError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"{self.file} is damaged, or no safetensors file: {reason}") from None
-        self.facts = facts if isinstance(facts, dict) else {}
+        self.facts = _checked(facts, self.file)
 
     def _open_torch(self) -> None:
         try:
@@ -67,8 +67,8 @@ class ModelFile(Mapping[str, Tensor]):
         except Exception as error:  # what it raises at damaged files is not documented
             if type(error).__name__ == "UnpicklingError":
                 raise ConfigError(
-                    f"{self.file} holds code or objects beside weights; none of it was run: save "
-                    "the state dict alone"
+                    f"{self.file} holds code or objects beside weights, or is damaged; none of it "
+                    "was run: save the state dict alone"
                 ) from None
             raise ConfigError(f"{self.file} is damaged, or no file of weights") from None
         for name in _WITHIN:
@@ -79,7 +79,11 @@ class ModelFile(Mapping[str, Tensor]):
             isinstance(k, str) and isinstance(t, Tensor) for k, t in held.items()
         ):
             raise ConfigError(f"{self.file} holds no state dict: names of tensors, and tensors")
-        self._names, self._read = list(held), dict(held).__getitem__
+        for name, tensor in held.items():
+            if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+                raise ConfigError(f"{self.file}: {name} is sparse, quantized or without content")
+        tensors = {name: tensor.detach() for name, tensor in held.items()}
+        self._names, self._read = list(tensors), tensors.__getitem__
 
     def __getitem__(self, name: str) -> Tensor:
         return self._read(name)
@@ -98,6 +102,21 @@ class ModelFile(Mapping[str, Tensor]):
         """SHA-256 of the file."""
         with self.file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _checked(facts: Any, file: Path) -> dict[str, Any]:
+    """What a file says of its network; nothing, if that is not what it says."""
+    if not isinstance(facts, dict) or "model" not in facts:
+        return {}
+    try:
+        Component.model_validate(facts["model"])
+        whole = all(isinstance(size, int) for size in (*facts["shape"], facts["classes"]))
+        whole = whole and isinstance(facts["data"]["kind"], str)
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise ConfigError(f"{file}: what it says of its network is damaged")
+    return facts
 
 
 def require_one_kind(models: list[ModelFile]) -> None:

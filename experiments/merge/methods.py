@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from experiments.merge.files import ModelFile
 from fedwsa.components import Component, ConfigError, build, locate
 from fedwsa.config import options
 from fedwsa.merge import needs
+from fedwsa.merge.fisher_checks import unseen
+from fedwsa.merge.states import State, require_alike
 from fedwsa.models.architecture import Units, units_of
 from fedwsa.models.files import component_of
 
@@ -49,6 +51,8 @@ class Ingredients:
     data : DataAtHand or None
     samples : int
         From which each Fisher information is estimated.
+    builders : list of str
+        Of networks of one's own, which may be built.
     """
 
     models: list[ModelFile]
@@ -56,6 +60,7 @@ class Ingredients:
     base: ModelFile | None = None
     data: DataAtHand | None = None
     samples: int = 1000
+    builders: Sequence[str] = ()
     _made: dict[str, Any] = field(default_factory=dict)
 
     def lacking(self, method: Method) -> str | None:
@@ -83,6 +88,10 @@ class Ingredients:
         found: list[dict[str, Tensor]] = move(self.models, weights=self.weights, **arguments)
         return found
 
+    def unseen(self) -> tuple[int, int] | None:
+        """How many entries no Fisher information speaks of, of how many; None if it has none."""
+        return unseen(self._made["fishers"]) if "fishers" in self._made else None
+
     def _make_base(self) -> ModelFile | None:
         return self.base
 
@@ -97,7 +106,7 @@ class Ingredients:
 
     def _make_permutations(self) -> Units:
         first = self.models[0]
-        network = component_of(first.facts, first.file)
+        network = component_of(first.facts, first.file, self.builders)
         return units_of(network, tuple(first.facts["shape"]), int(first.facts["classes"]))
 
 
@@ -115,7 +124,20 @@ def merge(method: Method, given: Ingredients) -> dict[str, Tensor]:
     merged: dict[str, Tensor] = build(
         method.component, "--option", given.models, supplied={"weights": given.weights, **supplied}
     )
+    _require_model(merged, given.models[0], method)
     return merged
+
+
+def _require_model(merged: Any, first: State, method: Method) -> None:
+    """Refuse what is no model such as the first; operators of one's own may return anything."""
+    named = isinstance(merged, Mapping) and all(isinstance(t, Tensor) for t in merged.values())
+    if not named:
+        raise ConfigError(f"--method {method.name}: it must return a dict of tensors by name")
+    try:
+        require_alike([first, merged])
+    except ValueError as error:
+        line = str(error).replace("model 2", "the merged model").replace("model 1", "the first")
+        raise ConfigError(f"--method {method.name}: {line}") from None
 
 
 def method_of(name: str, words: Sequence[str] = ()) -> Method:

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from fedwsa.evaluation import Score
 from fedwsa.merge.states import State
-from fedwsa.scope import WeightScope, scoped_layers
+from fedwsa.scope import WeightScope
 
 _SINGLE = 3
 """So many models at most have columns of their own."""
 
 
-def scopes(models: Sequence[State], merged: State) -> Table:
+def scopes(models: Sequence[State], merged: State, weights: Sequence[float] | None = None) -> Table:
     """Mean and standard deviation of each layer, of the inputs and merged.
 
     What is lost of σ is measured by that of the fused scope.
@@ -25,13 +25,26 @@ def scopes(models: Sequence[State], merged: State) -> Table:
     heads = [f"model {k}" for k in range(1, len(models) + 1)] if single else ["σ of the models"]
     for head in (*heads, "merged", "σ lost"):
         table.add_column(head, justify="right", no_wrap=True)
-    for name in scoped_layers(merged):
+    for name in _layers(models, merged):
         own = [WeightScope.measure({name: model[name]}) for model in models]
         cells = [_cell(s) for s in own] if single else [_between(own)]
-        fused, after = WeightScope.fuse(own), WeightScope.measure({name: merged[name]})
+        fused, after = WeightScope.fuse(own, weights), WeightScope.measure({name: merged[name]})
         lost = 1 - float(after.std) / float(fused.std) if float(fused.std) else 0.0
         table.add_row(name, *cells, _cell(after), f"{100 * lost:.0f} %")
     return table
+
+
+def _layers(models: Sequence[State], merged: State) -> list[str]:
+    """Those that have a scope: matrices and kernels whose squares are finite."""
+    found = []
+    for name in merged:
+        try:
+            for state in (*models, merged):
+                WeightScope.measure({name: state[name]})
+        except ValueError:
+            continue
+        found.append(name)
+    return found
 
 
 def _cell(scope: WeightScope) -> str:

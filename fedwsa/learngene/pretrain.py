@@ -115,7 +115,7 @@ class School:
             If the file cannot be used.
         """
         if self.pretraining.teacher is not None:
-            saved = load_network(Path(self.pretraining.teacher))
+            saved = load_network(Path(self.pretraining.teacher), [self.model.target])
             if (saved.shape, saved.classes) != (self.shape, self.classes):
                 raise ConfigError(
                     f"pretraining.teacher: {saved.model.name} looks at {saved.shape} and "

@@ -58,18 +58,19 @@ def stages(
     def operate(name: str, tensors: list[Tensor]) -> Tensor:
         if name not in chosen:
             return mean(tensors, share)
-        total, target, so_far = tensors[0], WeightScope.measure({name: tensors[0]}), 0.0
         begin = 0
+        made: list[tuple[Tensor, WeightScope, float]] = []  # of the stages so far: M, Ñ, W
         for end in ends:
-            arriving, own = tensors[begin:end], list(share[begin:end])
-            scopes = [WeightScope.measure({name: tensor}) for tensor in arriving]
-            if begin:
-                arriving, own, scopes = [total, *arriving], [so_far, *own], [target, *scopes]
-            target = WeightScope.fuse(scopes, own, fusion)
-            so_far = sum(own)
-            total = mean(to_scope(name, arriving, target, floor), [w / so_far for w in own])
+            arriving = zip(tensors[begin:end], share[begin:end], strict=True)
+            counted = [(t, WeightScope.measure({name: t}), w) for t, w in arriving if w]
             begin = end
-        return total
+            if not counted:
+                continue
+            together, scopes, own = zip(*made, *counted, strict=True)
+            target, so_far = WeightScope.fuse(scopes, own, fusion), sum(own)
+            moved = to_scope(name, together, target, floor)
+            made = [(mean(moved, [w / so_far for w in own]), target, so_far)]
+        return made[0][0]
 
     return merged(models, operate, share)
 

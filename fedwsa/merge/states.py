@@ -11,6 +11,7 @@ from torch import Tensor
 State = Mapping[str, Tensor]
 """Tensors by name; maybe read from a file at each access."""
 
+_KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _STATISTICS = ("running_mean", "running_var")
 
 
@@ -71,8 +72,12 @@ def _require_like(name: str, tensor: Tensor, expected: Tensor, number: int) -> N
     if tensor.dtype != expected.dtype:
         kinds = [str(t.dtype).removeprefix("torch.") for t in (tensor, expected)]
         raise ValueError(f"{name}: model {number} is {kinds[0]}, model 1 {kinds[1]}")
+    if tensor.is_complex():
+        raise ValueError(f"{name}: complex weights cannot be merged")
     if not tensor.is_floating_point() or not tensor.numel():
         return
+    if tensor.dtype not in _KINDS:
+        raise ValueError(f"{name}: weights of {str(tensor.dtype)[6:]} cannot be merged")
     # Twenty times faster than isfinite().all(); both ends are NaN if anything is.
     if not all(math.isfinite(float(end)) for end in tensor.aminmax()):
         raise ValueError(f"{name}: model {number} has NaN or infinite entries")
@@ -133,11 +138,12 @@ def precise(tensor: Tensor) -> Tensor:
 def mean(tensors: Sequence[Tensor], share: Sequence[float]) -> Tensor:
     """Σ_k p_k · tensor_k, the shares with a sum of one; equal tensors give themselves, to the bit.
 
-    Running: m ← m + (p_k/Σ_{j≤k} p_j)·(tensor_k − m), which adds zero to what is equal.
+    Running: m ← m + (p_k/Σ_{j≤k} p_j)·(tensor_k − m), which adds zero to what is equal. What
+    counts nothing is not looked at.
     """
-    total, found = 0.0, tensors[0].clone()
-    for tensor, p in zip(tensors, share, strict=True):
+    (first, total), *rest = [(t, p) for t, p in zip(tensors, share, strict=True) if p]
+    found = first.clone()
+    for tensor, p in rest:
         total += p
-        if p:
-            found.add_(tensor - found, alpha=p / total)
+        found.add_(tensor - found, alpha=p / total)
     return found

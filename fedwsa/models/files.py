@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,17 +36,34 @@ def save_network(
     write_tensors(file, tensors, {"fedwsa": json.dumps(facts)}, "out")
 
 
-def component_of(facts: Mapping[str, Any], file: Path) -> Component:
+def component_of(facts: Mapping[str, Any], file: Path, builders: Collection[str] = ()) -> Component:
     """What builds the network of a file, from what the file says of it.
+
+    A file must not say what is imported and run: it may name the builders of ``conf/model``, and
+    those that its reader allows.
+
+    Parameters
+    ----------
+    builders
+        Dotted paths of others.
 
     Raises
     ------
     ConfigError
-        If it does not say.
+        If it does not say, or names another builder.
     """
     if "model" not in facts:
         raise ConfigError(f"{file} does not say of what network its weights are")
-    return Component.model_validate(facts["model"])
+    component = Component.model_validate(facts["model"])
+    from fedwsa.config import options  # which imports what imports this module
+
+    known = {option.target for option in options("model").values()}
+    if component.target not in known | set(builders):
+        raise ConfigError(
+            f"{file} is of a network of {component.target}, which is none of ours: it is built "
+            "only where you name that builder yourself"
+        )
+    return component
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +80,11 @@ class SavedNetwork:
     data: dict[str, Any]
 
 
-def load_network(file: Path) -> SavedNetwork:
+def load_network(file: Path, builders: Collection[str] = ()) -> SavedNetwork:
     """The network of a file.
 
-    Integer buffers, which do not travel in a federation, may be missing.
+    Integer buffers, which do not travel in a federation, may be missing. ``builders`` of your own
+    are built too, see :func:`component_of`.
 
     Raises
     ------
@@ -77,13 +95,15 @@ def load_network(file: Path) -> SavedNetwork:
         with safe_open(file, framework="pt") as opened:
             facts = json.loads((opened.metadata() or {})["fedwsa"])
             tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
-        component = component_of(facts, file)
+        component = component_of(facts, file, builders)
         shape = tuple(int(size) for size in facts["shape"])
         classes, data = int(facts["classes"]), dict(facts["data"])
         module = build_model(component, shape, classes, seed=0)
         missing, unexpected = module.load_state_dict(tensors, strict=False)
     except FileNotFoundError:
         raise ConfigError(f"there is no file {file}") from None
+    except ConfigError:
+        raise
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{file} is no network of ours, or damaged: {reason}") from None
