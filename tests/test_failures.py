@@ -207,7 +207,8 @@ def test_a_late_client_is_missing_had_no_effect_and_does_not_hold_up_the_next_ro
             return replies.rows if isinstance(replies, AveragedReplies) else list(replies)
 
         grid.send_and_receive([])
-        list(grid.send_and_receive(instructions(grid)[:1]))  # the workers have started
+        # With a timeout it waits for the workers: one that died in the test before is starting.
+        list(grid.send_and_receive(instructions(grid)[:1], timeout=60))
         start = time.monotonic()
         rows = exchange(2.0)
         assert 2.0 <= time.monotonic() - start < 2.0 + (4.0 if stubborn else 1.0)
