@@ -58,8 +58,7 @@ SIZED = {
     "fedrolex": ["strategy=fedrolex", SIZES, "wsa=on", "wsa.strength=1"],
     "wave": ["strategy=wave", SIZES, "strategy.args.count=4"],
 }
-RUNS = {"mlp": [*STRATEGIES, *SIZED], "cnn": ["fedavg+wsa", "scaffold"]}
-CASES = [(model, name) for model, names in RUNS.items() for name in names]
+RUNS = [*STRATEGIES, *SIZED]
 
 
 def configured(folder: Path, model: str, *overrides: str) -> Config:
@@ -73,14 +72,15 @@ def configured(folder: Path, model: str, *overrides: str) -> Config:
     )
 
 
-def federations(configs: dict[str, Config], folder: Path, quiet: Console) -> Iterator[Federation]:
+def federations(
+    config: Config, sized: dict[str, Config], folder: Path, quiet: Console
+) -> Iterator[Federation]:
     """A run of each strategy, to be started one after the other on one grid."""
-    for name, config in configs.items():
+    for name, own in sized.items():
+        yield Federation(own, folder / name, quiet)
+    for name, make in STRATEGIES.items():
         federation = Federation(config, folder / name, quiet)
-        if name in SIZED:
-            yield federation
-            continue
-        strategy = STRATEGIES[name]()
+        strategy = make()
         inner = strategy
         while hasattr(inner, "strategy"):
             inner = inner.strategy
@@ -90,28 +90,25 @@ def federations(configs: dict[str, Config], folder: Path, quiet: Console) -> Ite
         yield federation
 
 
-def all_of(configs: dict[str, Config], folder: Path) -> ServerApp:
+def all_of(config: Config, sized: dict[str, Config], folder: Path) -> ServerApp:
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        for federation in federations(configs, folder, Console(quiet=True)):
+        for federation in federations(config, sized, folder, Console(quiet=True)):
             federation.start(grid)
 
     return app
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=list(MODELS))
 def runs(request, tmp_path_factory, no_ray) -> Path:
     """Run folders RUNTIME/STRATEGY of one model."""
     folder = tmp_path_factory.mktemp(request.param)
     config = configured(folder / "cache", request.param)
-    configs = {
-        name: configured(folder / "cache", request.param, *SIZED[name]) if name in SIZED else config
-        for name in RUNS[request.param]
-    }
+    sized = {n: configured(folder / "cache", request.param, *own) for n, own in SIZED.items()}
     flower.run_simulation(
-        all_of(configs, folder / "flower"),
+        all_of(config, sized, folder / "flower"),
         clients.app.build(config),
         8,
         backend_config={
@@ -121,7 +118,9 @@ def runs(request, tmp_path_factory, no_ray) -> Path:
     )
     connect(None, num_cpus=2)
     for name, options in OURS.items():
-        run_simulation(all_of(configs, folder / name), clients.app.build(config), 8, **options)
+        run_simulation(
+            all_of(config, sized, folder / name), clients.app.build(config), 8, **options
+        )
     ray.shutdown()
     return folder
 
@@ -130,7 +129,7 @@ def model(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize(("runs", "strategy"), CASES, indirect=["runs"])
+@pytest.mark.parametrize("strategy", RUNS)
 def test_every_runtime_gives_the_same_cohorts_and_the_same_model(runs: Path, strategy: str):
     reference, history = model(runs / "flower" / strategy), cohorts(runs / "flower" / strategy)
     assert len(set(history)) > 1
@@ -148,7 +147,7 @@ def cohorts(folder: Path) -> list[str]:
     return table["cohort"].tolist()
 
 
-@pytest.mark.parametrize(("runs", "strategy"), CASES, indirect=["runs"])
+@pytest.mark.parametrize("strategy", RUNS)
 def test_a_run_repeats_to_the_bit(runs: Path, strategy: str) -> None:
     first, second = (runs / name / strategy for name in ("two workers", "two workers again"))
     one, other = model(first), model(second)
@@ -156,10 +155,9 @@ def test_a_run_repeats_to_the_bit(runs: Path, strategy: str) -> None:
     assert (first / "history.csv").read_text() == (second / "history.csv").read_text()
 
 
-@pytest.mark.parametrize("runs", RUNS, indirect=True)
 def test_strategies_learn_different_things(runs: Path) -> None:
     # Else the comparisons above would compare nothing.
-    models = [model(folder) for folder in (runs / "two workers").iterdir()]
+    models = [model(runs / "two workers" / name) for name in RUNS]
     for i, one in enumerate(models):
         for other in models[:i]:
             assert any(
