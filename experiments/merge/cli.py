@@ -110,7 +110,8 @@ def _run(given: argparse.Namespace) -> None:
             merged = ingredients.data.with_statistics(merged, models[0].facts)
     console.print(report.scopes(models, merged, ingredients.weights))
     if (zero := ingredients.unseen()) is not None:
-        line = "{:,} of {:,} entries have no Fisher information in any model: their plain mean"
+        line = "{:,} of {:,} entries have no Fisher information in any model; without a prior they "
+        line += "take the plain mean"
         console.print(line.format(*zero), soft_wrap=True, highlight=False)
     if ingredients.data is not None:
         console.print(report.accuracies(_scores(wanted, merged, ingredients)))
