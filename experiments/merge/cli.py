@@ -168,10 +168,10 @@ def _require_free(out: Path, force: bool) -> None:
         raise ConfigError(f"--out {out}: must end in .safetensors")
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder")
-    if os.path.lexists(out) and not force:
-        raise ConfigError(f"--out {out}: is there already; --force writes over it")
-    if not os.path.lexists(out):
+    if not os.path.lexists(out):  # a link that leads nowhere is there, too
         require_writable(out, "--out")
+    elif not force:
+        raise ConfigError(f"--out {out}: is there already; --force writes over it")
 
 
 def _has_statistics(state: Mapping[str, Tensor]) -> bool:

@@ -25,26 +25,16 @@ def scopes(models: Sequence[State], merged: State, weights: Sequence[float] | No
     heads = [f"model {k}" for k in range(1, len(models) + 1)] if single else ["σ of the models"]
     for head in (*heads, "merged", "σ lost"):
         table.add_column(head, justify="right", no_wrap=True)
-    for name in _layers(models, merged):
-        own = [WeightScope.measure({name: model[name]}) for model in models]
+    for name in merged:
+        try:
+            own = [WeightScope.measure({name: model[name]}) for model in models]
+            fused, after = WeightScope.fuse(own, weights), WeightScope.measure({name: merged[name]})
+        except ValueError:  # it has no scope: no matrix and no kernel, or squares are infinite
+            continue
         cells = [_cell(s) for s in own] if single else [_between(own)]
-        fused, after = WeightScope.fuse(own, weights), WeightScope.measure({name: merged[name]})
         lost = 1 - float(after.std) / float(fused.std) if float(fused.std) else 0.0
         table.add_row(name, *cells, _cell(after), f"{100 * lost:.0f} %")
     return table
-
-
-def _layers(models: Sequence[State], merged: State) -> list[str]:
-    """Those that have a scope: matrices and kernels whose squares are finite."""
-    found = []
-    for name in merged:
-        try:
-            for state in (*models, merged):
-                WeightScope.measure({name: state[name]})
-        except ValueError:
-            continue
-        found.append(name)
-    return found
 
 
 def _cell(scope: WeightScope) -> str:
