@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,31 @@ def fail(command: str, line: str) -> NoReturn:
     """End with a line that says what is wrong and what to do."""
     print(f"{command}: {line}", file=sys.stderr, flush=True)
     sys.exit(1)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a command's words, which refuses in one line; argparse itself has two, and 2.
+
+    Parameters
+    ----------
+    prog
+        The command.
+    description, epilog
+        As argparse has them; the epilog is shown as it stands.
+    """
+
+    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(
+            prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """End with the line, and where to look."""
+        fail(self.prog, f"{message}; --help shows what there is")
 
 
 @contextmanager

@@ -37,7 +37,12 @@ def _start(module: str) -> None:
         print(f"fedwsa {version('fedwsa')}")
         return
     find_apps()
-    import_module(module).main()
+    try:
+        command = import_module(module)
+    except KeyboardInterrupt:  # the commands themselves answer what comes later
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    command.main()
 
 
 def simulate() -> None:

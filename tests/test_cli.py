@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,45 @@ def test_an_error_has_exit_code_one_and_a_traceback_only_on_request(tmp_path: Pa
     done = fedwsa(tmp_path, "rounds=0", HYDRA_FULL_ERROR="1")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+INTERRUPTS = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+
+
+@pytest.mark.parametrize("command", ["fedwsa", "fedwsa-merge", "fedwsa-plot", "fedwsa-study"])
+def test_ctrl_c_during_imports_is_one_line(command: str, tmp_path: Path) -> None:
+    # As if it were pressed when the command comes to this package.
+    (tmp_path / "rich").mkdir()
+    (tmp_path / "rich" / "__init__.py").write_text(INTERRUPTS)
+    done = subprocess.run(
+        [COMMAND.with_name(command), "x"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, f"{command}: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "line"),
+    [
+        ("tables.cli", "x --nonsense", "fedwsa-table: unrecognized arguments: --nonsense; --help"),
+        ("figures.cli", "", "fedwsa-plot: the following arguments are required: RUNS; --help"),
+        ("studies.cli", "smoke --workers 0", "fedwsa-study: argument --workers: must be a number"),
+        ("merge.cli", "a b --samples many", "fedwsa-merge: argument --samples: invalid int value"),
+        ("deploy.keys", "keys", "python -m experiments.deploy.keys: the following arguments are"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(module, words, line, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["it", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        import_module(f"experiments.{module}").main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert said.startswith(line)
+    assert said.count("\n") == 1
 
 
 def test_a_refused_run_removes_only_what_it_made(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 import tempfile
@@ -12,16 +11,15 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from experiments.commands import in_one_line
+from experiments.commands import Parser, in_one_line
 from fedwsa.components import ConfigError
 
 
 def main() -> None:
     """Run the demonstration: every error ends in one line, and all programs with it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.deploy",
         description="A server and two nodes as programs on 127.0.0.1, with TLS and keys.",
-        allow_abbrev=False,
     )
     parser.add_argument("--port", type=int, help="of the server; default: a free one")
     parser.add_argument(

@@ -5,7 +5,6 @@ Usage: ``python -m experiments.deploy.keys FOLDER --host NAME [--host NAME …] 
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
 import os
 import re
@@ -26,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from experiments.commands import in_one_line
+from experiments.commands import Parser, in_one_line
 from fedwsa.components import ConfigError
 
 _DNS = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
@@ -166,10 +165,9 @@ def _private(key: ec.EllipticCurvePrivateKey, form: PrivateFormat) -> bytes:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.deploy.keys",
         description="Make the keys and certificates of a federation.",
-        allow_abbrev=False,
     )
     parser.add_argument("folder", type=Path, help="where they go; none of them may be there")
     parser.add_argument(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.commands import in_one_line
+from experiments.commands import Parser, in_one_line
 from experiments.tables.build import Request, Row, build
 from experiments.tables.cli import warn
 from experiments.tables.collect import collect
@@ -33,13 +32,11 @@ Axes with panels of their own are chosen so that few lines stand in each, unless
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="fedwsa-plot",
         description="Draw finished runs.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="as for fedwsa-table")
     parser.add_argument(

@@ -16,7 +16,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 from rich.console import Console
 from torch import Tensor
 
-from experiments.commands import composing, in_one_line
+from experiments.commands import Parser, composing, in_one_line
 from experiments.merge import report
 from experiments.merge.data import DataAtHand
 from experiments.merge.files import ModelFile, require_one_kind
@@ -44,13 +44,11 @@ estimated anew for the merged weights, on the training part; without data, say
 console = Console()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog=_COMMAND,
         description="Merge models of one architecture.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument(

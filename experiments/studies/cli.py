@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from experiments.commands import in_one_line
+from experiments.commands import Parser, in_one_line
 from experiments.studies.folder import kept_apart, state_of
 from experiments.studies.runner import Runner, write_study
 from experiments.studies.schema import Cell, expand, find, load, selected, shipped
@@ -36,15 +36,13 @@ fedwsa-table FOLDER and fedwsa-plot FOLDER show what came out. docs/studies.md e
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     names = ", ".join(shipped())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fedwsa-study",
         description="Run a grid of simulations that a file names, skip what is finished, and show "
         "a table with intervals and paired tests.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("study", metavar="NAME|FILE.yaml", help=f"one that comes along: {names}")
     parser.add_argument(

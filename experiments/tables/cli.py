@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.commands import in_one_line
+from experiments.commands import Parser, in_one_line
 from experiments.tables.build import TESTS, Request, build
 from experiments.tables.collect import Collection, collect
 from experiments.tables.formats import FORMATS, show
@@ -34,13 +33,11 @@ given here. Pairs must have the same cohorts and partition.
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="fedwsa-table",
         description="Show finished runs as a table.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", metavar="RUNS")
     parser.add_argument(
