@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Two files at a time: much of a test with Ray or real programs is waiting for them to start.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 READY := $(VENV)/.ready
 
 .PHONY: help demo deploy-demo test test-slow check setup clean
@@ -26,10 +28,10 @@ deploy-demo: setup  ## a server and two nodes as separate programs, with TLS and
 	$(BIN)/python -m experiments.deploy
 
 test: setup  ## the tests that take seconds, with coverage of fedwsa/
-	$(BIN)/python -m pytest -m 'not slow' --cov --cov-report=term
+	$(PYTEST) -m 'not slow' --cov --cov-report=term
 
 test-slow: setup  ## the others: two thousand rounds and broken inputs, deployments, the wheel
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: setup  ## lint, format, types, import floors
 	$(BIN)/ruff check .

@@ -17,7 +17,8 @@ class Usage:
     Attributes
     ----------
     memory : float
-        MB; the sum of PSS, in which shared pages count once.
+        MB of their own: the sum of PSS, in which shared pages count once, without the pages of
+        programs and libraries, whose share depends on who else on the machine has them.
     descriptors, threads : int
         How many are open, and run.
     """
@@ -44,6 +45,9 @@ def family(root: int) -> list[int]:
     return found
 
 
+_OWN = ("Pss_Anon:", "Pss_Shmem:")
+
+
 def usage(root: int) -> Usage:
     """What a process and all that descend from it take now."""
     memory, descriptors, threads = 0.0, 0, 0
@@ -51,7 +55,7 @@ def usage(root: int) -> Usage:
         place = Path(f"/proc/{pid}")
         with suppress(OSError):  # it has ended meanwhile
             text = (place / "smaps_rollup").read_text()
-            memory += sum(int(s.split()[1]) for s in text.splitlines() if s.startswith("Pss:"))
+            memory += sum(int(s.split()[1]) for s in text.splitlines() if s.startswith(_OWN))
             descriptors += len(list((place / "fd").iterdir()))
             threads += len(list((place / "task").iterdir()))
     return Usage(memory / 1024, descriptors, threads)

@@ -75,7 +75,10 @@ def require_no_memory(strategy: Strategy) -> None:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Write what the run says to standard error, which Flower's log has, and why it ended early."""
+    """Write what the run says to standard error, which Flower's log has, and why it ended early.
+
+    The reason is a line; Flower, which logs the error once more, then leaves out the traceback.
+    """
     handler = logging.StreamHandler(sys.stderr)  # the one that Flower has put in its place
     handler.setFormatter(logging.Formatter("fedwsa: %(message)s"))
     handler.setLevel(logging.INFO)
@@ -86,7 +89,15 @@ def told() -> Iterator[None]:
         yield
     except (ConfigError, RunError) as error:
         logger.error("%s", error)
-        raise error.with_traceback(None) from None  # Flower prints it
+        logging.getLogger("flwr").addFilter(_without_traceback)
+        raise error.with_traceback(None) from None
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """A filter that takes the traceback of a refusal from what is logged."""
+    if record.exc_info and isinstance(record.exc_info[1], ConfigError | RunError):
+        record.exc_info = None
+    return True

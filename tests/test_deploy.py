@@ -150,7 +150,7 @@ def test_a_node_that_vanishes_does_not_hang_the_run(tmp_path) -> None:
     words = "rounds=2 clients.count=2 clients.timeout=40 device=cpu"
     with Processes(tmp_path / "logs", variables(tmp_path)) as processes:
         federation = LocalFederation(tmp_path, processes, 2)
-        start(federation, 2)
+        start(federation, [0, 1])
         run = federation.submit(words)
         folder = federation.run_folder(run)
         first = lambda: len(rows(folder / "history.csv")) == 1  # noqa: E731
@@ -168,12 +168,29 @@ def test_a_node_that_vanishes_does_not_hang_the_run(tmp_path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_two_nodes_with_one_partition_end_the_run_in_one_line(tmp_path) -> None:
+    with Processes(tmp_path / "logs", variables(tmp_path)) as processes:
+        federation = LocalFederation(tmp_path, processes, 2)
+        start(federation, [1, 1])
+        run = federation.submit("clients.count=2 device=cpu")
+        ended = lambda: federation.status(run)[0].startswith("finished")  # noqa: E731
+        processes.wait("the end", ended, 400)
+        assert federation.status(run)[0] == "finished:failed"
+        assert federation.status(run)[1].endswith("two nodes have partition 1")
+    log = processes.log("server")
+    assert log.count("fedwsa: two nodes have partition 1\n") == 1
+    assert "Traceback" not in log
+    assert not federation.run_folder(run).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_server_killed_in_a_run_goes_on_after_its_restart(tmp_path) -> None:
     """The whole machine is gone, but for its disk; the nodes come back by themselves."""
     words = "rounds=3 strategy=fedavgm wsa=on clients.count=2 checkpoint.every=1 device=cpu"
     with Processes(tmp_path / "logs", variables(tmp_path)) as processes:
         federation = LocalFederation(tmp_path, processes, 2)
-        start(federation, 2)
+        start(federation, [0, 1])
         folder = federation.run_folder(federation.submit(words))
         second = lambda: len(rows(folder / "history.csv")) >= 2  # noqa: E731
         processes.wait("the second round", second, 400)
@@ -190,12 +207,13 @@ def test_a_server_killed_in_a_run_goes_on_after_its_restart(tmp_path) -> None:
     assert [row["round"] for row in rows(folder / "history.csv")] == ["1", "2", "3"]
 
 
-def start(federation: LocalFederation, nodes: int) -> None:
+def start(federation: LocalFederation, partitions: list[int]) -> None:
+    """A server, and a node for each partition."""
     federation.start_server()
-    for node in range(nodes):
+    for node, partition in enumerate(partitions):
         federation.register(node)
         key = federation.keys / f"node-{node}"
-        federation.start_node(f"node-{node}", {"partition-id": node}, key)
+        federation.start_node(f"node-{node}", {"partition-id": partition}, key)
 
 
 def rows(table: Path) -> list[dict[str, str]]:

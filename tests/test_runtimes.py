@@ -14,6 +14,7 @@ import pytest
 import ray
 import torch
 from omegaconf import OmegaConf
+from ray._private import services
 from safetensors.torch import load_file
 
 from clients.measure import choose_cohort
@@ -22,6 +23,7 @@ from experiments.ray_start import expects_local_ray
 from experiments.simulate import simulate
 from fedwsa.config import Config, compose
 from fedwsa.data.federated import open_federated
+from fedwsa.simulation.cluster import SimulationError, connect
 from tests.processes import all_end, started
 
 COMMAND = [sys.executable, "-m", "experiments.cli"]
@@ -120,7 +122,6 @@ def test_ctrl_c_before_the_first_round_leaves_nothing(wait: float, tmp_path: Pat
         ("runtime.gpus_per_worker=0.5", "runtime.gpus_per_worker: there is no CUDA GPU here"),
         ("runtime.address=127.0.0.1:9", "runtime.address=127.0.0.1:9: nobody answers there"),
         ("runtime.address=nowhere", "runtime.address=nowhere: must be auto or HOST:PORT"),
-        ("runtime.address=auto", "runtime.address=auto: no Ray cluster"),
         ("runtime=flower runtime.cohort=4", "runtime: cohort needs runtime=ray"),
         ("runtime.cohort=4 local.precision=bf16", "runtime.cohort needs local.precision=fp32"),
         (
@@ -146,6 +147,13 @@ def test_what_cannot_be_ends_in_one_line_before_anything_is_written(
     assert len(done.stderr.splitlines()) == 1
     assert line in done.stderr
     assert not list(tmp_path.glob("runs/*/*"))
+
+
+def test_where_no_cluster_runs_auto_says_so(no_ray, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ray looks at all processes of the machine, and would find what other tests run.
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    with pytest.raises(SimulationError, match="address=auto: no Ray cluster: Could not"):
+        connect("auto")
 
 
 def test_too_many_workers_are_cut_with_a_warning(cache: str, tmp_path: Path) -> None:

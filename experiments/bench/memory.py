@@ -1,4 +1,4 @@
-"""Peak memory of a simulation: the sum over all its processes, shared pages counted once."""
+"""Peak memory of a simulation: over all its processes, see :class:`experiments.processes.Usage`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from experiments.processes import usage
 
 
 def peak_memory(clients: int, folder: Path) -> float:
-    """Peak of the sum of PSS, in MB, of a run with so many clients, a hundred of them a round."""
+    """Peak in MB of a run with so many clients, a hundred of them a round."""
     overrides = [
         f"clients.count={clients}",
         f"clients.fraction={100 / clients}",
