@@ -31,6 +31,7 @@ from fedwsa.strategies.personal import Personal
 from fedwsa.strategies.privacy import accounted
 from fedwsa.strategies.scaffold import Scaffold
 from fedwsa.strategies.sizes import SizedFedAvg
+from fedwsa.strategies.statistics import spared
 from fedwsa.strategies.wave import FedWave
 from fedwsa.strategies.wrapping import chain
 from server.sizes import SizedModels
@@ -83,8 +84,9 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
     _check_personal(strategy, sizes)
     _check_augmentation(strategy, config, sizes)
     if config.private:
-        _check_private(strategy, config)
+        _check_private(strategy, config, sizes)
         strategy = accounted(strategy, config.privacy.delta, config.clients.count)
+    strategy = spared(strategy, sizes.buffers)
     return _aligned(strategy, config, sizes) if config.wsa.enabled else strategy
 
 
@@ -301,8 +303,10 @@ def _set_sampling(strategy: Strategy, config: Config) -> None:
         )
 
 
-def _check_private(strategy: Strategy, config: Config) -> None:
+def _check_private(strategy: Strategy, config: Config, sizes: SizedModels) -> None:
     """Refuse what needs more of the clients than a private run lets them say.
+
+    Of statistics, which the noise may make useless, a warning.
 
     Raises
     ------
@@ -317,6 +321,12 @@ def _check_private(strategy: Strategy, config: Config) -> None:
         raise ConfigError(f"strategy: {name} needs more of a client than one noised model")
     if isinstance(inner, QFedAvg) and config.withheld:
         raise ConfigError(f"strategy: {name} needs the clients' losses: privacy.reports=clear")
+    if sizes.buffers:
+        logger.warning(
+            "model: running statistics (%s) get noise as weights do, and a variance below zero "
+            "makes the model answer NaN; another norm, as model.norm=group, has none",
+            sizes.buffers[0],
+        )
 
 
 def _aligned(strategy: Strategy, config: Config, sizes: SizedModels) -> FedWSA:

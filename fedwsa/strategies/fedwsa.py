@@ -29,7 +29,7 @@ from fedwsa.scope import (
 )
 from fedwsa.strategies.averaging import averaged, averages_by
 from fedwsa.strategies.sizes import sized
-from fedwsa.strategies.wrapping import Wrapper
+from fedwsa.strategies.wrapping import Wrapper, chain
 
 Target = Literal["fused", "initial"]
 Align = Literal["none", "after"]
@@ -134,7 +134,7 @@ class FedWSA(Wrapper):
         choose(Fusion, fusion, "fusion")
         self.fusion = fusion
         self.align = choose(Align, align, "align")
-        if align == "after" and isinstance(strategy, FedAvgM):
+        if align == "after" and any(isinstance(part, FedAvgM) for part in chain(strategy)):
             raise ValueError(
                 "align='after' does not go with FedAvgM, which continues from its own copy of "
                 "the model: each rescaling would enter its momentum"
