@@ -22,7 +22,8 @@ Examples:
 
 A strategy of Flower or of your own goes by its dotted path; strategy.args takes any of its
 arguments. A folder conf/ where you are adds options to the groups (conf/model/mine.yaml).
-HYDRA_FULL_ERROR=1 shows the traceback of an error; --hydra-help has Hydra's flags.
+HYDRA_FULL_ERROR=1 shows the traceback of an error, run.log has those of clients; --hydra-help has
+Hydra's flags.
 Each run leaves a folder under runs/, which README.md explains.
 """
 

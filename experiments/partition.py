@@ -80,7 +80,7 @@ def main() -> None:
         fail(_COMMAND, f"{flags[0]}: no such flag; --help shows groups and keys")
     overrides = [word for word in words if not word.startswith("out=")]
     named = [word.removeprefix("out=") for word in words if word.startswith("out=")]
-    started = datetime.now().strftime("%Y-%m-%d/%H-%M-%S")
+    started = datetime.now().strftime("%Y-%m-%d/%H-%M-%S-%f")
     folder = Path(named[-1] if named else f"runs/partitions/{started}")
     sys.path.append(os.getcwd())  # a partition or data source of one's own lies there
     with in_one_line(_COMMAND), composing(_COMMAND, overrides):

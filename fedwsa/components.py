@@ -7,14 +7,18 @@ schema. So adding one takes a file with the callable and a yaml with its path an
 from __future__ import annotations
 
 import inspect
+import sys
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PydanticSchemaGenerationError, TypeAdapter
 from pydantic import ValidationError as PydanticError
 from pydantic.errors import PydanticUserError
+
+from fedwsa.blame import told
 
 
 class ConfigError(ValueError):
@@ -49,14 +53,28 @@ def locate(target: str, where: str) -> Callable[..., Any]:
     """
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(import_module(module), name) if module else None
+        there = import_module(module) if module else None
     except ImportError as error:
         raise ConfigError(f"{where}._target_: cannot import {target}: {error}") from None
-    except AttributeError:
-        raise ConfigError(f"{where}._target_: {module} has no {name}") from None
+    except Exception as error:  # a stranger's module may raise anything
+        raise ConfigError(f"{where}._target_: importing {module} failed: {told(error)}") from error
+    if there is not None and not hasattr(there, name):
+        hint = _hidden(module)
+        raise ConfigError(f"{where}._target_: {module} has no {name}{hint}") from None
+    found = getattr(there, name, None)
     if not callable(found):
         raise ConfigError(f"{where}._target_: {target} is not a dotted path to a class or function")
     return typing.cast(Callable[..., Any], found)
+
+
+def _hidden(module: str) -> str:
+    """A hint where a file of the working directory has the name of another module."""
+    first = module.partition(".")[0]
+    mine = next((f for f in (Path(f"{first}.py"), Path(first)) if f.exists()), None)
+    taken = getattr(sys.modules.get(first), "__file__", None)
+    if mine is None or taken is None or Path(taken).is_relative_to(Path.cwd()):
+        return ""
+    return f" (it is {taken}; your {mine} needs another name)"
 
 
 def check_arguments(
@@ -164,15 +182,30 @@ def build(
     function = locate(component.target, where.removesuffix(".args"))
     supplied = supplied or {}
     arguments = check_arguments(function, component.arguments, where, len(given), supplied)
+    _require_call(function, given, {**arguments, **supplied}, where)
     try:
         return function(*given, **arguments, **supplied)
     except ConfigError:
         raise
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
     except Exception as error:  # a stranger's code may raise anything; the cause is kept
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{where}: {type(error).__name__}: {reason}") from error
+        kind = not isinstance(error, ValueError)
+        raise ConfigError(f"{where}: {told(error, kind)}") from error
+
+
+def _require_call(
+    function: Callable[..., Any], given: Sequence[Any], arguments: Mapping[str, Any], where: str
+) -> None:
+    """Refuse a callable that cannot be called as it is to be."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*given, **arguments)
+    except TypeError as error:
+        name = getattr(function, "__name__", str(function))
+        named = "".join(f", {key}=" for key in arguments)
+        raise ConfigError(
+            f"{where}: {name}{signature} is called with {len(given)} arguments{named}: {error}; "
+            "docs/extend.md says what it must take"
+        ) from None
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

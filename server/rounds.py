@@ -12,6 +12,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fedwsa import messages, seeding
+from fedwsa.blame import told
 from fedwsa.config import Config
 from fedwsa.evaluation import Score, jain_index
 from fedwsa.strategies.averaging import AveragedReplies
@@ -272,6 +273,9 @@ class RoundLoop:
             arrays, _ = self.strategy.aggregate_train(number, replies)
         if arrays is None:
             logger.warning("round %d: the strategy returned no model, the old one stays", number)
+        elif not isinstance(arrays, ArrayRecord):
+            where = f"round {number}: {type(self.strategy).__name__}.aggregate_train"
+            raise RunError(f"{where} must return an ArrayRecord, not a {type(arrays).__name__}")
         else:
             self.arrays = self._accepted(arrays, number)
             record.moved = True
@@ -293,8 +297,9 @@ class RoundLoop:
             with seeding.noise(self.config.seed, kind, name, number):
                 yield
         except Exception as error:
+            logger.debug("in %s:", name, exc_info=error)  # for run.log
             where = f"round {number}: {type(self.strategy).__name__}.{name}"
-            raise RunError(f"{where} raised {type(error).__name__}: {error}") from error
+            raise RunError(f"{where} raised {told(error)}") from error
 
     def _evaluate_clients(self, record: RoundRecord) -> None:
         number = record.round

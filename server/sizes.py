@@ -11,7 +11,7 @@ from torch import nn
 from fedwsa import messages
 from fedwsa.components import Component, ConfigError
 from fedwsa.config import Config
-from fedwsa.models import InputShape, build_model
+from fedwsa.models import InputShape, build_model, require_answers
 from fedwsa.models.architecture import Architecture, Axes, Axis, architecture_of
 from fedwsa.sizes import WHOLE, model_cost
 
@@ -60,6 +60,7 @@ class SizedModels:
         for name in names:
             component, where = config.model_of(name), WHOLE if name == WHOLE else f"sizes.{name}"
             models[name] = build_model(component, shape, classes, config.seed, where)
+            require_answers(models[name], shape, classes, where)
             several = len(names) > 1
             costs[name] = model_cost(component, shape, classes) if several else 1.0
         return cls(models, config.client_sizes(shape, classes), costs, known)

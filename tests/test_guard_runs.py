@@ -112,8 +112,10 @@ def test_a_fleet_of_failing_late_and_lying_clients_learns_with_the_guard_and_not
     reasons = {e["client"]: (e["kind"], e["reason"]) for e in events}
     assert "times as long as the median" in reasons[scaled][1]
     assert "is NaN or infinite" in reasons[broken][1]
-    why = f"RuntimeError: the battery is empty in train of client {rest[0]}"
-    assert reasons[rest[0]] == ("failed", why)
+    kind, why = reasons[rest[0]]
+    assert kind == "failed"
+    assert why.startswith("RuntimeError: the battery is empty (")
+    assert why.endswith(f"in train of client {rest[0]}")
 
 
 def test_below_the_quorum_a_round_is_repeated_for_those_that_failed(
@@ -157,12 +159,13 @@ def test_below_the_quorum_the_model_stays_or_the_run_ends_in_one_line(
     assert history["loss"][2] < history["loss"][0]
     line = (
         "round 1: 1 of 4 clients gave a usable answer, 2 are needed; of the others most: "
-        "RuntimeError: the battery is empty in train of client 0"
+        "RuntimeError: the battery is empty ("
     )
     config = configured(cache, *quorum)
     with pytest.raises(RunError) as caught:
         simulate(config, tmp_path / "stop", lying(config, behaviour, until=1))
-    assert str(caught.value) == line
+    assert str(caught.value).startswith(line)
+    assert str(caught.value).endswith(") in train of client 0")
     events = [json.loads(s) for s in (tmp_path / "stop" / "events.jsonl").read_text().splitlines()]
     assert [e["kind"] for e in events] == ["failed", "failed", "rejected", "stopped"]
     assert not (tmp_path / "stop" / "result.json").exists()

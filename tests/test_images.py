@@ -15,6 +15,7 @@ from PIL import Image
 from fedwsa.components import ConfigError
 from fedwsa.data import sources
 from fedwsa.data.cache import fetch, store
+from fedwsa.data.examples import LabelledData
 from fedwsa.data.images import channel_statistics, crop_flip, normalise
 from fedwsa.data.loading import Source, load
 
@@ -213,19 +214,23 @@ def test_torchvision_files_that_are_there_are_read(tmp_path: Path) -> None:
 
 def test_the_cache_is_read_instead_of_decoding_and_a_damaged_one_is_made_anew(tmp_path) -> None:
     folder = huggingface(tmp_path / "d", [png(), png(seed=1)], [0, 1])
-    source = sources.parquet(path=str(folder))
-    first = load(source, tmp_path / "cache")
+    source, decoded = sources.parquet(path=str(folder)), []
 
-    def never() -> None:
-        raise AssertionError("decoded again")
+    def decode() -> LabelledData:
+        decoded.append(source.key)
+        return source.decode()
 
-    again = load(Source(source.key, never), tmp_path / "cache")
+    counting = Source(source.key, decode)
+    first = load(counting, tmp_path / "cache")
+    again = load(counting, tmp_path / "cache")
+    assert len(decoded) == 1
     assert torch.equal(first.train.inputs, again.train.inputs)
     (file,) = (tmp_path / "cache").rglob("*.safetensors")
     damaged = file.read_bytes()[:100]
     file.unlink()  # the mapped tensors above keep the old file
     file.write_bytes(damaged)
-    assert torch.equal(load(source, tmp_path / "cache").train.inputs, again.train.inputs)
+    assert torch.equal(load(counting, tmp_path / "cache").train.inputs, again.train.inputs)
+    assert len(decoded) == 2
     assert not list((tmp_path / "cache").rglob("*.part"))
 
 

@@ -298,3 +298,19 @@ def test_every_option_in_conf_fits_its_operator() -> None:
         operator = locate(component.target, "merge")
         check_arguments(operator, component.arguments, "merge", 1, {"weights", *needs(operator)})
         assert name
+
+
+@pytest.mark.parametrize("name", DATA_FREE)
+def test_operators_refuse_models_that_are_not_alike(name: str) -> None:
+    operator, one = DATA_FREE[name], model(0)
+    for other, line in (
+        ({**one, "head.weight": one["head.weight"][:1]}, r"head\.weight: model 2 has the shape"),
+        ({**one, "head.weight": one["head.weight"].double()}, "model 2 is float64, model 1 float3"),
+        ({k: t for k, t in one.items() if k != "conv.bias"}, r"model 2 lacks conv\.bias"),
+        ({**one, "more": one["conv.bias"]}, "model 2 has more, which model 1 lacks"),
+        (torch.nn.Linear(1, 1), "model 2 must be a state dict, not Linear"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            operator([one, other])
+    with pytest.raises(ValueError, match="there is nothing to merge"):
+        operator([])

@@ -352,3 +352,23 @@ def test_rescaling_identical_models_to_their_common_scope_is_the_identity(client
     for moved in moved_ways:
         for name in state:
             torch.testing.assert_close(moved[name], state[name], rtol=1e-6, atol=1e-7)
+
+
+def test_offsets_and_half_precision_lose_no_digits() -> None:
+    torch.manual_seed(0)
+    noise = 0.01 * torch.randn(300, 300, dtype=torch.float64)
+    weights = (100 + noise).float()  # to 2⁻¹⁸ = 4e-6: four hundredths of a percent of σ
+    expected = weights.double().var(correction=0)
+    scope = WeightScope.measure({"w": weights})
+    torch.testing.assert_close(scope.variance[0], expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(scope.mean[0], weights.double().mean(), rtol=1e-9, atol=0)
+    # 262,144 ones are more than half precision can add up.
+    ones = WeightScope.measure({"w": torch.ones(512, 512, dtype=torch.float16)})
+    assert (ones.mean.item(), ones.variance.item()) == (1.0, 0.0)
+    for kind in (torch.float16, torch.bfloat16):
+        rounded = (0.05 * torch.randn(64, 64)).to(kind)
+        mean, variance = moments([rounded])
+        torch.testing.assert_close(mean[0], rounded.double().mean(), rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(
+            variance[0], rounded.double().var(correction=0), rtol=1e-4, atol=0
+        )

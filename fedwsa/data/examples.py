@@ -39,6 +39,34 @@ class Examples:
     labels: Tensor
     ids: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("inputs", "labels", "ids"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) and not (name == "ids" and value is None):
+                raise ValueError(f"Examples: {name} must be a torch tensor, not {_kind(value)}")
+            if value is not None and (not value.dim() or len(value) != len(self.inputs)):
+                count = len(value) if value.dim() else "one number for"
+                raise ValueError(f"Examples: {count} {name} for {len(self.inputs)} inputs")
+
+    def require(self, classes: int) -> None:
+        """Refuse labels and natural clients that are none.
+
+        Raises
+        ------
+        ValueError
+            Says which.
+        """
+        for name, numbers in {"labels": self.labels, "ids": self.ids}.items():
+            if numbers is None:
+                continue
+            if numbers.dtype != torch.int64:
+                raise ValueError(f"{name} must be int64, not {str(numbers.dtype)[6:]}")
+            if numbers.numel() and int(numbers.min()) < 0:
+                raise ValueError(f"{name} must not be negative; there is {int(numbers.min())}")
+        if self.labels.numel() and int(self.labels.max()) >= classes:
+            most = int(self.labels.max())
+            raise ValueError(f"labels run up to {most}, and there are {classes} classes")
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -57,6 +85,10 @@ class Examples:
         if self.labels.dim() == 1:
             return self.labels
         return self.labels.new_zeros(len(self)) if self.ids is None else self.ids
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +112,20 @@ class LabelledData(ABC):
 
     augmentations: ClassVar[Mapping[str, Augment]] = {}
     """Name of an option of ``dataset.augment`` → what it does."""
+
+    def require(self) -> None:
+        """Refuse examples that are not as they must be stored.
+
+        Raises
+        ------
+        ValueError
+            Says what is wrong with which part.
+        """
+        for part in ("train", "test"):
+            try:
+                getattr(self, part).require(self.classes)
+            except ValueError as error:
+                raise ValueError(f"{part}: {error}") from None
 
     @property
     def shape(self) -> tuple[int, ...]:

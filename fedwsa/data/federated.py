@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +17,7 @@ from fedwsa import seeding
 from fedwsa.components import Component, ConfigError, build, locate
 from fedwsa.data.cache import fetch, place, store
 from fedwsa.data.examples import Examples, LabelledData
-from fedwsa.data.loading import Source, load
+from fedwsa.data.loading import Source, code_of, load
 from fedwsa.data.partition import Facts, Partition, describe, fingerprint, make_shares
 
 HOLD_OUT = 0.2
@@ -110,7 +108,12 @@ def validation_share(count: int, share: float, seed: int, public: Tensor) -> Ten
 
 def open_source(dataset: Component) -> Source:
     """The source that the configuration names."""
-    source: Source = build(dataset, "dataset")
+    source = build(dataset, "dataset")
+    if not isinstance(source, Source):
+        raise ConfigError(
+            f"dataset._target_: {dataset.target} must return a fedwsa.data.loading.Source, "
+            f"not {type(source).__name__}"
+        )
     return source
 
 
@@ -137,7 +140,7 @@ def _open(described: str) -> FederatedData:
     whole = load(source, spec.cache_dir)
     train, test = subset(whole.train, spec.train), subset(whole.test, spec.test)
     whole = replace(whole, train=train, test=test)
-    code = Path(inspect.getfile(locate(spec.partition.target, "partition"))).read_bytes()
+    code = code_of(locate(spec.partition.target, "partition"))
     made_of = spec.model_copy(update={"cache_dir": "", "test": None}).model_dump(by_alias=True)
     made_by = (source.key, version("numpy"), code, _files(spec.partition))
     key = hashlib.sha256(repr((made_of, made_by)).encode()).hexdigest()[:24]

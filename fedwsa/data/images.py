@@ -80,6 +80,8 @@ class ImageData(LabelledData):
         ConfigError
             If labels are no numbers from 0 to the number of classes.
         """
+        for examples in (train, test):
+            _require_pixels(examples.inputs)
         classes = int(max(train.labels.max(), test.labels.max())) + 1
         if classes > len(train):
             raise ConfigError(
@@ -94,6 +96,15 @@ class ImageData(LabelledData):
         classes = int(train.labels.max()) + 1
         return cls(train, train[torch.arange(0)], classes, *channel_statistics(train.inputs))
 
+    def require(self) -> None:
+        """Images must be uint8, ``(N, C, H, W)``, and those of both parts alike."""
+        for examples in (self.train, self.test):
+            _require_pixels(examples.inputs)
+        shapes = [tuple(part.inputs.shape[1:]) for part in (self.train, self.test)]
+        if len(set(shapes)) > 1:
+            raise ValueError(f"images for training are {shapes[0]}, those of the test {shapes[1]}")
+        super().require()
+
     def prepare(self, inputs: Tensor) -> Tensor:
         """Normalise pixels."""
         return normalise(inputs, self.mean, self.std)
@@ -101,3 +112,11 @@ class ImageData(LabelledData):
     def facts(self) -> dict[str, Any]:
         """Mean and standard deviation of the channels."""
         return {"mean": list(self.mean), "std": list(self.std)}
+
+
+def _require_pixels(inputs: Tensor) -> None:
+    if inputs.dtype != torch.uint8 or inputs.dim() != 4:
+        raise ValueError(
+            "images must be uint8 of shape (N, C, H, W), pixels from 0 to 255; these are "
+            f"{str(inputs.dtype)[6:]} of shape {tuple(inputs.shape)}"
+        )

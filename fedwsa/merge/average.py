@@ -22,7 +22,7 @@ def average(
     Parameters
     ----------
     models
-        K states of the same names, shapes and dtypes.
+        K states of the same names, shapes and dtypes. Of integers those of the first are taken.
     weights
         K non-negative numbers, for instance examples; p_k is their share. None: equal.
 
@@ -33,7 +33,7 @@ def average(
     Raises
     ------
     ValueError
-        If the weights do not add up to a positive number.
+        If the weights do not add up to a positive number, or the models are not alike.
     """
     share = shares(weights, len(models))
     return merged(models, lambda name, tensors: mean(tensors, share), share)

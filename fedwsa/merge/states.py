@@ -31,8 +31,11 @@ def shares(weights: Sequence[float] | None, count: int) -> list[float]:
     Raises
     ------
     ValueError
-        If there are not as many as models, one is negative, or the sum is not positive.
+        If there are no models, or not as many as weights, one is negative, or the sum is not
+        positive.
     """
+    if not count:
+        raise ValueError("there is nothing to merge")
     given = [1.0] * count if weights is None else [float(w) for w in weights]
     if len(given) != count:
         raise ValueError(f"{count} models need as many weights; got {len(given)}")
@@ -50,20 +53,39 @@ def require_alike(models: Sequence[State]) -> None:
         Names the first tensor that is missing, too many, of another shape or dtype, or has NaN
         or infinite entries, and the model, counted from 1.
     """
+    _require_names(models)
+    first = models[0]
+    for number, model in enumerate(models, 1):
+        for name in model:
+            _require_form(name, model[name], first[name], number)
+            _require_values(name, model[name], number)
+
+
+def _require_names(models: Sequence[State]) -> None:
     if not models:
         raise ValueError("there is nothing to merge")
     first = models[0]
     for number, model in enumerate(models, 1):
+        if not isinstance(model, Mapping):
+            kind = type(model).__name__
+            raise ValueError(f"model {number} must be a state dict, not {kind}: model.state_dict()")
         for name in first:
             if name not in model:
                 raise ValueError(f"model {number} lacks {name}, which model 1 has")
         for name in model:
             if name not in first:
                 raise ValueError(f"model {number} has {name}, which model 1 lacks")
-            _require_like(name, model[name], first[name], number)
 
 
-def _require_like(name: str, tensor: Tensor, expected: Tensor, number: int) -> None:
+def _read(models: Sequence[State], name: str) -> list[Tensor]:
+    """The tensors of a name, which must be of one shape and dtype."""
+    tensors = [model[name] for model in models]
+    for number, tensor in enumerate(tensors, 1):
+        _require_form(name, tensor, tensors[0], number)
+    return tensors
+
+
+def _require_form(name: str, tensor: Tensor, expected: Tensor, number: int) -> None:
     if tensor.shape != expected.shape:
         raise ValueError(
             f"{name}: model {number} has the shape {tuple(tensor.shape)}, "
@@ -72,6 +94,9 @@ def _require_like(name: str, tensor: Tensor, expected: Tensor, number: int) -> N
     if tensor.dtype != expected.dtype:
         kinds = [str(t.dtype).removeprefix("torch.") for t in (tensor, expected)]
         raise ValueError(f"{name}: model {number} is {kinds[0]}, model 1 {kinds[1]}")
+
+
+def _require_values(name: str, tensor: Tensor, number: int) -> None:
     if tensor.is_complex():
         raise ValueError(f"{name}: complex weights cannot be merged")
     if not tensor.is_floating_point() or not tensor.numel():
@@ -100,15 +125,21 @@ def merged(
         becomes that of the models.
     share
         What each model counts in the average of statistics; None: the same.
+
+    Raises
+    ------
+    ValueError
+        If the models do not have the same names, shapes and dtypes.
     """
+    _require_names(models)
     share = shares(share, len(models))
     result = {}
     for name in models[0]:
-        first = models[0][name]
+        first, *_ = given = _read(models, name)
         if not first.is_floating_point():
             result[name] = first.clone()
             continue
-        tensors = [precise(model[name]) for model in models]
+        tensors = [precise(tensor) for tensor in given]
         made = mean(tensors, share) if is_statistic(name) else operate(name, tensors)
         result[name] = made.to(first.dtype)
     return result
@@ -120,9 +151,10 @@ Align = Callable[[str, list[Tensor]], list[Tensor]]
 
 def moved(models: Sequence[State], align: Align) -> list[dict[str, Tensor]]:
     """The models, each tensor made alike among them."""
+    _require_names(models)
     found: list[dict[str, Tensor]] = [{} for _ in models]
-    for name, first in models[0].items():
-        tensors = [model[name] for model in models]
+    for name in models[0]:
+        first, *_ = tensors = _read(models, name)
         if first.is_floating_point() and not is_statistic(name):
             tensors = [t.to(first.dtype) for t in align(name, [precise(t) for t in tensors])]
         for state, tensor in zip(found, tensors, strict=True):

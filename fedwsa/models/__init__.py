@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedwsa import seeding
+from fedwsa.blame import told
 from fedwsa.components import Component, ConfigError, build, locate
 
 ImageShape = tuple[int, int, int]
@@ -100,5 +101,38 @@ def build_model(
     """
     _require_kind(component, shape, where)
     with seeding.seeded(seed, "model"):
-        model: nn.Module = build(component, where, shape, classes)
+        model = build(component, where, shape, classes)
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise ConfigError(f"{where}: {component.name} must return a torch.nn.Module, not {kind}")
     return model
+
+
+@torch.no_grad()
+def require_answers(
+    model: nn.Module, shape: InputShape, classes: int, where: str = "model"
+) -> None:
+    """Refuse a network that does not answer two examples by a score for each class.
+
+    Raises
+    ------
+    ConfigError
+        If it raises, or answers anything else; ``where`` is the key to blame.
+    """
+    wanted = (2, classes, *shape) if len(shape) == 1 else (2, classes)
+    mode = model.training
+    try:
+        answer = model.eval()(blank_inputs(shape, 2))
+    except Exception as error:  # a stranger's code may raise anything
+        given = ", ".join(str(n) for n in (2, *shape))
+        raise ConfigError(f"{where}: it cannot answer inputs ({given}): {told(error)}") from error
+    finally:
+        model.train(mode)
+    if not isinstance(answer, Tensor):
+        kind = type(answer).__name__
+        raise ConfigError(f"{where}: it must answer by a tensor of scores, not by a {kind}")
+    if tuple(answer.shape) != wanted:
+        raise ConfigError(
+            f"{where}: it answers two examples by {tuple(answer.shape)}; with {classes} classes "
+            f"that must be {wanted}"
+        )

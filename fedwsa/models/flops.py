@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedwsa.blame import told
 from fedwsa.components import Component, ConfigError
 from fedwsa.models import InputShape, blank_inputs, build_model
 
@@ -43,7 +44,9 @@ def _count(
     """
     try:
         return _counted(work, deepcopy(model).to("meta"), blank_inputs(shape, batch, "meta"))
-    except (RuntimeError, NotImplementedError):
+    except (
+        Exception
+    ):  # of a stranger's code anything may be raised; if it is its own it comes again
         return _counted(work, deepcopy(model).cpu(), blank_inputs(shape, batch, "cpu"))
 
 
@@ -58,6 +61,11 @@ def training_flops(component: Component, shape: InputShape, classes: int) -> flo
 
     A multiply-add is two operations. Not counted is what torch does not: element-wise functions,
     normalisation, the optimiser; nor what local objectives add.
+
+    Raises
+    ------
+    ConfigError
+        If the network cannot be built or trained.
     """
     return _training(component.model_dump_json(by_alias=True), shape, classes)
 
@@ -70,5 +78,9 @@ def _training(component: str, shape: InputShape, classes: int) -> float:
         with torch.device("meta"):  # no weights are drawn
             model = build_model(known, shape, classes, seed=0)
         return step_flops(model, shape, batch) / batch
-    except (ConfigError, RuntimeError, NotImplementedError):  # it, too, may look at values
-        return step_flops(build_model(known, shape, classes, seed=0), shape, batch) / batch
+    except Exception:  # its builder, too, may look at values
+        model = build_model(known, shape, classes, seed=0)
+    try:
+        return step_flops(model, shape, batch) / batch
+    except Exception as error:  # a stranger's code may raise anything
+        raise ConfigError(f"model: it cannot be trained: {told(error)}") from error

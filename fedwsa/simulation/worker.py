@@ -17,6 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from ray import ObjectRef
 
 from fedwsa import messages
+from fedwsa.blame import told
 from fedwsa.simulation.averaging import PartialAverage
 from fedwsa.simulation.cohort import CohortApp
 from fedwsa.simulation.transport import (
@@ -209,7 +210,7 @@ class Worker:
                 replies = None
                 self._warnings.append(
                     "clients could not be trained at once, and are trained one by one: "
-                    f"{type(error).__name__}: {error}"
+                    f"{told(error)}"
                 )
             if replies is not None:
                 triples = zip(replies, before, contexts, strict=True)
@@ -229,7 +230,7 @@ class Worker:
         except _Late:
             raise
         except BaseException as error:  # sys.exit() too: one client's, not the worker's
-            reason = f"{type(error).__name__}: {error}\nin {stage} of client {order.partition}"
+            reason = f"{told(error)}\nin {stage} of client {order.partition}"
             reason = f"{reason}\n{traceback.format_exc()}"
             return Message(Error(CLIENT_APP_RAISED, reason), reply_to=message), None
 
