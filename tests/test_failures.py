@@ -228,6 +228,35 @@ def test_a_late_client_is_missing_had_no_effect_and_does_not_hold_up_the_next_ro
     within(client_app(sleep_once), body, workers=2)
 
 
+SLOW_PACKAGE = """
+import slowly.part, time
+time.sleep(1.2)
+value = slowly.part.value
+"""
+
+
+def test_an_import_is_not_interrupted(tmp_path: Path) -> None:
+    # Half of a package: slowly.part would stay among the modules, and a new slowly lack it.
+    (tmp_path / "slowly").mkdir()
+    (tmp_path / "slowly" / "__init__.py").write_text(SLOW_PACKAGE)
+    (tmp_path / "slowly" / "part.py").write_text("value = 7")
+
+    def imports(partition: int, context: Context) -> None:
+        if partition == 5:
+            sys.path.insert(0, str(tmp_path))
+            import slowly  # type: ignore[import-not-found]
+
+            assert slowly.value == 7
+
+    def body(grid: Grid) -> None:
+        one = instructions(grid)[5:]
+        assert list(grid.send_and_receive(one, timeout=1.0)) == []
+        [reply] = grid.send_and_receive(instructions(grid)[5:])
+        assert not reply.has_error()
+
+    within(client_app(imports), body, workers=1, keep_workers=False)
+
+
 def test_a_timeout_begins_when_the_workers_live() -> None:
     def body(grid: Grid) -> None:
         replies = grid.send_and_receive(instructions(grid), timeout=1.5)

@@ -112,6 +112,7 @@ class Pool:
             worker.begin.remote(app_ref, run_id, partitions)
         self._actors: list[Any] = kept + [self._make() for _ in range(workers - len(kept))]
         self._starting = [actor.ready.remote() for actor in self._actors]
+        self._warm: set[int] = set()
         self._free = deque(range(workers))
         self._queue: deque[_Waiting] = deque()
         self._running: dict[Any, _Running] = {}
@@ -142,7 +143,11 @@ class Pool:
         return [self._averages.pop(number) for number in numbers]
 
     def await_ready(self, patience: float = 60.0) -> None:
-        """Return when all workers live: starting one is no client's time."""
+        """Return when all workers live and have imported torch: that is no client's time."""
+        for i, actor in enumerate(self._actors):
+            if i not in self._warm:
+                self._starting[i] = actor.warm.remote()
+                self._warm.add(i)
         ray.wait(self._starting, num_returns=len(self._starting), timeout=patience)
 
     def submit(self, jobs: Sequence[Job], deadline: float | None = None) -> int:
@@ -293,6 +298,7 @@ class Pool:
         ray.kill(self._actors[worker])
         self._actors[worker] = self._make()
         self._starting[worker] = self._actors[worker].ready.remote()
+        self._warm.discard(worker)
 
 
 _kept: list[tuple[tuple[Any, ...], Any]] = []

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from types import FrameType
 
 import ray
 from flwr.app import Context, Error, Message, MessageType, RecordDict, UserConfig
@@ -37,6 +37,7 @@ CLIENT_APP_RAISED = 2
 """Error code of Flower's runtimes for a ClientApp that raised."""
 
 _FLUSH_SECONDS, _FLUSH_BYTES = 0.05, 1 << 20
+_AGAIN = 0.05  # seconds until a client that was importing is interrupted again
 
 
 class _Late(BaseException):
@@ -138,6 +139,12 @@ class Worker:
 
     def ready(self) -> bool:
         """Return once the worker lives."""
+        return True
+
+    def warm(self) -> bool:
+        """Import what torch does at its first training step, for seconds: no client's time."""
+        import torch._dynamo  # noqa: F401
+
         return True
 
     def run(self, job: Job) -> Iterator[Answers | PackedContent]:
@@ -288,13 +295,17 @@ def _limit(end: float | None) -> Iterator[None]:
     """Interrupt the code inside when the time is over.
 
     Python code is interrupted at once, a call into a library when it returns; one that never
-    does is ended with its process.
+    does is ended with its process. An import is let through: half of a package would stay behind,
+    and break all clients that come later.
     """
     if end is None:
         yield
         return
 
-    def over(*_: Any) -> None:
+    def over(_: int, frame: FrameType | None) -> None:
+        if _importing(frame):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+            return
         raise _Late
 
     left = end - time.monotonic()
@@ -304,6 +315,17 @@ def _limit(end: float | None) -> Iterator[None]:
     signal.setitimer(signal.ITIMER_REAL, left)
     try:
         yield
+        if time.monotonic() > end:  # an import was let through, and the rest was short
+            raise _Late
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported, further out."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
