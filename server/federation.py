@@ -184,7 +184,7 @@ class Federation:
                     config.evaluation.patience,
                 )
             if not tally["moved"]:
-                logger.warning("no round brought a model: the result is that of the first one")
+                logger.warning("no round brought a model: the result is the initial one")
             self.model.save_all(record)
             result = write_result(self.folder, config, record, tally, self._best)
             for tracker in self.trackers:

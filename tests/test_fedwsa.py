@@ -9,7 +9,15 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedTrimmedAvg, Krum
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedTrimmedAvg,
+    Krum,
+)
 from torch import nn
 
 from fedwsa import FedWSA, ScopeAlignment, WeightScope, messages
@@ -61,6 +69,22 @@ def one_round(strategy: FedWSA, models: list[nn.Module], examples: list[int], nu
     sent = configure(strategy, net(), len(models), number)
     replies = [answer(m, model, n) for m, model, n in zip(sent, models, examples, strict=True)]
     return strategy.aggregate_train(number, replies)
+
+
+def test_around_a_privacy_wrapper_clients_report_no_scopes() -> None:
+    private = DifferentialPrivacyServerSideFixedClipping(
+        FedAvg(), noise_multiplier=1e-9, clipping_norm=1e6, num_sampled_clients=2
+    )
+    strategy = FedWSA(private, strength=1.0)
+    sent = configure(strategy, net(), 2)
+    replies = [answer(m, net(seed), 1) for seed, m in enumerate(sent, 1)]
+    assert [set(r.content["metrics"]) for r in replies] == [{"num-examples", "loss"}] * 2
+    arrays, _ = strategy.aggregate_train(1, replies)
+    measured = WeightScope.measure(messages.to_tensors(arrays))
+    assert strategy.report is not None
+    torch.testing.assert_close(strategy.report.fused.mean, measured.mean)
+    assert FedWSA(private, source="reported").source == "reported"  # asked for, and clear
+    assert FedWSA(FedAvg()).source == "reported"
 
 
 def test_the_message_carries_the_initial_scope_beside_what_the_strategy_sends() -> None:

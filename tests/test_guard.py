@@ -126,6 +126,29 @@ def test_what_cannot_be_averaged_is_refused_with_its_reason(change, reason: str)
     assert metrics["loss"] == 0.5
 
 
+def test_what_the_server_says_of_a_node_that_is_gone_is_the_node_s() -> None:
+    guard = Guard(FedAvg())
+    sent = asked(guard)
+    for number, message in enumerate(sent):  # as Flower's grids name what they send
+        message.metadata.__dict__["_message_id"] = f"message-{number}"
+    gone = Message(Error(5, "Node Unavailable"), reply_to=sent[1])
+    gone.metadata.__dict__["_src_node_id"] = 1  # the SuperLink's
+    sent[1].metadata.__dict__["_dst_node_id"] = 78  # no node of the others
+    replies = [reply(sent[0], 4.0), gone, reply(sent[2], 2.0)]
+    arrays, _ = guard.aggregate_train(1, replies)
+    assert reasons(guard) == {78: ("failed", "Node Unavailable")}
+    np.testing.assert_array_equal(arrays["b"].numpy(), [3.0, 3.0])
+
+
+def test_nobody_is_asked_again_where_all_that_were_asked_have_answered() -> None:
+    guard = Guard(FedAvg(), min_results=4, repeats=3)
+    sent = asked(guard)
+    found = guard.gather(sent, [reply(m) for m in sent], lambda fresh: pytest.fail("asked"), 5)
+    assert found.repeats == 0
+    line = "3 of 5 clients gave a usable answer, 4 are needed; the others do not answer"
+    assert guard.shortage(found, 5) == line
+
+
 def test_who_failed_who_is_silent_and_who_was_not_asked_do_not_count() -> None:
     guard = Guard(FedAvg())
     sent = asked(guard, 4)

@@ -59,17 +59,22 @@ def test_docs_show_exactly_the_lines_of_the_app_of_two_widths() -> None:
 
 def test_the_page_for_strangers_runs_as_it_stands_and_shows_its_lines(tmp_path) -> None:
     page = (Path(__file__).parent.parent / "docs" / "plug-in.md").read_text()
-    *shown, app = [part.removeprefix("python\n") for part in page.split("```")[1::2]]
+    *shown, app, loop = [part.removeprefix("python\n") for part in page.split("```")[1::2]]
     (tmp_path / "app.py").write_text(app)
+    (tmp_path / "loop.py").write_text(loop)
     lines = {line.split("  #")[0].strip() for line in app.splitlines()}
     asked = [line.split("  #")[0] for part in shown for line in part.splitlines() if line]
     assert len(asked) == 6
     assert [line for line in asked if line not in lines] == []
     assert sum("# FedWSA" in line for line in app.splitlines()) == 5
-    done = subprocess.run(
-        [sys.executable, "app.py"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert "layers: weight KL of the clients: " in done.stdout
+    for file, said in (
+        ("app.py", "layers: weight KL of the clients: "),
+        ("loop.py", "KL to the target: ["),
+    ):
+        done = subprocess.run(
+            [sys.executable, file], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert said in done.stdout
 
 
 def test_it_imports_only_the_two_names() -> None:

@@ -28,6 +28,7 @@ from fedwsa.scope import (
     variance_from,
 )
 from fedwsa.strategies.averaging import averaged, averages_by
+from fedwsa.strategies.privacy import is_private
 from fedwsa.strategies.sizes import sized
 from fedwsa.strategies.wrapping import Wrapper, chain
 
@@ -92,10 +93,12 @@ class FedWSA(Wrapper):
         Scopes go over the wire as (μ·√fan_in, σ·√fan_in), by the fan-in that a layer has at each
         client, so that one target serves every width (ours): a standard initialisation has
         σ ∝ 1/√fan_in.
-    source : {"reported", "measured", "noised"}
+    source : {"reported", "measured", "noised"}, optional
         Where the fused scope comes from: what clients report; or, so that nothing is said of them
         beside what differential privacy covers, the scope of the aggregated model, noise and all;
         or scopes that go among the arrays, and are clipped and noised with them (ours, all three).
+        Default: measured around one of Flower's privacy wrappers, else reported; where clients
+        add noise themselves (LocalDpMod), which nobody sees here, say measured.
 
     Around a strategy for several sizes (:mod:`fedwsa.strategies.sizes`) the layers are those of
     the largest size. A client reports which of them it has; each is fused over those that have
@@ -121,7 +124,7 @@ class FedWSA(Wrapper):
         reduction: Reduction = "layer",
         floor: float = DEFAULT_FLOOR,
         normalise: bool = False,
-        source: Source = "reported",
+        source: Source | None = None,
     ) -> None:
         self.strategy, self.normalise = strategy, normalise
         self.reduction = choose(Reduction, reduction, "reduction")
@@ -148,6 +151,8 @@ class FedWSA(Wrapper):
                 "align='after' needs models of one size: parts of a rescaled model have no scope "
                 "of their own"
             )
+        if source is None:
+            source = "measured" if is_private(strategy) else "reported"
         self.source = choose(Source, source, "source")
         if source == "noised" and sizes is not None:
             raise ValueError("source='noised' needs models of one size; take measured")

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideAdaptiveClipping,
@@ -248,6 +249,8 @@ class Guard(Wrapper):
         found = self._compared(asked, self._judged(asked, replies))
         while asked and len(found.accepted) < needed and found.repeats < self.repeats:
             missing = [m for m in asked if m.metadata.dst_node_id not in found.accepted]
+            if not missing:  # of simulated devices, the others are away
+                break
             fresh = [_copy(message) for message in missing]
             second = self._judged(fresh, again(self.marked(fresh)))
             found = self._compared(asked, found.followed_by(second))
@@ -265,10 +268,10 @@ class Guard(Wrapper):
             return None
         if not count:
             return f"all {gathered.asked} clients failed in training: {gathered.reason()}"
-        return (
-            f"{count} of {cohort} clients gave a usable answer, {needed} are needed; "
-            f"of the others most: {gathered.reason()}"
-        )
+        why = f"of the others most: {gathered.reason()}"
+        if not gathered.lost():  # of simulated devices
+            why = "the others do not answer"
+        return f"{count} of {cohort} clients gave a usable answer, {needed} are needed; {why}"
 
     def skip(self, server_round: int) -> None:
         """Forget a round that was configured and brings no model."""
@@ -291,7 +294,7 @@ class Guard(Wrapper):
         rows = replies.rows if isinstance(replies, AveragedReplies) else list(replies)
         sent, rules = {m.metadata.dst_node_id: m for m in asked}, self._rules(stage)
         found, kept, heard = Gathered([]), [], set()
-        for reply in rows:
+        for reply in (_from_its_node(row, asked) for row in rows):
             node = reply.metadata.src_node_id
             if node not in sent or node in heard:
                 why = "a second answer" if node in heard else "the node was not asked"
@@ -378,6 +381,15 @@ class Guard(Wrapper):
             for node, size in sizes.items()
             if size > self.max_norm_ratio * median
         }
+
+
+def _from_its_node(reply: Message, asked: Sequence[Message]) -> Message:
+    """The reply; one that the server gives for a node that is gone becomes the node's."""
+    if reply.metadata.src_node_id != SUPERLINK_NODE_ID or not reply.has_error():
+        return reply
+    key = reply.metadata.reply_to_message_id
+    of = next((m for m in asked if key and m.metadata.message_id == key), None)
+    return reply if of is None else Message(reply.error, reply_to=of)
 
 
 def _refused(sent: Message, problem: str) -> Message:

@@ -40,6 +40,11 @@ Adaptive = (
 )
 
 
+def is_private(strategy: Strategy) -> bool:
+    """Whether one of Flower's privacy wrappers is among the strategies that this one wraps."""
+    return any(isinstance(part, Fixed | Adaptive) for part in chain(strategy))
+
+
 def accountant(delta: float, population: int) -> RdpAccountant:
     """Flower's, for releases without amplification."""
     return RdpAccountant(
