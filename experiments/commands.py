@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,15 @@ def fail(command: str, line: str) -> NoReturn:
     """End with a line that says what is wrong and what to do."""
     print(f"{command}: {line}", file=sys.stderr, flush=True)
     sys.exit(1)
+
+
+def end_on_termination() -> None:
+    """Let SIGTERM end a command as Ctrl-C does: with its line, and with all its processes."""
+    signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,7 +81,7 @@ def composing(command: str, overrides: Sequence[str], config: str = "config") ->
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from experiments.errors import explain
+    from fedwsa.explain import explain
 
     try:
         yield

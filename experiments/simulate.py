@@ -25,18 +25,18 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from experiments.commands import fail
-from experiments.errors import explain
+from experiments.commands import end_on_termination, fail
 from experiments.help import help_text
 from experiments.ray_start import RayStart
-from fedwsa.components import ConfigError
+from fedwsa.components import ConfigError, flat
 from fedwsa.config import CONFIG_DIR, Config, free_arguments, parse
+from fedwsa.explain import explain
 from fedwsa.search_path import register
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ def _set_up(config: Config, folder: Path, resumed: bool) -> Federation:
     if not resumed:
         describe_run(config, federation.data.partition, folder, federation.sizes.of_client)
     runtimes.await_ray(start)
+    end_on_termination()  # Ray has set its own
     return federation
 
 
@@ -183,8 +184,10 @@ def _resume(words: list[str]) -> None:
         _fail("resume=RUN: name the folder of a run")
     if len(words) > 1:
         _fail("resume=RUN takes nothing beside it: the run folder has the whole configuration")
+    folder = Path(words[0].partition("=")[2])
+    _began.append(folder)
     try:
-        resume(Path(words[0].partition("=")[2]))
+        resume(folder)
     except (ConfigError, RunError) as error:
         if _TRACEBACK:
             raise
@@ -214,8 +217,9 @@ def _show(result: dict[str, Any], folder: Path) -> None:
         "dropped": "client rounds without an answer",
         "late": "client rounds past the deadline",
         "best_round": "best round by the validation split",
+        "epsilon": "ε of differential privacy",
     }
-    optional = {"validation_accuracy", "rejected", "dropped", "late"}
+    optional = {"validation_accuracy", "rejected", "dropped", "late", "epsilon"}
     for key, name in names.items():
         value = result.get(key)
         if value is None or (key in optional and not value):
@@ -242,13 +246,37 @@ def _remove_if_empty(folder: Path) -> None:
             return
 
 
+def _interrupted() -> str:
+    """What is left of a run that was interrupted, and how to go on."""
+    folder = _began[-1] if _began else None
+    if folder is None or not (folder / "history.csv").exists():
+        return "interrupted before the first round"
+    place = os.path.relpath(folder)
+    again = ""
+    if any((folder / "checkpoints").glob("round-*")):
+        again = f"; it goes on by: fedwsa resume={shlex.quote(place)}"
+    return f"interrupted; the history so far is in {place}{again}"
+
+
+def _places_of_runs(words: list[str]) -> list[str]:
+    """Where runs of another configuration than ours go, which does not say: where ours do."""
+    if not any(word.startswith(("-cn", "--config-name")) for word in words):
+        return []
+    ours: Any = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "config.yaml"))
+    places = dict(flat({"hydra": {kind: ours["hydra"][kind] for kind in ("run", "sweep")}}))
+    given = {word.partition("=")[0] for word in words}
+    wanted = {**places, "hydra.output_subdir": "null"}
+    return [f"{key}={place}" for key, place in wanted.items() if key not in given]
+
+
 def main() -> None:
     """Entry point of ``fedwsa``: every error ends in one line and exit code 1."""
     if {"--help", "-h"} & set(sys.argv[1:]):
         with suppress(BrokenPipeError):  # fedwsa --help | head
             print(help_text(), flush=True)
         return None
-    sys.argv[1:] = free_arguments(sys.argv[1:])
+    end_on_termination()
+    sys.argv[1:] = free_arguments([*sys.argv[1:], *_places_of_runs(sys.argv[1:])])
     sys.path.append(os.getcwd())  # a strategy, model or partition of one's own lies there
     register()  # and its yaml in conf/
     try:
@@ -272,13 +300,12 @@ def main() -> None:
     except KeyboardInterrupt:
         if RayStart.pending():
             raise
-        # Flower's simulation waits for its clients in a thread that nothing can stop.
-        console.print("interrupted; the history so far is in the run folder", style="yellow")
+        print(f"fedwsa: {_interrupted()}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         import ray
 
         ray.shutdown()
-        os._exit(130)
+        os._exit(130)  # Flower's simulation waits for its clients in a thread that nothing stops
 
 
 if __name__ == "__main__":

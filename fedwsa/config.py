@@ -129,6 +129,15 @@ class Config(Section):
             raise ValueError("privacy.local needs guard.repeats=0: each answer has its price")
         return self
 
+    @model_validator(mode="after")
+    def _secret_noise_is_drawn(self) -> Config:
+        if self.privacy.noise == "secret" and not self.private:
+            raise ValueError(
+                "privacy.noise=secret: this run adds no noise; give privacy.local, or a strategy "
+                "that does, as strategy=dp_server_fixed"
+            )
+        return self
+
     @property
     def private(self) -> bool:
         """Whether the run is to be differentially private, centrally or locally."""
@@ -317,11 +326,13 @@ def from_run_config(run_config: Mapping[str, object]) -> Config:
     """
     from hydra.errors import HydraException
 
+    words = str(run_config.get("overrides", ""))
     try:
-        return _composed(str(run_config.get("overrides", "")))
+        return _composed(words)
     except HydraException as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ConfigError(f"overrides: {' '.join(lines[:2])}") from None
+        from fedwsa.explain import explain  # which imports this module
+
+        raise ConfigError(f"overrides: {explain(error, shlex.split(words))}") from None
     except ConfigError:
         raise
     except ValueError as error:  # quotes that do not match

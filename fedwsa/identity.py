@@ -26,5 +26,5 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None
     keys = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
     absent = "absent"
     shown = [f"{k} was {there.get(k, absent)}, is {here.get(k, absent)}" for k in keys[:_SHOWN]]
-    more = [f"{len(keys) - _SHOWN} keys more"] if len(keys) > _SHOWN else []
+    more = [f"and {len(keys) - _SHOWN} more"] if len(keys) > _SHOWN else []
     return "; ".join([*shown, *more]) or None

@@ -168,7 +168,7 @@ class Checkpoints:
             try:
                 found = Checkpoint(**state_files.read(place))
             except (ValueError, TypeError) as error:
-                logger.warning("%s is damaged (%s): trying the one before", place, error)
+                logger.warning("%s is damaged: %s", place, error)
                 continue
             run = found.run if self._run is None else self._run
             if difference := differences(found.run, run):
@@ -180,7 +180,8 @@ class Checkpoints:
         if places:
             raise ConfigError(f"resume: {folder}: all its checkpoints are damaged; run it again")
         raise ConfigError(
-            f"resume: {folder}: it has no checkpoint; runs with checkpoint.every=N have some"
+            f"resume: {folder} has no checkpoint: it ended before its first one, or ran without "
+            "checkpoint.every=N; run it again"
         )
 
 

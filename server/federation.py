@@ -123,6 +123,10 @@ class Federation:
         """What goes by the validation accuracy, as it was at the checkpoint."""
         wanted = self.config.evaluation
         if (wanted.patience or wanted.keep_best) and not self.model.validates:
+            if not len(self.data.validation):
+                raise ConfigError(
+                    f"evaluation.validation={wanted.validation:g} leaves no sample to choose by"
+                )
             name = self.config.label
             raise ConfigError(f"evaluation: under {name} there is no global model to validate")
         past = validation_accuracies(self.folder, self._over)

@@ -126,6 +126,8 @@ def require_begun(folder: Path) -> None:
         raise ConfigError(f"resume: there is no run in {folder}: no config.yaml")
     if (folder / "result.json").exists():
         raise ConfigError(f"resume: the run in {folder} is finished")
+    if not (folder / "partition.json").exists():
+        raise ConfigError(f"resume: {folder} is damaged: no partition.json; run it again")
 
 
 @contextmanager

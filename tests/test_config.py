@@ -10,11 +10,11 @@ import torch
 from flwr.serverapp.strategy import FedAvg
 from hydra.errors import HydraException
 
-from experiments.errors import explain
 from experiments.help import help_text
 from fedwsa.components import Component, ConfigError, build, check_arguments, locate
 from fedwsa.config import CONFIG_DIR, compose
 from fedwsa.devices import resolve_device
+from fedwsa.explain import explain
 from fedwsa.merge.average import average
 from fedwsa.models import build_model
 from fedwsa.models.architecture import Architecture

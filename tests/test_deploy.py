@@ -182,9 +182,9 @@ def test_two_nodes_with_one_partition_end_the_run_in_one_line(tmp_path) -> None:
         processes.wait("the end", ended, 400)
         assert federation.status(run)[0] == "finished:failed"
         assert federation.status(run)[1].endswith("two nodes have partition 1")
-    log = processes.log("server")
-    assert log.count("fedwsa: two nodes have partition 1\n") == 1
-    assert "Traceback" not in log
+        said = federation.said(run)
+    assert said.count("fedwsa: two nodes have partition 1\n") == 1
+    assert "Traceback" not in said
     assert not federation.run_folder(run).exists()
 
 

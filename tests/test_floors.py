@@ -17,6 +17,7 @@ MAY_USE = {
     "fedwsa/arrays.py": {"flwr"},
     "fedwsa/simulation": {"flwr", "ray"},
     "fedwsa/config.py": {"hydra"},
+    "fedwsa/explain.py": {"hydra"},
     "fedwsa/search_path.py": {"hydra"},
 }
 LAUNCHER = "fedwsa/launcher.py"  # starts the commands, which stand above it

@@ -81,9 +81,13 @@ def test_a_cluster_of_two_nodes_gives_the_same_model_and_each_node_reads_its_own
         assert list((tmp_path / node / "data").glob("*.safetensors"))
 
 
-def test_ctrl_c_ends_at_once_with_the_history_and_without_a_process(tmp_path: Path) -> None:
-    command = [*COMMAND, "rounds=100000", "clients.count=4", f"hydra.run.dir={tmp_path}/run"]
-    with started(command, stdout=subprocess.PIPE, env=environment(tmp_path)) as process:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_at_once_with_the_history_and_without_a_process(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    own = ["rounds=100000", "clients.count=4", "checkpoint.every=2", "hydra.run.dir=a run"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started([*COMMAND, *own], **pipes, cwd=tmp_path, env=environment(tmp_path)) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if "round   3/" in line:
@@ -91,13 +95,31 @@ def test_ctrl_c_ends_at_once_with_the_history_and_without_a_process(tmp_path: Pa
         processes = family(process.pid)
         assert len(processes) > 4
         start = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        rest = process.communicate(timeout=30)[0]
+        process.send_signal(number)
+        errors = process.communicate(timeout=30)[1]
         assert time.monotonic() - start < 20
     assert process.returncode == 130
-    assert "interrupted; the history so far is in the run folder" in rest
-    assert len(pd.read_csv(tmp_path / "run" / "history.csv")) >= 3
+    line = (
+        "fedwsa: interrupted; the history so far is in a run; it goes on by: fedwsa resume='a run'"
+    )
+    assert errors == f"{line}\n"
+    assert len(pd.read_csv(tmp_path / "a run" / "history.csv")) >= 3
     assert all_end(processes)
+
+
+def test_a_run_that_is_repeated_goes_where_runs_go(tmp_path: Path) -> None:
+    def fedwsa(*words: str) -> None:
+        command = [*COMMAND, *words]
+        places = {"cwd": tmp_path, "env": environment(tmp_path)}
+        subprocess.run(command, check=True, capture_output=True, timeout=120, **places)
+
+    fedwsa("rounds=1", "clients.count=2", "local.epochs=1", "hydra.run.dir=first")
+    fedwsa("-cp", str(tmp_path / "first"), "-cn", "config")
+    [again] = (tmp_path / "runs").glob("*/*/model.safetensors")
+    models = [load_file(file) for file in (tmp_path / "first" / "model.safetensors", again)]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    assert not (tmp_path / "outputs").exists()
+    assert not list(tmp_path.rglob(".hydra"))
 
 
 @pytest.mark.parametrize("wait", [0.5, 2.0, 3.5])

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
-from experiments.commands import Parser, in_one_line
+from experiments.commands import Parser, end_on_termination, in_one_line
 from fedwsa.components import ConfigError
 
 
@@ -26,7 +24,7 @@ def main() -> None:
         "--keep", type=Path, metavar="FOLDER", help="leave keys, logs and runs there"
     )
     given = parser.parse_args(sys.argv[1:])
-    signal.signal(signal.SIGTERM, _terminated)
+    end_on_termination()
     with in_one_line("deploy-demo"), ExitStack() as stack:
         from experiments.deploy.demo import demonstrate
         from experiments.deploy.federation import variables
@@ -40,10 +38,6 @@ def main() -> None:
                 raise ConfigError(f"--keep {given.keep}: is not empty; name another folder")
         processes = stack.enter_context(Processes(folder / "logs", variables(folder)))
         demonstrate(folder, given.port, processes, Console())
-
-
-def _terminated(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

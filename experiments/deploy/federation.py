@@ -111,6 +111,12 @@ class LocalFederation:
         [found] = _answer(said, "the run is unknown")["runs"]
         return str(found["status"]), str(found["status-details"])
 
+    def said(self, run: int) -> str:
+        """What the ServerApp of a run has printed, as ``flwr run --stream`` shows it."""
+        self.processes.start("said", [_BIN / "flwr", "log", "--show", str(run), NAME])
+        self.processes.finish("said", _START)
+        return self.processes.log("said")
+
     def _flwr(self, name: str, *words: str | Path) -> str:
         """What a command of Flower's says, as JSON, whether it worked or not."""
         self.processes.start(name, [_BIN / "flwr", *words, "--format", "json"])

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
-from experiments.commands import Parser, in_one_line
+from experiments.commands import Parser, end_on_termination, in_one_line
 from experiments.studies.folder import kept_apart, state_of
 from experiments.studies.runner import Runner, write_study
 from experiments.studies.schema import Cell, expand, find, load, selected, shipped
@@ -46,7 +44,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("study", metavar="NAME|FILE.yaml", help=f"one that comes along: {names}")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="overrides of fedwsa for all cells"
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for all cells"
     )
     parser.add_argument("--folder", type=Path, help="default: runs/studies/NAME")
     parser.add_argument(
@@ -139,13 +137,9 @@ def _show(folder: Path, console: Console) -> None:
 
 def main() -> None:
     """Entry point of ``fedwsa-study``: every error ends in one line."""
-    signal.signal(signal.SIGTERM, _terminated)
+    end_on_termination()
     with in_one_line("fedwsa-study", "interrupted; the same command goes on with what is left"):
         sys.exit(study(sys.argv[1:], Console()))
-
-
-def _terminated(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -103,8 +103,8 @@ def _reason(error: BaseException, overrides: Sequence[str]) -> str:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from experiments.errors import explain
     from fedwsa.components import ConfigError
+    from fedwsa.explain import explain
     from server.rounds import RunError
 
     if isinstance(error, (HydraException, OmegaConfBaseException)):

@@ -10,7 +10,6 @@ from typing import Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord
-from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideAdaptiveClipping,
@@ -35,6 +34,9 @@ logger = logging.getLogger("fedwsa")
 
 Below = Literal["stop", "skip"]
 Exchange = Callable[[Sequence[Message]], Iterable[Message]]
+
+_SERVER = 1
+"""Node id of Flower's SuperLink."""
 
 _MEDIAN_OF = 3
 """So many updates at least have a median to compare with."""
@@ -385,7 +387,7 @@ class Guard(Wrapper):
 
 def _from_its_node(reply: Message, asked: Sequence[Message]) -> Message:
     """The reply; one that the server gives for a node that is gone becomes the node's."""
-    if reply.metadata.src_node_id != SUPERLINK_NODE_ID or not reply.has_error():
+    if reply.metadata.src_node_id != _SERVER or not reply.has_error():
         return reply
     key = reply.metadata.reply_to_message_id
     of = next((m for m in asked if key and m.metadata.message_id == key), None)

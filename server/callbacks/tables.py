@@ -24,9 +24,19 @@ class _Table:
     begun
         The rounds that are in it already, of a run that is resumed; what stands there of later
         ones goes.
+
+    Raises
+    ------
+    ConfigError
+        If it should have them, and is gone.
     """
 
     def __init__(self, file: Path, columns: Sequence[str], begun: int = 0) -> None:
+        if begun and not file.exists():
+            raise ConfigError(
+                f"resume: {file} is gone, and with it the {begun} rounds that are over; "
+                "run it again from the start"
+            )
         kept = _rows(file, begun) if begun else []
         # Opened for the length of the run, closed by close().
         self._file = file.open("w", newline="", encoding="utf-8")
@@ -76,8 +86,6 @@ def validation_accuracies(folder: Path, begun: int) -> list[tuple[int, float]]:
 
 def _rows(file: Path, begun: int) -> list[list[str]]:
     """The rows of rounds up to ``begun``; the last one may be cut off where a run was killed."""
-    if not file.exists():
-        return []
     with file.open(newline="", encoding="utf-8") as opened:
         head, *rows = csv.reader(opened)
     return [row for row in rows if len(row) == len(head) and int(row[0]) <= begun]
