@@ -28,24 +28,9 @@ from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
 from fedwsa.models.flops import training_flops
 from fedwsa.objectives import Content, LocalRun, Objective, Weights, find_record, personal
-from fedwsa.objectives.feddyn import FedDyn
-from fedwsa.objectives.fednova import FedNova
-from fedwsa.objectives.moon import Moon
-from fedwsa.objectives.proximal import Proximal
-from fedwsa.objectives.scaffold import Scaffold
-from fedwsa.objectives.scope import ScopeAlignment
+from fedwsa.objectives.all import OBJECTIVES, own_objectives, require_numbers
 from fedwsa.simulation.cohort import CohortApp
 from fedwsa.systems import Task
-
-OBJECTIVES: tuple[type[Objective], ...] = (
-    ScopeAlignment,
-    Proximal,
-    Scaffold,
-    FedDyn,
-    FedNova,
-    Moon,
-)
-"""Local objectives; each does nothing unless the server's message asks for it."""
 
 
 def build(config: Config | None = None) -> CohortApp:
@@ -231,8 +216,12 @@ def _conditions(config: Config, content: Content, client: int) -> Conditions:
     return draw_conditions(config.local, config.seed, client)
 
 
-def _objectives(weights: Weights, content: Content, local: LocalRun) -> list[Objective]:
-    made = (kind(weights, content, local) for kind in OBJECTIVES)
+def _objectives(
+    config: Config, weights: Weights, content: Content, local: LocalRun
+) -> list[Objective]:
+    """Those that the message asks for; the run's own, who ask for themselves, come last."""
+    kinds = (*OBJECTIVES, *own_objectives(config.local.objectives))
+    made = (kind(weights, content, local) for kind in kinds)
     return [objective for objective in made if objective.active]
 
 
@@ -260,6 +249,7 @@ def _reply(
     shared = personal.keep(weights, content, local.state)
     ended = [objective.end() for objective in objectives]
     for objective, said in zip(objectives, ended, strict=True):
+        require_numbers(objective, said)
         metrics.update({} if config.private else said)
         shared = shared | objective.arrays()
     reply = RecordDict({messages.ARRAYS: messages.to_arrays(shared), messages.METRICS: metrics})
@@ -282,7 +272,7 @@ def _train(config: Config, message: Message, context: Context) -> Message:
     conditions = _conditions(config, content, client)
     conditions = _in_time(conditions, config, received.data, message, client)
     local = LocalRun(conditions.lr, config.local.momentum, received.state, len(samples))
-    objectives = _objectives(received.network.weights(), content, local)
+    objectives = _objectives(config, received.network.weights(), content, local)
     # Dropout draws from the global generator: seeded for this client and round, put back after.
     with seeding.seeded(config.seed, "dropout", *key), scaled(model, _rate(message)):
         drawn = seeding.generator(config.seed, "weight augmentation", *key)
@@ -324,7 +314,9 @@ def _train_together(
             LocalRun(conditions[k].lr, config.local.momentum, _state(contexts[k]), len(drawn[k]))
             for k in order
         ]
-        objectives = [_objectives(v, content, own) for v, own in zip(views, local, strict=True)]
+        objectives = [
+            _objectives(config, v, content, own) for v, own in zip(views, local, strict=True)
+        ]
         if any(not o.stackable for own in objectives for o in own):
             return None
         model.train()

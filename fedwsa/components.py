@@ -43,27 +43,27 @@ class Component(BaseModel):
         return self.target.rpartition(".")[2]
 
 
-def locate(target: str, where: str) -> Callable[..., Any]:
+def locate(target: str, key: str) -> Callable[..., Any]:
     """Import the callable at a dotted path.
 
     Raises
     ------
     ConfigError
-        If there is none; ``where`` names the key to blame.
+        If there is none; ``key`` is the one to blame.
     """
     module, _, name = target.rpartition(".")
     try:
         there = import_module(module) if module else None
     except ImportError as error:
-        raise ConfigError(f"{where}._target_: cannot import {target}: {error}") from None
+        raise ConfigError(f"{key}: cannot import {target}: {error}") from None
     except Exception as error:  # a stranger's module may raise anything
-        raise ConfigError(f"{where}._target_: importing {module} failed: {told(error)}") from error
+        raise ConfigError(f"{key}: importing {module} failed: {told(error)}") from error
     if there is not None and not hasattr(there, name):
         hint = _hidden(module)
-        raise ConfigError(f"{where}._target_: {module} has no {name}{hint}") from None
+        raise ConfigError(f"{key}: {module} has no {name}{hint}") from None
     found = getattr(there, name, None)
     if not callable(found):
-        raise ConfigError(f"{where}._target_: {target} is not a dotted path to a class or function")
+        raise ConfigError(f"{key}: {target} is not a dotted path to a class or function")
     return typing.cast(Callable[..., Any], found)
 
 
@@ -179,7 +179,7 @@ def build(
     ConfigError
         If the path or an argument is wrong, or the callable raises.
     """
-    function = locate(component.target, where.removesuffix(".args"))
+    function = locate(component.target, f"{where.removesuffix('.args')}._target_")
     supplied = supplied or {}
     arguments = check_arguments(function, component.arguments, where, len(given), supplied)
     _require_call(function, given, {**arguments, **supplied}, where)

@@ -75,7 +75,7 @@ class Strategy(Section):
         """Whether it, or one that it wraps, is one of Flower's privacy wrappers."""
         component: Component | None = self.component
         while component is not None:
-            asked = inspect.signature(locate(component.target, "strategy")).parameters
+            asked = inspect.signature(locate(component.target, "strategy._target_")).parameters
             if {"noise_multiplier", "strategy"} <= asked.keys():
                 return True
             inner = component.arguments.get("strategy")
@@ -128,6 +128,7 @@ class Local(Section):
     clip_norm: PositiveFloat | None
     mask_absent: bool
     weight_augmentation: Literal["off"] | Transform
+    objectives: list[str]
     precision: Literal["fp32", "bf16"]
     channels_last: bool
     fused: bool

@@ -19,6 +19,7 @@ from fedwsa.config import Config
 from fedwsa.merge import needs
 from fedwsa.merge.average import average
 from fedwsa.models.architecture import Units
+from fedwsa.objectives.all import own_objectives
 from fedwsa.scope import WeightScope
 from fedwsa.sections import Wsa
 from fedwsa.sizes import WHOLE
@@ -56,7 +57,7 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
         of one size alone where there are several.
     """
     component = config.strategy.component
-    asked = inspect.signature(locate(component.target, "strategy")).parameters
+    asked = inspect.signature(locate(component.target, "strategy._target_")).parameters
     if config.clients.sizes is not None and "shapes" not in asked:
         raise ConfigError(
             f"clients.sizes: {component.name} averages models of one size; those for several "
@@ -83,6 +84,7 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
     _check_majority(strategy, config, cohort)
     _check_personal(strategy, sizes)
     _check_augmentation(strategy, config, sizes)
+    own_objectives(config.local.objectives)
     if config.private:
         _check_private(strategy, config, sizes)
         strategy = accounted(strategy, config.privacy.delta, config.clients.count)
@@ -122,7 +124,8 @@ def _make(component: Component, where: str, facts: Mapping[str, Any]) -> Any:
     It gets what it asks for, by the names of its parameters, of the models; arguments that are
     mappings with a ``_target_`` are built likewise.
     """
-    asked = inspect.signature(locate(component.target, where.removesuffix(".args"))).parameters
+    key = f"{where.removesuffix('.args')}._target_"
+    asked = inspect.signature(locate(component.target, key)).parameters
     given = {name: fact for name, fact in facts.items() if name in asked}
     for name, value in component.arguments.items():
         if isinstance(value, dict) and "_target_" in value:
@@ -144,8 +147,8 @@ def _operator(config: Config) -> Operator:
         merges by itself.
     """
     component = config.merge
-    operator = locate(component.target, "merge")
-    asked = inspect.signature(locate(config.strategy.target, "strategy")).parameters
+    operator = locate(component.target, "merge._target_")
+    asked = inspect.signature(locate(config.strategy.target, "strategy._target_")).parameters
     if "merge" not in asked and operator is not average:
         raise ConfigError(
             f"merge: {config.strategy.component.name} puts models together by its own rule; "
@@ -170,7 +173,7 @@ def _permutations(config: Config, sizes: SizedModels) -> Units | None:
     ConfigError
         If the network does not say.
     """
-    if "permutations" not in needs(locate(config.merge.target, "merge")):
+    if "permutations" not in needs(locate(config.merge.target, "merge._target_")):
         return None
     if sizes.known.units is None:
         raise ConfigError(

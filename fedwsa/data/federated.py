@@ -140,7 +140,7 @@ def _open(described: str) -> FederatedData:
     whole = load(source, spec.cache_dir)
     train, test = subset(whole.train, spec.train), subset(whole.test, spec.test)
     whole = replace(whole, train=train, test=test)
-    code = code_of(locate(spec.partition.target, "partition"))
+    code = code_of(locate(spec.partition.target, "partition._target_"))
     made_of = spec.model_copy(update={"cache_dir": "", "test": None}).model_dump(by_alias=True)
     made_by = (source.key, version("numpy"), code, _files(spec.partition))
     key = hashlib.sha256(repr((made_of, made_by)).encode()).hexdigest()[:24]

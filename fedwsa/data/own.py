@@ -181,7 +181,7 @@ def _open_node(described: str, path: str, client: int, clients: int, told: str) 
 
 def _source_at(source: Component, path: str, reference: Reference) -> Source:
     """The source of the configuration, but of a node's folder."""
-    asked = inspect.signature(locate(source.target, "dataset")).parameters
+    asked = inspect.signature(locate(source.target, "dataset._target_")).parameters
     if not {"path", "classes"} <= set(asked):
         raise ConfigError(
             f"dataset: nodes cannot have {source.name} of their own, but parquet or image_folder"

@@ -124,7 +124,7 @@ def make_shares(
         :func:`leaves_out`, samples may be lost, and a class that vanishes is a warning.
     """
     where = f"partition={component.name}"
-    function = locate(component.target, "partition")
+    function = locate(component.target, "partition._target_")
     if clients is None and not _knows_its_clients(function):
         raise ConfigError(
             f"clients.count: {where} needs a number; null is for partitions that know their "

@@ -71,7 +71,7 @@ def takes(builder: Callable[..., Any]) -> int | None:
 
 def _require_kind(component: Component, shape: InputShape, where: str) -> None:
     """Refuse a network for examples of another kind, naming those that fit."""
-    wanted = takes(locate(component.target, where.partition(".")[0]))
+    wanted = takes(locate(component.target, f"{where.partition('.')[0]}._target_"))
     if wanted in (None, len(shape)):
         return
     from fedwsa.config import options  # which imports this module
@@ -79,7 +79,7 @@ def _require_kind(component: Component, shape: InputShape, where: str) -> None:
     fitting = [
         name
         for name, option in options("model").items()
-        if takes(locate(option.target, "model")) == len(shape)
+        if takes(locate(option.target, "model._target_")) == len(shape)
     ]
     raise ConfigError(
         f"{where}: {component.name} is for {_KINDS.get(wanted, 'other data')}, and the data are "

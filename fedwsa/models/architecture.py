@@ -216,7 +216,7 @@ def architecture_of(component: Component) -> Architecture:
     ConfigError
         If its builder does not say.
     """
-    found = getattr(locate(component.target, "model"), "architecture", None)
+    found = getattr(locate(component.target, "model._target_"), "architecture", None)
     if not isinstance(found, Architecture):
         raise ConfigError(
             f"model._target_: {component.target} does not say how its weights hang together; "
