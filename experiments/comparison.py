@@ -63,7 +63,8 @@ def compare(runs: Sequence[SweptRun], folder: Path) -> None:
     done = [run for run in found if run.failed is None]
     if done:
         (folder / "comparison.csv").write_text(to_csv(table), encoding="utf-8")
-        histories = [(_label(run), read_history(run.folder)) for run in done]
+        seeds = len({run.seed for run in done}) > 1
+        histories = [(_label(run, seeds), read_history(run.folder)) for run in done]
         plot_curves(histories, folder / "comparison.png")
         console.print(f"saved to {folder}/: comparison.csv, comparison.png, each run's folder")
 
@@ -75,7 +76,8 @@ def _axes(runs: Sequence[SweptRun]) -> list[dict[str, str]]:
     return [{key: v[key] for key in keys} for v in values]
 
 
-def _label(run: Run) -> str:
-    """A line's name in the picture: the algorithm, and what sets the run apart beside WSA."""
-    parts = [f"{axis}={label}" for axis, label in run.axes.items() if axis != "wsa"]
-    return " ".join([run.result["algorithm"], *parts, f"seed={run.seed}"])
+def _label(run: Run, seeds: bool) -> str:
+    """A line's name in the picture: the algorithm, and what else sets the run apart."""
+    named = ("wsa", "strategy")  # by the algorithm
+    parts = [f"{axis}={label}" for axis, label in run.axes.items() if axis not in named]
+    return " ".join([run.result["algorithm"], *parts, *([f"seed={run.seed}"] if seeds else [])])

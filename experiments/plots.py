@@ -20,7 +20,7 @@ from experiments.partition_plots import severity_line
 _SIZE = (9.0, 3.4)
 
 
-_MANY = 8  # lines, from which on their names stand below
+_MANY = 3  # lines, beyond which their names stand below
 
 
 def plot_curves(histories: Sequence[tuple[str, pd.DataFrame]], file: Path) -> None:
@@ -37,9 +37,11 @@ def plot_curves(histories: Sequence[tuple[str, pd.DataFrame]], file: Path) -> No
         column = "accuracy" if has_global else "client_accuracy_mean"
         seen = history.dropna(subset=[column])
         look = {"marker": "o" if len(seen) < 2 else None, "linestyle": "-" if has_global else "--"}
+        if not has_global:
+            left.set_title("dashed: mean of the clients' own models", fontsize=8)
         left.plot(seen["round"], seen[column], label=label, **look)
         right.plot(seen["round"], seen["loss"], **look)
-    left.set(xlabel="round", ylabel="accuracy", ylim=(0, 1))
+    left.set(xlabel="round", ylabel="accuracy, global test set", ylim=(0, 1))
     right.set(xlabel="round", ylabel="loss, global test set", ylim=(0, None))
     for axes in (left, right):
         axes.grid(alpha=0.3)

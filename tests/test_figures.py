@@ -18,12 +18,15 @@ from experiments.tables.collect import collect
 from fedwsa.components import ConfigError
 from tests.run_folders import run_folder
 
-CURVES = {"off": [[0.2, 0.4, 0.5], [0.3, 0.5, 0.6]], "on": [[0.2, 0.5, 0.6], [0.4, 0.6, 0.8]]}
+CURVES = {
+    "off": [[0.2, 0.4, 0.5], [0.3, 0.5, 0.6]],
+    "on": [[0.2, 0.5, 0.6], [0.4, 0.6, 0.8], [0.3, 0.4, 0.7]],
+}
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """Two settings, with and without WSA, two seeds; clients' scores; scopes with WSA."""
+    """Two settings, with WSA three seeds, without two; clients' scores; scopes with WSA."""
     for setting in ("equal", "differing"):
         for wsa, series in CURVES.items():
             for seed, values in enumerate(series):
@@ -53,10 +56,11 @@ def test_a_line_is_the_mean_over_seeds_with_its_interval(runs: Path) -> None:
     panel = figure.axes[0]
     assert panel.get_title() == found[0].axes["setting"]
     on = next(line for line in panel.lines if line.get_label() == "wsa on")
-    assert np.asarray(on.get_ydata()) == pytest.approx([30, 55, 70])
-    _, half = interval([60.0, 80.0])
-    band = panel.collections[1].get_paths()[0].vertices
-    assert max(y for x, y in band if x == 3) == pytest.approx(70 + half)
+    assert np.asarray(on.get_ydata()) == pytest.approx([30, 50, 70])
+    _, half = interval([60.0, 80.0, 70.0])
+    [band] = panel.collections  # that of two seeds would fill the panel
+    assert max(y for x, y in band.get_paths()[0].vertices if x == 3) == pytest.approx(70 + half)
+    assert panel.get_xlabel() == "round (bands: 95 % over 3 seeds)"
     draw.plt.close(figure)
 
 
@@ -129,7 +133,7 @@ def test_the_command_writes_png_and_svg(runs: Path, capsys, monkeypatch) -> None
         svg = (runs / "figures" / f"{name}.svg").read_text()
         assert "<text" in svg  # and text is text
     collected = collect([str(runs)])
-    assert len(collected.runs) == 8  # the pictures among the runs are no runs
+    assert len(collected.runs) == 10  # the pictures among the runs are no runs
     assert not collected.skipped
 
 

@@ -24,8 +24,9 @@ examples:
 
 Writes, as PNG and SVG in the size of a paper's column or page:
   accuracy     over rounds, a line per group of runs that differ in the seed alone, with a band of
-               95 % over the seeds (of --quantity: accuracy, loss, clients)
-  client-accuracies  how accuracy on the hold-outs is spread over the clients of all seeds
+               95 % over three or more seeds (of --quantity: accuracy, loss, clients)
+  client-accuracies  how accuracy on the hold-outs is spread over the clients of all seeds: box
+               of the quartiles, whiskers from 5 to 95 %, diamond at the mean
   partition    who holds how much of which class, at the first seed
   scopes       of runs with WSA: σ of each layer over rounds, fused and of the average
 Axes with panels of their own are chosen so that few lines stand in each, unless --panels says.

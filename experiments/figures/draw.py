@@ -20,6 +20,9 @@ from experiments.tables.build import Row
 
 Array = NDArray[np.float64]
 
+_BAND_OF = 3
+"""Seeds from which on a band is drawn: the 95 % interval of two is nine deviations wide."""
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -63,7 +66,7 @@ def over_seeds(series: Sequence[Mapping[int, float]]) -> tuple[Array, Array, Arr
 
 
 def curves(rows: Sequence[Row], axes: Sequence[str], quantity: Quantity) -> Figure | None:
-    """A quantity over rounds: a line per group, a band of 95 % over its seeds.
+    """A quantity over rounds: a line per group, a band of 95 % over three or more seeds.
 
     None if no run has it.
     """
@@ -82,7 +85,7 @@ def curves(rows: Sequence[Row], axes: Sequence[str], quantity: Quantity) -> Figu
             look = shown[tuple(rest.values())]
             lines.append(_line(panel, series, look, name(rest) or None, i))
         _frame(panel, lines, bounded=quantity.scale == 100)
-        panel.set_xlabel("round")
+        panel.set_xlabel(_round_label([row for row, _ in groups]))
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     _left_labels(drawn, quantity.title)
     legend(figure, drawn)
@@ -113,8 +116,17 @@ def _line(
         markevery=(place % step, step),  # side by side, where lines lie on each other
         label=label,
     )
+    if len(series) < _BAND_OF:
+        return mean, np.zeros_like(mean)
     panel.fill_between(rounds, mean - half, mean + half, color=look.colour, alpha=0.12, linewidth=0)
     return mean, half
+
+
+def _round_label(rows: Sequence[Row]) -> str:
+    """What the axis of rounds says, and of what the bands are."""
+    seeds = sorted({len(row.runs) for row in rows if len(row.runs) >= _BAND_OF})
+    counts = f"{seeds[0]} to {seeds[-1]}" if seeds[1:] else str(*seeds)
+    return f"round (bands: 95 % over {counts} seeds)" if seeds else "round"
 
 
 def _frame(panel: Axes, lines: Sequence[tuple[Array, Array]], bounded: bool) -> None:
