@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +12,9 @@ from flwr.app import Message, MetricRecord
 from fedwsa.strategies.averaging import AveragedReplies
 
 Kind = Literal["failed", "missing", "rejected"]
+
+_SERVER = 1
+"""Node id of Flower's SuperLink."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,15 @@ class Gathered:
 def short(reason: str) -> str:
     """A reason on one line, without its traceback."""
     return " ".join(reason.partition("Traceback (most recent call last)")[0].split())
+
+
+def from_its_node(reply: Message, asked: Sequence[Message]) -> Message:
+    """The reply; one that the server gives for a node that is gone becomes the node's."""
+    if reply.metadata.src_node_id != _SERVER or not reply.has_error():
+        return reply
+    key = reply.metadata.reply_to_message_id
+    of = next((m for m in asked if key and m.metadata.message_id == key), None)
+    return reply if of is None else Message(reply.error, reply_to=of)
 
 
 def node_of(reply: Message) -> int:

@@ -20,7 +20,15 @@ from flwr.serverapp.strategy import (
 from fedwsa import messages
 from fedwsa.scope import choose
 from fedwsa.strategies.averaging import AveragedReplies, averaged, averages_by
-from fedwsa.strategies.gathered import Gathered, Incident, kind_of, metrics_of, node_of, short
+from fedwsa.strategies.gathered import (
+    Gathered,
+    Incident,
+    from_its_node,
+    kind_of,
+    metrics_of,
+    node_of,
+    short,
+)
 from fedwsa.strategies.replies import (
     MOST_EXAMPLES,
     Rules,
@@ -34,9 +42,6 @@ logger = logging.getLogger("fedwsa")
 
 Below = Literal["stop", "skip"]
 Exchange = Callable[[Sequence[Message]], Iterable[Message]]
-
-_SERVER = 1
-"""Node id of Flower's SuperLink."""
 
 _MEDIAN_OF = 3
 """So many updates at least have a median to compare with."""
@@ -296,7 +301,7 @@ class Guard(Wrapper):
         rows = replies.rows if isinstance(replies, AveragedReplies) else list(replies)
         sent, rules = {m.metadata.dst_node_id: m for m in asked}, self._rules(stage)
         found, kept, heard = Gathered([]), [], set()
-        for reply in (_from_its_node(row, asked) for row in rows):
+        for reply in (from_its_node(row, asked) for row in rows):
             node = reply.metadata.src_node_id
             if node not in sent or node in heard:
                 why = "a second answer" if node in heard else "the node was not asked"
@@ -383,15 +388,6 @@ class Guard(Wrapper):
             for node, size in sizes.items()
             if size > self.max_norm_ratio * median
         }
-
-
-def _from_its_node(reply: Message, asked: Sequence[Message]) -> Message:
-    """The reply; one that the server gives for a node that is gone becomes the node's."""
-    if reply.metadata.src_node_id != _SERVER or not reply.has_error():
-        return reply
-    key = reply.metadata.reply_to_message_id
-    of = next((m for m in asked if key and m.metadata.message_id == key), None)
-    return reply if of is None else Message(reply.error, reply_to=of)
 
 
 def _refused(sent: Message, problem: str) -> Message:
