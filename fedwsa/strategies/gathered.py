@@ -121,3 +121,13 @@ def metrics_of(reply: Message) -> tuple[object, ...]:
 def kind_of(reply: Message) -> tuple[tuple[str, ...], tuple[object, ...]]:
     """Names of the records, and the metrics: Flower's strategies want one kind from all."""
     return tuple(sorted(reply.content.array_records)), metrics_of(reply)
+
+
+def once_more(message: Message) -> Message:
+    """The same message again: one is sent only once."""
+    return Message(
+        message.content,
+        message.metadata.dst_node_id,
+        message.metadata.message_type,
+        group_id=message.metadata.group_id,
+    )

@@ -27,6 +27,7 @@ from fedwsa.strategies.gathered import (
     kind_of,
     metrics_of,
     node_of,
+    once_more,
     short,
 )
 from fedwsa.strategies.replies import (
@@ -258,7 +259,7 @@ class Guard(Wrapper):
             missing = [m for m in asked if m.metadata.dst_node_id not in found.accepted]
             if not missing:  # of simulated devices, the others are away
                 break
-            fresh = [_copy(message) for message in missing]
+            fresh = [once_more(message) for message in missing]
             second = self._judged(fresh, again(self.marked(fresh)))
             found = self._compared(asked, found.followed_by(second))
         found.asked = len(asked)
@@ -392,13 +393,3 @@ class Guard(Wrapper):
 
 def _refused(sent: Message, problem: str) -> Message:
     return Message(Error(messages.UNUSABLE_REPLY, problem), reply_to=sent)
-
-
-def _copy(message: Message) -> Message:
-    """The same once more: a message is sent once."""
-    return Message(
-        message.content,
-        message.metadata.dst_node_id,
-        message.metadata.message_type,
-        group_id=message.metadata.group_id,
-    )
