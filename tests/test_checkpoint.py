@@ -219,6 +219,9 @@ def test_a_history_with_gaps_is_not_gone_on_with(damage: str, cache: str, tmp_pa
 
 def test_a_damaged_configuration_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("rounds: 3\n: [\n")
+    with pytest.raises(ConfigError, match=r" is damaged: no partition\.json; run it again$"):
+        resume(tmp_path)
+    (tmp_path / "partition.json").touch()
     with pytest.raises(ConfigError, match=r"config.yaml is damaged, line 2$"):
         resume(tmp_path)
     for content, said in {
@@ -395,3 +398,13 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["round-000001"]
     assert checkpoints.newest().round == 1
+
+
+def test_a_table_that_is_gone_is_named_before_any_round(cache: str, tmp_path: Path) -> None:
+    interrupted(tmp_path / "run", cache, 1, 2)
+    (tmp_path / "run" / "clients.csv").unlink()
+    for _ in range(2):  # and nothing was lost by asking
+        with pytest.raises(ConfigError, match=r"clients\.csv is gone, and with it the 2 rounds th"):
+            resume(tmp_path / "run")
+    head, *rows = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["1", "2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -173,7 +174,7 @@ def test_what_cannot_be_ends_in_one_line_before_anything_is_written(
 
 def test_where_no_cluster_runs_auto_says_so(no_ray, monkeypatch: pytest.MonkeyPatch) -> None:
     # Ray looks at all processes of the machine, and would find what other tests run.
-    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(services, "find_gcs_addresses", functools.cache(lambda: set()))
     with pytest.raises(SimulationError, match="address=auto: no Ray cluster: Could not"):
         connect("auto")
 

@@ -218,8 +218,10 @@ def test_a_strategy_that_raises_is_named_with_its_hook(cache: str, tmp_path: Pat
     with pytest.raises(RunError) as caught:
         simulate(configured(cache, *stranger), tmp_path)
     line = "round 1: Halfway.aggregate_train raised ArithmeticError: a step of 2 leads nowhere"
-    assert str(caught.value) == line
-    assert line in (tmp_path / "run.log").read_text()
+    assert str(caught.value) == f"{line} (tests/stranger.py:29)"
+    log = (tmp_path / "run.log").read_text()
+    assert line in log
+    assert "Traceback" in log  # where one wants to know more
 
 
 @pytest.mark.parametrize(

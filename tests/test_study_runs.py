@@ -146,7 +146,7 @@ def test_cells_that_fail_are_named_and_the_others_go_on(tmp_path: Path) -> None:
     )
     done = fedwsa_study(tmp_path, "s.yaml", "--workers", "1", "--folder", "out")
     assert done.returncode == 1
-    raised = "round 1: Raises.aggregate_train raised ValueError: no model today"
+    raised = "round 1: Raises.aggregate_train raised ValueError: no model today (mine.py:8)"
     died = "its worker process ended with exit code 3; see out/logs/worker-0.log"
     assert done.stderr.splitlines() == [
         f"fedwsa-study: strategy=dies: {died}",
