@@ -406,5 +406,5 @@ def test_a_table_that_is_gone_is_named_before_any_round(cache: str, tmp_path: Pa
     for _ in range(2):  # and nothing was lost by asking
         with pytest.raises(ConfigError, match=r"clients\.csv is gone, and with it the 2 rounds th"):
             resume(tmp_path / "run")
-    head, *rows = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    _, *rows = (tmp_path / "run" / "history.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["1", "2"]

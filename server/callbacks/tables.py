@@ -24,19 +24,9 @@ class _Table:
     begun
         The rounds that are in it already, of a run that is resumed; what stands there of later
         ones goes.
-
-    Raises
-    ------
-    ConfigError
-        If it should have them, and is gone.
     """
 
     def __init__(self, file: Path, columns: Sequence[str], begun: int = 0) -> None:
-        if begun and not file.exists():
-            raise ConfigError(
-                f"resume: {file} is gone, and with it the {begun} rounds that are over; "
-                "run it again from the start"
-            )
         kept = _rows(file, begun) if begun else []
         # Opened for the length of the run, closed by close().
         self._file = file.open("w", newline="", encoding="utf-8")
@@ -86,8 +76,14 @@ def validation_accuracies(folder: Path, begun: int) -> list[tuple[int, float]]:
 
 def _rows(file: Path, begun: int) -> list[list[str]]:
     """The rows of rounds up to ``begun``; the last one may be cut off where a run was killed."""
-    with file.open(newline="", encoding="utf-8") as opened:
-        head, *rows = csv.reader(opened)
+    try:
+        with file.open(newline="", encoding="utf-8") as opened:
+            head, *rows = list(csv.reader(opened)) or [[]]
+    except FileNotFoundError:
+        raise ConfigError(
+            f"resume: {file} is gone, and with it the {begun} rounds that are over; "
+            "run it again from the start"
+        ) from None
     return [row for row in rows if len(row) == len(head) and int(row[0]) <= begun]
 
 
@@ -242,9 +238,13 @@ class ClientTable:
     """``clients.csv``: what each client reported of its training, a row per client and round."""
 
     def __init__(self, folder: Path, begun: int = 0) -> None:
-        self._folder, self._begun = folder, begun
+        self._file, self._begun = folder / "clients.csv", begun
         self._table: _Table | None = None
         self._columns: list[str] = []
+        if begun:
+            _rows(self._file, begun)  # is it there?
+        else:
+            self._file.touch()
 
     def on_round(self, record: RoundRecord) -> None:
         """Write a row per client; numbers have columns, lists are joined by spaces."""
@@ -253,7 +253,7 @@ class ClientTable:
         if self._table is None:
             self._columns = sorted({key for m in record.answers.values() for key in m})
             columns = ["round", "client", *self._columns]
-            self._table = _Table(self._folder / "clients.csv", columns, self._begun)
+            self._table = _Table(self._file, columns, self._begun)
         for client, metrics in sorted(record.answers.items()):
             cells = [metrics.get(key) for key in self._columns]
             joined = [" ".join(map(repr, c)) if isinstance(c, list) else c for c in cells]
