@@ -28,8 +28,15 @@ Fusion = Literal["moments", "mean_variance", "mean_std"]
 Reduction = Literal["layer", "entries"]
 """``layer``: the KL of a layer as written; ``entries``: n·KL, for its n entries."""
 
-DEFAULT_STRENGTH: dict[str, float] = {"layer": 10.0, "entries": 0.01}
+DEFAULT_STRENGTH: dict[str, float] = {"layer": 1.0, "entries": 0.01}
 """λ by reduction: the n of n·KL makes the same λ a thousand times stronger."""
+
+SIZED_STRENGTH: dict[str, float] = {"layer": 10.0, "entries": 0.01}
+"""Likewise of normalised scopes, by which networks of several widths are aligned.
+
+Both by what was measured (docs/results.md, docs/sizes.md): among networks of one size λ = 10 costs
+accuracy and λ = 1 does not; among several sizes the gain grows up to λ = 10.
+"""
 
 DEFAULT_FLOOR = 1e-4
 """Smallest standard deviation a scope counts with: constant layers have no finite KL."""

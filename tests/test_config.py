@@ -82,8 +82,12 @@ def test_switching_alignment_on_changes_nothing_else() -> None:
 
 
 def test_the_default_strength_follows_the_reduction() -> None:
-    assert compose(["wsa=on"]).wsa.strength == 10.0
-    assert compose(["wsa=on", "wsa.reduction=entries"]).wsa.strength == 0.01
+    sizes = ["strategy=heterofl", "clients.sizes={S: 0.5, L: 0.5}"]
+    assert compose(["wsa=on"]).wsa.strength == 1.0
+    assert compose(["wsa=on", *sizes]).wsa.strength == 10.0
+    assert compose(["wsa=on", *sizes, "wsa.strength=2"]).wsa.strength == 2.0
+    for own in ([], sizes):
+        assert compose(["wsa=on", "wsa.reduction=entries", *own]).wsa.strength == 0.01
 
 
 def test_a_strategy_takes_free_arguments() -> None:

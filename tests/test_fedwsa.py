@@ -230,8 +230,11 @@ def test_rescaling_is_refused_for_a_strategy_with_its_own_copy_of_the_model() ->
 
 
 def test_the_default_strength_depends_on_the_reduction() -> None:
-    assert FedWSA(FedAvg()).strength == 10.0
-    assert FedWSA(FedAvg(), reduction="entries").strength == 0.01
+    assert FedWSA(FedAvg()).strength == 1.0
+    assert FedWSA(FedAvg(), normalise=True).strength == 10.0
+    for normalise in (False, True):
+        strategy = FedWSA(FedAvg(), reduction="entries", normalise=normalise)
+        assert strategy.strength == 0.01
 
 
 def test_a_target_of_another_model_is_refused() -> None:
@@ -254,7 +257,7 @@ def test_evaluation_and_summary_are_the_strategy_s_own(caplog: pytest.LogCapture
     assert wrapped.aggregate_evaluate(1, replies) == plain.aggregate_evaluate(1, replies)
     with caplog.at_level("INFO", logger="flwr"):
         wrapped.summary()
-    assert "FedWSA: strength 10" in caplog.text
+    assert "FedWSA: strength 1," in caplog.text
 
 
 # --- the client half -----------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_a_strategy_for_sizes_without_them_is_fedavg_to_the_bit(
         "alone": [f"strategy={strategy}"],
         "all large": [f"strategy={strategy}", "clients.sizes={L: 1}"],
     }.items():
-        simulate(configured(cache, *overrides, "wsa=on"), tmp_path / name)
+        simulate(configured(cache, *overrides, "wsa=on", "wsa.strength=1"), tmp_path / name)
     histories = {
         (tmp_path / n / "history.csv").read_text() for n in ("fedavg", "alone", "all large")
     }

@@ -19,6 +19,7 @@ from fedwsa.rescale import rescale_gaussian
 from fedwsa.scope import (
     DEFAULT_FLOOR,
     DEFAULT_STRENGTH,
+    SIZED_STRENGTH,
     Fusion,
     Reduction,
     WeightScope,
@@ -74,7 +75,8 @@ class FedWSA(Wrapper):
     strategy : Strategy
         Any Flower strategy of the Message API that reports the clients' averaged metrics.
     strength : float, optional
-        λ. Default: 10 for ``reduction="layer"``, 0.01 for ``"entries"``. At zero the clients
+        λ. Default: 1 for ``reduction="layer"``, 10 with ``normalise``, and 0.01 for
+        ``reduction="entries"``. At zero the clients
         only measure.
     fusion : {"moments", "mean_variance", "mean_std"}
         How variances are fused, see :func:`fedwsa.scope.spread`.
@@ -128,7 +130,8 @@ class FedWSA(Wrapper):
     ) -> None:
         self.strategy, self.normalise = strategy, normalise
         self.reduction = choose(Reduction, reduction, "reduction")
-        self.strength = DEFAULT_STRENGTH[reduction] if strength is None else float(strength)
+        usual = SIZED_STRENGTH if normalise else DEFAULT_STRENGTH
+        self.strength = usual[reduction] if strength is None else float(strength)
         if not 0.0 <= self.strength < float("inf"):
             raise ValueError(f"strength must be zero or a positive number; got {strength}")
         if not 0.0 < floor < float("inf"):
