@@ -164,12 +164,14 @@ class Checkpoints:
         """
         folder = self._folder.parent
         places = sorted(self._folder.glob("round-*"), reverse=True)
-        for place in places:
+        for number, place in enumerate(places):
             try:
                 found = Checkpoint(**state_files.read(place))
             except (ValueError, TypeError) as error:
                 logger.warning("%s is damaged: %s", place, error)
                 continue
+            if number:
+                logger.warning("going on from the one before, after round %d", found.round)
             run = found.run if self._run is None else self._run
             if difference := differences(found.run, run):
                 raise ConfigError(

@@ -36,7 +36,7 @@ from experiments.simulate import resume, simulate
 from fedwsa.components import ConfigError
 from fedwsa.config import Config, compose
 from fedwsa.scope import WeightScope
-from server import state_files
+from server import checkpoint, state_files
 from server.checkpoint import Checkpoint, Checkpoints
 from server.locks import locked
 from server.rounds import RunError
@@ -161,8 +161,14 @@ def test_a_killed_run_goes_on_by_the_command(cache: str, tmp_path: Path) -> None
     assert again.stderr.strip() == f"fedwsa: resume: the run in {folder} is finished"
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(cache: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     interrupted(tmp_path / "run", cache, 1, 3, "strategy=scaffold")
+    said: list[str] = []
+    monkeypatch.setattr(
+        checkpoint.logger, "warning", lambda text, *values: said.append(text % values)
+    )
     strategy = FedAvg()
     newest = sorted((tmp_path / "run" / "checkpoints").iterdir())
     assert [place.name for place in newest] == ["round-000002", "round-000003"]
@@ -171,6 +177,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(cache: str, tmp_path: 
     good = (newest[1] / "arrays.safetensors").read_bytes()
     (newest[1] / "arrays.safetensors").write_bytes(blob)
     assert Checkpoints(tmp_path / "run", strategy).newest().round == 2
+    assert said[0].startswith(f"{newest[1]} is damaged: ")
+    assert said[1:] == ["going on from the one before, after round 2"]
     (newest[1] / "arrays.safetensors").write_bytes(good)
     assert Checkpoints(tmp_path / "run", strategy).newest().round == 3
     text = (newest[1] / "state.json").read_text()
