@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedwsa.moments import moments
 from fedwsa.scope import (
     DEFAULT_FLOOR,
     WeightScope,
     choose,
-    moments,
     require_same_layers,
     scoped_layers,
 )

@@ -22,6 +22,8 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
+from fedwsa.moments import exact_moments, moments
+
 Fusion = Literal["moments", "mean_variance", "mean_std"]
 """How the variances of many scopes become one; see :func:`spread`."""
 
@@ -88,39 +90,6 @@ def scoped_layers(tensors: Mapping[str, Tensor], layers: str | None = None) -> l
             f"are: {', '.join(names) or 'none'}"
         )
     return chosen
-
-
-def moments(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and population variance of each tensor, fast: for each step of a training.
-
-    Two plain reductions a tensor, σ² = ‖w‖²/n − μ², several times faster than
-    ``torch.var_mean`` on a CPU. They lose digits where |μ| ≫ σ, which weights hardly show;
-    :meth:`WeightScope.measure` does not. Half precision is summed in single.
-
-    Returns
-    -------
-    mean, variance : Tensor, Tensor
-        Shape ``(L,)``, float64, on the device of the tensors.
-    """
-    tensors = [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
-    sizes = torch.tensor(
-        [t.numel() for t in tensors], dtype=torch.float64, device=tensors[0].device
-    )
-    mean = torch.stack([t.sum() for t in tensors]).double() / sizes
-    norms = torch.stack(torch._foreach_norm(list(tensors))).double()
-    return mean, (norms.square() / sizes - mean.square()).clamp_(min=0.0)
-
-
-def exact_moments(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """As :func:`moments`, in two passes: no digits are lost where |μ| ≫ σ."""
-    means, variances = [], []
-    for tensor in tensors:
-        wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        mean = wide.sum(dtype=torch.float64) / wide.numel()
-        norm = torch.linalg.vector_norm(wide - mean.to(wide.dtype)).double()
-        means.append(mean)
-        variances.append(norm.square() / wide.numel())
-    return torch.stack(means), torch.stack(variances)
 
 
 def fan_in(tensors: Iterable[Tensor]) -> Tensor:

@@ -164,13 +164,13 @@ class Checkpoints:
         """
         folder = self._folder.parent
         places = sorted(self._folder.glob("round-*"), reverse=True)
-        for number, place in enumerate(places):
+        for older, place in enumerate(places):
             try:
                 found = Checkpoint(**state_files.read(place))
             except (ValueError, TypeError) as error:
                 logger.warning("%s is damaged: %s", place, error)
                 continue
-            if number:
+            if older:
                 logger.warning("going on from the one before, after round %d", found.round)
             run = found.run if self._run is None else self._run
             if difference := differences(found.run, run):

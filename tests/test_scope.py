@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fedwsa.moments import moments
 from fedwsa.rescale import WeightRange, rescale_gaussian, rescale_range
 from fedwsa.scope import (
     WeightScope,
     add_kl_gradient_,
     kl_divergence,
-    moments,
     scoped_layers,
     spread,
     stability,

@@ -9,7 +9,8 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from fedwsa.merge.fisher_checks import require_fishers
-from fedwsa.merge.states import State, mean, merged, precise, shares
+from fedwsa.merge.states import State, mean, merged, shares
+from fedwsa.moments import precise
 
 
 def fisher(

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fedwsa.moments import precise
+
 State = Mapping[str, Tensor]
 """Tensors by name; maybe read from a file at each access."""
 
@@ -160,11 +162,6 @@ def moved(models: Sequence[State], align: Align) -> list[dict[str, Tensor]]:
         for state, tensor in zip(found, tensors, strict=True):
             state[name] = tensor.clone()
     return found
-
-
-def precise(tensor: Tensor) -> Tensor:
-    """In single precision, if it has less."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def mean(tensors: Sequence[Tensor], share: Sequence[float]) -> Tensor:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fedwsa.merge.states import State, merged, precise, shares
+from fedwsa.merge.states import State, merged, shares
+from fedwsa.moments import precise
 
 
 def task_arithmetic(

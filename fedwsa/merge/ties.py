@@ -11,7 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedwsa.merge.states import State, is_statistic, merged, precise, shares
+from fedwsa.merge.states import State, is_statistic, merged, shares
+from fedwsa.moments import precise
 
 
 def ties(

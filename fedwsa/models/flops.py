@@ -44,9 +44,7 @@ def _count(
     """
     try:
         return _counted(work, deepcopy(model).to("meta"), blank_inputs(shape, batch, "meta"))
-    except (
-        Exception
-    ):  # of a stranger's code anything may be raised; if it is its own it comes again
+    except Exception:  # a stranger's own comes again below
         return _counted(work, deepcopy(model).cpu(), blank_inputs(shape, batch, "cpu"))
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fedwsa import messages
+from fedwsa.moments import moments
 from fedwsa.objectives import (
     Content,
     LocalRun,
@@ -20,7 +21,6 @@ from fedwsa.scope import (
     add_kl_gradient_,
     fan_in,
     kl_divergence,
-    moments,
     spread,
 )
 

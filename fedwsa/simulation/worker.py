@@ -215,10 +215,8 @@ class Worker:
                 raise
             except BaseException as error:  # one by one will tell whose fault it is
                 replies = None
-                self._warnings.append(
-                    "clients could not be trained at once, and are trained one by one: "
-                    f"{told(error)}"
-                )
+                line = "clients could not be trained at once, and are trained one by one"
+                self._warnings.append(f"{line}: {told(error)}")
             if replies is not None:
                 triples = zip(replies, before, contexts, strict=True)
                 return [(r, _changed(b, c)) for r, b, c in triples]

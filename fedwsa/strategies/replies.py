@@ -17,8 +17,9 @@ from torch import Tensor
 
 from fedwsa import messages
 from fedwsa.arrays import check
+from fedwsa.moments import moments
 from fedwsa.objectives import find_record
-from fedwsa.scope import fan_in, moments
+from fedwsa.scope import fan_in
 
 LARGEST = 1e18
 """No weight and no metric is larger: its sum or its square would no longer be finite."""
@@ -280,10 +281,9 @@ def _other_scope(
     weights = [given[names[i]] for i in there]
     if not weights or not all(w.numel() for w in weights):
         return None
-    wide = [w if w.dtype in (torch.float32, torch.float64) else w.float() for w in weights]
-    found, variance = moments(wide)
+    found, variance = moments(weights)
     if config.get(messages.SCOPE_NORMALISE, False):
-        factor = fan_in(wide)
+        factor = fan_in(weights)
         found, variance = found * factor.sqrt(), variance * factor
     for i, measured, own in zip(there, found.tolist(), variance.tolist(), strict=True):
         second = _second_moment(mean[i], spread[i], str(config[messages.SCOPE_FUSION]))

@@ -1,0 +1,45 @@
+"""Mean and variance of many tensors at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """In single precision, if it has less."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def moments(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and population variance of each tensor, fast: for each step of a training.
+
+    Two plain reductions a tensor, σ² = ‖w‖²/n − μ², several times faster than
+    ``torch.var_mean`` on a CPU. They lose digits where |μ| ≫ σ, which weights hardly show;
+    :func:`exact_moments` does not. Half precision is summed in single.
+
+    Returns
+    -------
+    mean, variance : Tensor, Tensor
+        Shape ``(L,)``, float64, on the device of the tensors.
+    """
+    tensors = [precise(tensor) for tensor in tensors]
+    sizes = torch.tensor(
+        [t.numel() for t in tensors], dtype=torch.float64, device=tensors[0].device
+    )
+    mean = torch.stack([t.sum() for t in tensors]).double() / sizes
+    norms = torch.stack(torch._foreach_norm(list(tensors))).double()
+    return mean, (norms.square() / sizes - mean.square()).clamp_(min=0.0)
+
+
+def exact_moments(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """As :func:`moments`, in two passes: no digits are lost where |μ| ≫ σ."""
+    means, variances = [], []
+    for wide in map(precise, tensors):
+        mean = wide.sum(dtype=torch.float64) / wide.numel()
+        norm = torch.linalg.vector_norm(wide - mean.to(wide.dtype)).double()
+        means.append(mean)
+        variances.append(norm.square() / wide.numel())
+    return torch.stack(means), torch.stack(variances)
