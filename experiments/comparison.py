@@ -14,6 +14,7 @@ from experiments.tables.build import Request, build
 from experiments.tables.collect import SEED, collect
 from experiments.tables.formats import show, to_csv
 from experiments.tables.runs import CELL, Run, Unusable, cell_values, read_config, write_json
+from fedwsa.files import write_text
 
 _METRICS = ("accuracy", "last5", "loss", "client_mean", "client_worst10", "seconds")
 
@@ -62,7 +63,7 @@ def compare(runs: Sequence[SweptRun], folder: Path) -> None:
     show(table, console, "Global model; mean ± 95 % interval over seeds")
     done = [run for run in found if run.failed is None]
     if done:
-        (folder / "comparison.csv").write_text(to_csv(table), encoding="utf-8")
+        write_text(folder / "comparison.csv", to_csv(table))
         seeds = len({run.seed for run in done}) > 1
         histories = [(_label(run, seeds), read_history(run.folder)) for run in done]
         plot_curves(histories, folder / "comparison.png")

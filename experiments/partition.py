@@ -19,6 +19,7 @@ from experiments.help import partition_help
 from fedwsa.config import Config, compose
 from fedwsa.data.cache import require_writable
 from fedwsa.data.federated import open_federated
+from fedwsa.files import write_text
 
 _COMMAND = "fedwsa-partition"
 console = Console()
@@ -41,7 +42,7 @@ def report(config: Config, folder: Path) -> None:
 
     with console.status("drawing ..."):
         plot_labels(partition, picture)
-    file.write_text(json.dumps(partition) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(partition) + "\n")
     _show(partition, folder)
 
 

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from fedwsa.files import replacing
+
 _MANY = 100  # clients, above which bubbles are too small to compare
 _COLUMNS = 1000  # of a heat map at most
 _COLOUR = "#0072B2"  # of Okabe and Ito's palette, which colour-blind readers can tell apart
@@ -49,7 +51,8 @@ def plot_labels(partition: Mapping[str, Any], file: Path) -> None:
     title = f"{partition['name']}{f' ({words})' if words else ''}: "
     title += f"{partition['samples']:,} samples, clients: {len(counts):,}"
     figure.axes[0].set_title(f"{title}\n{severity_line(partition)}", fontsize=10)
-    figure.savefig(file, dpi=150)
+    with replacing(file) as part:
+        figure.savefig(part, dpi=150)
     plt.close(figure)
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from experiments.partition_plots import severity_line
+from fedwsa.files import replacing
 
 _SIZE = (9.0, 3.4)
 
@@ -50,7 +51,8 @@ def plot_curves(histories: Sequence[tuple[str, pd.DataFrame]], file: Path) -> No
         figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     else:
         left.legend()
-    figure.savefig(file, dpi=150)
+    with replacing(file) as part:
+        figure.savefig(part, dpi=150)
     plt.close(figure)
 
 
@@ -80,5 +82,6 @@ def plot_partition(partition: Mapping[str, Any], file: Path) -> None:
     axes.set_title(title, fontsize=10)
     if classes <= 10:
         axes.legend(title="class", ncols=1, bbox_to_anchor=(1.0, 1.0), loc="upper left", fontsize=8)
-    figure.savefig(file, dpi=150)
+    with replacing(file) as part:
+        figure.savefig(part, dpi=150)
     plt.close(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedwsa.components import ConfigError
 from fedwsa.config import Config, parse
+from fedwsa.files import whole_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +53,7 @@ def read_history(folder: Path) -> pd.DataFrame:
     """``history.csv`` of a run folder."""
     import pandas as pd
 
-    return pd.read_csv(folder / "history.csv")
+    return pd.read_csv(io.StringIO(whole_lines(folder / "history.csv")))
 
 
 def draw_pictures(folder: Path, label: str) -> None:

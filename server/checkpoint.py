@@ -151,7 +151,8 @@ class Checkpoints:
             raise ConfigError(
                 f"checkpoint.every: a client keeps a {error}, which a checkpoint cannot hold"
             ) from None
-        for old in sorted(self._folder.glob("round-*"))[:-_KEPT]:
+        left = self._folder.glob(f"{state_files.PART}*")  # by a process that was killed
+        for old in [*left, *sorted(self._folder.glob("round-*"))[:-_KEPT]]:
             shutil.rmtree(old)
 
     def newest(self) -> Checkpoint:

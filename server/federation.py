@@ -16,6 +16,7 @@ from fedwsa.config import Config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.skew import open_skew
 from fedwsa.devices import resolve_device
+from fedwsa.files import sync
 from fedwsa.identity import described
 from fedwsa.learngene import wave
 from fedwsa.strategies.fedwsa import FedWSA
@@ -256,6 +257,8 @@ class Federation:
     def _checkpoint(
         self, number: int, loop: RoundLoop, grid: Grid, tally: dict[str, float], seconds: float
     ) -> None:
+        # First what a resume expects to find of the rounds that are over.
+        sync(*self.folder.glob("*.csv"), self.folder / "events.jsonl")
         self.checkpoints.write(
             Checkpoint(
                 number,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from fedwsa.components import ConfigError
 from fedwsa.config import Config
 from fedwsa.data import skew
 from fedwsa.data.partition import Partition
+from fedwsa.files import write_text
 from fedwsa.launcher import APPS
 from server.locks import locked
 
@@ -52,21 +54,25 @@ def describe_run(config: Config, partition: Partition, folder: Path, sizes: Sequ
         If the folder holds a run already.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = OmegaConf.to_yaml(OmegaConf.create(config.model_dump(by_alias=True)))
-    try:
-        with (folder / "config.yaml").open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise ConfigError(
-            f"hydra.run.dir: {folder} holds a run already; name another folder"
-        ) from None
-    _write_json(folder / "environment.json", environment())
-    _write_json(folder / "partition.json", partition.as_dict(), indent=None)
-    if (draws := skew.drawn(config.skew, config.seed, config.clients.count))[0]:
-        _write_rows(folder / "skew.csv", [{"client": k, **own} for k, own in enumerate(draws)])
-    if config.clients.sizes is not None:
-        models = {s: config.model_of(s).model_dump(by_alias=True) for s in config.size_names}
-        _write_json(folder / "sizes.json", {"models": models, "clients": list(sizes)}, indent=None)
+    _require_free(folder)
+    with locked(folder / "run.log", f"{folder}: another process begins a run in it"):
+        _require_free(folder)  # still: another one may have been faster
+        _write_json(folder / "environment.json", environment())
+        _write_json(folder / "partition.json", partition.as_dict(), indent=None)
+        if (draws := skew.drawn(config.skew, config.seed, config.clients.count))[0]:
+            _write_rows(folder / "skew.csv", [{"client": k, **own} for k, own in enumerate(draws)])
+        if config.clients.sizes is not None:
+            models = {s: config.model_of(s).model_dump(by_alias=True) for s in config.size_names}
+            known = {"models": models, "clients": list(sizes)}
+            _write_json(folder / "sizes.json", known, indent=None)
+        # The last one: where it is, there is a run.
+        text = OmegaConf.to_yaml(OmegaConf.create(config.model_dump(by_alias=True)))
+        write_text(folder / "config.yaml", text)
+
+
+def _require_free(folder: Path) -> None:
+    if (folder / "config.yaml").exists():
+        raise ConfigError(f"hydra.run.dir: {folder} holds a run already; name another folder")
 
 
 def environment() -> dict[str, Any]:
@@ -104,14 +110,15 @@ def _git(*arguments: str) -> str | None:
 
 
 def _write_json(file: Path, values: Any, indent: int | None = 2) -> None:
-    file.write_text(json.dumps(values, indent=indent) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(values, indent=indent) + "\n")
 
 
 def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with file.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.DictWriter(opened, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, text.getvalue())
 
 
 def require_begun(folder: Path) -> None:

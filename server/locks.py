@@ -18,12 +18,15 @@ def locked(file: Path, in_use: str) -> Iterator[None]:
     ------
     ConfigError
         With the line ``in_use``, if another process has it.
+        Or that it cannot be locked at all, as on some network file systems.
     OSError
         If the file cannot be opened.
     """
     with file.open("a") as opened:
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise ConfigError(in_use) from None
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be locked: {error.strerror}") from None
         yield

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedwsa.config import Config
+from fedwsa.files import write_text
 from server.callbacks.choosing import BestModel
 from server.rounds import RoundRecord
 
@@ -32,7 +33,7 @@ def write_result(
     tally: Mapping[str, float],
     best: BestModel | None = None,
 ) -> dict[str, Any]:
-    """Write ``result.json``: of the last round, never of the best one, which is only named.
+    """Write ``result.json``, whole: of the last round, never of the best one, which is only named.
 
     Parameters
     ----------
@@ -67,6 +68,5 @@ def write_result(
     result |= {key: tally[key] for key in _COSTS if key in tally}
     if config.clients.sizes is not None:
         result["sizes"] = {size: score.accuracy for size, score in last.sizes.items()}
-    text = json.dumps(result, indent=2) + "\n"
-    (folder / "result.json").write_text(text, encoding="utf-8")
+    write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
     return result

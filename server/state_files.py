@@ -19,9 +19,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedwsa import messages
+from fedwsa.files import sync
 from fedwsa.scope import WeightScope
 
 _TREE, _ARRAYS = "state.json", "arrays.safetensors"
+
+PART = "part-"
+"""How the name of a folder begins that was not finished, or is no longer wanted."""
 
 
 class Unstorable(TypeError):
@@ -100,17 +104,15 @@ def write(folder: Path, state: Mapping[str, Any]) -> None:
     blob = save(arrays)
     text = json.dumps({"sha256": _digest(blob, tree), "state": tree})
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix="part-"))
+    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=PART))
     try:
         for name, content in ((_ARRAYS, blob), (_TREE, text.encode())):
-            with (part / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        if folder.exists():
-            shutil.rmtree(folder)
+            (part / name).write_bytes(content)
+            sync(part / name)
+        if folder.exists():  # one that is damaged; a folder cannot be replaced in one step
+            os.replace(folder, Path(tempfile.mkdtemp(dir=folder.parent, prefix=PART)))
         os.replace(part, folder)
-        _sync_folder(folder.parent)  # the name of the folder, too
+        sync(folder.parent)  # the name of the folder, too
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -118,14 +120,6 @@ def write(folder: Path, state: Mapping[str, Any]) -> None:
 def _digest(arrays: bytes, tree: Any) -> str:
     """SHA-256 of both files' contents; a tree that JSON has read is written as it was."""
     return hashlib.sha256(arrays + json.dumps(tree).encode()).hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from experiments.bench.loop import loop_seconds
 from experiments.bench.memory import peak_memory
 from experiments.bench.workloads import TRAININGS, Training
 from fedwsa.config import Config, compose
+from fedwsa.files import write_text
 
 console = Console(stderr=True)
 
@@ -78,7 +79,7 @@ def main() -> None:
     Console().print(_table(results))
     if arguments.json:
         text = json.dumps([asdict(r) for r in results], indent=2) + "\n"
-        arguments.json.write_text(text, encoding="utf-8")
+        write_text(arguments.json, text)
 
 
 def _run(name: str, repeat: int, device: str) -> Result:

@@ -26,6 +26,7 @@ from fedwsa.data.examples import LabelledData
 from fedwsa.data.federated import open_source, subset
 from fedwsa.data.loading import load
 from fedwsa.devices import resolve_device
+from fedwsa.files import replacing, write_text
 from fedwsa.learngene.progress import watching
 from fedwsa.models.architecture import Units, units_of
 
@@ -92,7 +93,7 @@ def _begin(config: ConnectivityConfig) -> Path:
         wanted["conditions"] = conditions
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        write_text(file, json.dumps(wanted, indent=2) + "\n")
     except OSError as error:
         raise ConfigError(f"folder: cannot write {folder}: {error.strerror}") from None
     return folder
@@ -137,9 +138,8 @@ def _rows(pair: Pair, trainer: Trainer, scorer: Scorer, units: Units) -> pd.Data
 def _append(file: Path, rows: pd.DataFrame) -> None:
     """Add the points of a pair: the whole file anew, so that none is there in part."""
     known = [pd.read_csv(file)] if file.exists() else []
-    partial = file.with_suffix(".part")
-    pd.concat([*known, rows]).to_csv(partial, index=False)
-    partial.replace(file)
+    with replacing(file) as part:
+        pd.concat([*known, rows]).to_csv(part, index=False)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from experiments.connectivity.lines import TREATMENTS
 from experiments.figures.style import COLOURS, COLUMN, DASHES, MARKERS, PAGE, STYLE
 from experiments.statistics import interval, paired
+from fedwsa.files import replacing, write_text
 from fedwsa.merge.connectivity import rise
 
 POINTS = "points.csv"
@@ -62,7 +63,7 @@ def summarise(folder: Path) -> str:
         for table in _tables(found[found["init"] == init], str(init))
     ]
     text = "\n\n".join(parts) + "\n"
-    (folder / "summary.md").write_text(text, encoding="utf-8")
+    write_text(folder / "summary.md", text)
     with plt.rc_context(STYLE):
         _draw_barriers(found, folder / "barriers.png")
         _draw_lines(points, folder / "lines.png")
@@ -136,7 +137,8 @@ def _draw_barriers(found: pd.DataFrame, file: Path) -> None:
     grid[-1, 0].set_xticks(range(len(conditions)), conditions, rotation=35, ha="right")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    figure.savefig(file)
+    with replacing(file) as part:
+        figure.savefig(part)
     plt.close(figure)
 
 
@@ -208,5 +210,6 @@ def _draw_lines(points: pd.DataFrame, file: Path) -> None:
         axes.set_title(condition)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4)
-    figure.savefig(file)
+    with replacing(file) as part:
+        figure.savefig(part)
     plt.close(figure)

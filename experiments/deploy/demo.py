@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from experiments.deploy.federation import LocalFederation
 from experiments.deploy.processes import Processes
 from fedwsa.components import ConfigError
+from fedwsa.files import whole_lines
 
 NODES = 2
 OVERRIDES = [
@@ -104,7 +105,7 @@ def show(table: Path, ends: list[float], start: float, console: Console) -> None
     """The rounds in a ``history.csv`` that were not shown yet."""
     if not table.exists():
         return
-    head, *rows = (line.split(",") for line in table.read_text().splitlines())
+    head, *rows = (line.split(",") for line in whole_lines(table).splitlines())
     for row in rows[len(ends) :]:
         ends.append(time.monotonic() - start)
         of = dict(zip(head, row, strict=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from experiments.figures.style import Look, legend, looks, name, panels
 from experiments.statistics import interval
 from experiments.tables.build import Row
+from fedwsa.files import whole_lines
 
 Array = NDArray[np.float64]
 
@@ -149,8 +151,8 @@ def _left_labels(drawn: Sequence[Axes], text: str) -> None:
 def client_scores(folder: Path) -> Array:
     """Accuracies of the clients' hold-outs in the last round; empty if the run has none."""
     try:
-        with (folder / "client_scores.csv").open(newline="", encoding="utf-8") as file:
-            rows = [(int(row["round"]), float(row["accuracy"])) for row in csv.DictReader(file)]
+        lines = io.StringIO(whole_lines(folder / "client_scores.csv"), newline="")
+        rows = [(int(row["round"]), float(row["accuracy"])) for row in csv.DictReader(lines)]
     except (OSError, KeyError, ValueError):
         return np.empty(0)
     last = max((number for number, _ in rows), default=0)
@@ -213,9 +215,9 @@ def read_scopes(folder: Path, column: str) -> Scopes:
     """A column of ``scopes.csv`` by layer and round; empty for a run without WSA."""
     found: Scopes = {}
     try:
-        with (folder / "scopes.csv").open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                found.setdefault(row["layer"], {})[int(row["round"])] = float(row[column])
+        lines = io.StringIO(whole_lines(folder / "scopes.csv"), newline="")
+        for row in csv.DictReader(lines):
+            found.setdefault(row["layer"], {})[int(row["round"])] = float(row[column])
     except (OSError, KeyError, ValueError):
         return {}
     return found

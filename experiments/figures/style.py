@@ -15,6 +15,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fedwsa.files import replacing
+
 COLUMN, PAGE = 3.4, 7.0  # inches: one column of a paper, and both
 _LINES = 8  # in a panel, unless the axes leave no choice
 
@@ -144,6 +146,7 @@ def save(figure: Figure, file: Path) -> list[Path]:
     written = [file.with_name(f"{file.name}.{suffix}") for suffix in ("png", "svg")]
     for path in written:
         # No date in the SVG: the same runs give the same file.
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        with replacing(path) as part:
+            figure.savefig(part, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
     return written

@@ -9,6 +9,7 @@ width or a size only share it out among as many learngenes.
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -29,6 +30,7 @@ from fedwsa.data.images import ImageData
 from fedwsa.data.sources import digits
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
+from fedwsa.files import whole_lines, write_text
 from fedwsa.learngene import METHODS
 from fedwsa.learngene.base import Method, Target, Task, frozen
 from fedwsa.learngene.fit import Lesson, Recipe, fit
@@ -64,7 +66,7 @@ def run(config: LearngeneConfig) -> None:
     ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "settings.json").write_text(settings, encoding="utf-8")
+        write_text(folder / "settings.json", settings)
     except OSError as error:
         raise ConfigError(f"bench.folder: cannot write {folder}: {error.strerror}") from None
     for run_ in runs:
@@ -386,9 +388,10 @@ def _has(done: pd.DataFrame, method: str, size: Component, rows: int) -> bool:
 
 
 def _append(file: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
-    new = not file.exists()
-    with file.open("a", newline="", encoding="utf-8") as opened:
-        writer = csv.DictWriter(opened, columns, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    if not file.exists():
+        writer.writeheader()
+    writer.writerows(rows)
+    before = whole_lines(file) if file.exists() else ""
+    write_text(file, before + text.getvalue())

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from experiments.statistics import interval
+from fedwsa.files import replacing, write_text
 
 BASELINE = "standard"
 
@@ -24,7 +25,7 @@ def summarise(folder: Path) -> str:
     costs = pd.concat([pd.read_csv(f) for f in sorted(folder.glob("costs-*.csv"))])
     parts = [_grid_means(results), _gains(results), _costs(costs)]
     text = "\n\n".join(part for part in parts if part) + "\n"
-    (folder / "summary.md").write_text(text, encoding="utf-8")
+    write_text(folder / "summary.md", text)
     _picture(results, folder / "grid.png")
     return text
 
@@ -120,5 +121,6 @@ def _picture(results: pd.DataFrame, file: Path) -> None:
         axes_row[0].set_ylabel("test accuracy, %")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")
-    figure.savefig(file, dpi=120)
+    with replacing(file) as part:
+        figure.savefig(part, dpi=120)
     plt.close(figure)

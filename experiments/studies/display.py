@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from experiments.studies.schema import Cell
+from fedwsa.files import whole_lines
 
 
 @dataclass
@@ -154,9 +156,8 @@ class Display:
 def progress_of(folder: Path) -> tuple[int, float | None]:
     """Rounds that a running cell has finished, and its accuracy when last evaluated."""
     try:
-        with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except OSError:
+        rows = list(csv.DictReader(io.StringIO(whole_lines(folder / "history.csv"), newline="")))
+    except (OSError, ValueError):
         return 0, None
     for key in ("accuracy", "client_accuracy_mean"):
         if seen := [row[key] for row in rows if row.get(key)]:

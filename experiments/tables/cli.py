@@ -15,6 +15,7 @@ from experiments.tables.collect import Collection, collect
 from experiments.tables.formats import FORMATS, show
 from experiments.tables.metrics import METRICS, share_to_reach
 from fedwsa.components import ConfigError
+from fedwsa.files import write_text
 
 _EXAMPLES = """\
 examples:
@@ -127,7 +128,7 @@ def table(arguments: Sequence[str], console: Console) -> None:
         sys.stdout.write(text)
         return
     try:
-        given.out.write_text(text, encoding="utf-8")
+        write_text(given.out, text)
     except OSError as error:
         raise ConfigError(f"--out: cannot write {given.out}: {error.strerror}") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 import shlex
@@ -15,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from fedwsa.files import whole_lines, write_text
 from fedwsa.identity import described
 
 CELL, FAILED, STUDY = "cell.json", "failed.json", "study.json"
@@ -51,10 +53,10 @@ class Run:
     def history(self) -> dict[str, list[str]]:
         """Columns of ``history.csv`` as text."""
         try:
-            with (self.folder / "history.csv").open(newline="", encoding="utf-8") as file:
-                head, *rows = list(csv.reader(file)) or [[]]
-        except OSError:
+            text = whole_lines(self.folder / "history.csv")
+        except (OSError, ValueError):
             return {}
+        head, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
         return {key: [row[i] for row in rows if i < len(row)] for i, key in enumerate(head)}
 
     def column(self, key: str) -> list[float | None]:
@@ -162,9 +164,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """Write a file in one step."""
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    part.replace(file)
+    write_text(file, json.dumps(values, indent=2) + "\n")
 
 
 def write_failure(folder: Path, reason: str) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedwsa.components import ConfigError
+from fedwsa.files import replacing
 
 _FORMAT = "1"
 
@@ -68,19 +69,13 @@ def write_tensors(
     ConfigError
         If it cannot be written.
     """
-    part = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=file.parent, suffix=".part")
-        os.close(handle)
-        Path(part).chmod(0o644)  # a temporary file is its owner's alone
-        save_file({k: t.contiguous() for k, t in tensors.items()}, part, dict(metadata))
-        os.replace(part, file)
+        with replacing(file) as part:
+            save_file({k: t.contiguous() for k, t in tensors.items()}, part, dict(metadata))
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{key}: cannot write {file}: {error}") from None
-    finally:
-        if part is not None:
-            Path(part).unlink(missing_ok=True)
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ConfigError(f"{key}: cannot write {file}: {reason}") from None
 
 
 def require_writable(file: Path, key: str) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from fedwsa.files import Lines, whole_lines
 from server.rounds import RoundRecord
 
 
@@ -25,33 +26,35 @@ class Events:
     """
 
     def __init__(self, folder: Path, begun: int = 0) -> None:
-        file = folder / "events.jsonl"
-        kept = _of_rounds(file, begun) if begun and file.exists() else []
-        # Opened for the length of the run, closed by on_end().
-        self._file = file.open("w", encoding="utf-8")
-        for line in kept:
-            self._write(line)
+        self._lines = Lines(folder / "events.jsonl")
+        self._kept = _of_rounds(self._lines.file, begun) if begun else None
+        if not begun:
+            self._lines.begin()
 
     def on_event(self, event: Mapping[str, object]) -> None:
         """Write an event."""
-        self._write(json.dumps(event))
+        self._add([json.dumps(event) + "\n"])
 
     def on_round(self, record: RoundRecord) -> None:
-        """All is written already."""
+        """All is written already; of a run that is resumed, later rounds go."""
+        self._add([])
 
     def on_end(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._lines.close()
 
-    def _write(self, line: str) -> None:
-        self._file.write(line + "\n")
-        self._file.flush()
+    def _add(self, lines: list[str]) -> None:
+        if self._kept is None:
+            self._lines.add(lines)
+        else:  # what was there stays until something takes its place
+            kept, self._kept = self._kept, None
+            self._lines.begin([*kept, *lines])
 
 
 def _of_rounds(file: Path, begun: int) -> list[str]:
-    """The lines of rounds that are over; the last one may be cut off where a run was killed."""
+    """The lines of rounds that are over; none where there is no such file."""
     kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in whole_lines(file).splitlines(keepends=True) if file.exists() else []:
         try:
             if json.loads(line)["round"] <= begun:
                 kept.append(line)

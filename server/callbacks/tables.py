@@ -3,45 +3,68 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedwsa import messages
 from fedwsa.components import ConfigError
+from fedwsa.files import Lines, whole_lines
 from server.callbacks.facts import facts
 from server.rounds import RoundRecord
 
+Row = Mapping[str, Any]
+
 
 class _Table:
-    """A CSV file that is on disk after every row; the first column is the round.
+    """A CSV file that is on disk after every round; the first column is the round.
 
     Parameters
     ----------
     columns
-        Its head.
+        Its head. What rows bring besides is added to it.
     begun
-        The rounds that are in it already, of a run that is resumed; what stands there of later
-        ones goes.
+        The rounds that are in it already, of a run that is resumed. What stands there of later
+        ones goes when the first round of this run takes its place, and not before.
     """
 
     def __init__(self, file: Path, columns: Sequence[str], begun: int = 0) -> None:
-        kept = _rows(file, begun) if begun else []
-        # Opened for the length of the run, closed by close().
-        self._file = file.open("w", newline="", encoding="utf-8")
-        self._writer = csv.writer(self._file, lineterminator="\n")
-        self.write(columns)
-        for row in kept:
-            self.write(row)
+        self._lines, self._columns = Lines(file), list(columns)
+        self._kept: list[Row] | None = None
+        if begun:
+            head, self._kept = _rows(file, begun)
+            self._columns = list(dict.fromkeys([*head, *columns]))
+        else:
+            self._begin([])
 
-    def write(self, row: Sequence[Any]) -> None:
-        # repr gives the shortest digits that read back to the same float.
-        self._writer.writerow([repr(v) if isinstance(v, float) else v for v in row])
-        self._file.flush()
+    def add(self, rows: Sequence[Row]) -> None:
+        """Add the rows of a round, if it has any."""
+        new = sorted({key for row in rows for key in row} - set(self._columns))
+        self._columns += new
+        if self._kept is not None:
+            kept, self._kept = self._kept, None
+            self._begin([*kept, *rows])
+        elif new:
+            self._begin([*_rows(self._lines.file)[1], *rows])
+        elif rows:
+            self._lines.add(map(self._line, rows))
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
+
+    def _begin(self, rows: Sequence[Row]) -> None:
+        head = {column: column for column in self._columns}
+        self._lines.begin(map(self._line, [head, *rows]))
+
+    def _line(self, row: Row) -> str:
+        # repr gives the shortest digits that read back to the same float.
+        cells = (row.get(column) for column in self._columns)
+        line = io.StringIO()
+        writer = csv.writer(line, lineterminator="\n")
+        writer.writerow([repr(v) if isinstance(v, float) else v for v in cells])
+        return line.getvalue()
 
 
 def require_history(folder: Path, begun: int) -> None:
@@ -53,15 +76,8 @@ def require_history(folder: Path, begun: int) -> None:
         Names the file.
     """
     file = folder / "history.csv"
-    try:
-        found = [int(row[0]) for row in _rows(file, begun)]
-    except (ValueError, IndexError, OSError):
-        found = []
-    if found != list(range(1, begun + 1)):
-        raise ConfigError(
-            f"resume: {file} lacks some of the {begun} rounds that are over, or is damaged; "
-            "run it again from the start"
-        )
+    if [int(row["round"]) for row in _rows(file, begun)[1]] != list(range(1, begun + 1)):
+        raise _damaged(file, begun)
 
 
 def validation_accuracies(folder: Path, begun: int) -> list[tuple[int, float]]:
@@ -69,22 +85,36 @@ def validation_accuracies(folder: Path, begun: int) -> list[tuple[int, float]]:
     file = folder / "history.csv"
     if not begun or not file.exists():
         return []
-    with file.open(newline="", encoding="utf-8") as opened:
-        rows = [(int(r["round"]), r.get("validation_accuracy")) for r in csv.DictReader(opened)]
-    return [(number, float(text)) for number, text in rows if number <= begun and text]
+    rows = [(int(r["round"]), r.get("validation_accuracy")) for r in _rows(file, begun)[1]]
+    return [(number, float(text)) for number, text in rows if text]
 
 
-def _rows(file: Path, begun: int) -> list[list[str]]:
-    """The rows of rounds up to ``begun``; the last one may be cut off where a run was killed."""
+def _rows(file: Path, begun: int | None = None) -> tuple[list[str], list[Row]]:
+    """The head, and the rows that are whole; of a run that is resumed, up to round ``begun``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file, or it is no such table.
+    """
     try:
-        with file.open(newline="", encoding="utf-8") as opened:
-            head, *rows = list(csv.reader(opened)) or [[]]
+        head, *rows = list(csv.reader(io.StringIO(whole_lines(file), newline=""))) or [[]]
+        whole = [dict(zip(head, row, strict=True)) for row in rows if len(row) == len(head)]
+        return head, [row for row in whole if begun is None or int(row["round"]) <= begun]
     except FileNotFoundError:
         raise ConfigError(
             f"resume: {file} is gone, and with it the {begun} rounds that are over; "
             "run it again from the start"
         ) from None
-    return [row for row in rows if len(row) == len(head) and int(row[0]) <= begun]
+    except (OSError, ValueError, KeyError, csv.Error):
+        raise _damaged(file, begun) from None
+
+
+def _damaged(file: Path, begun: int | None) -> ConfigError:
+    return ConfigError(
+        f"resume: {file} lacks some of the {begun} rounds that are over, or is damaged; "
+        "run it again from the start"
+    )
 
 
 class History:
@@ -134,10 +164,11 @@ class History:
     def on_round(self, record: RoundRecord) -> None:
         """Write both rows."""
         known = facts(record)
-        cells = [known[column] for column in self._columns]
-        self._history.write([" ".join(map(str, c)) if isinstance(c, list) else c for c in cells])
-        seconds = [round(record.seconds[k], 4) for k in ("train", "aggregate", "evaluate")]
-        self._timing.write([record.round, *seconds])
+        cells = {column: known[column] for column in self._columns}
+        joined = {k: " ".join(map(str, c)) if isinstance(c, list) else c for k, c in cells.items()}
+        self._history.add([joined])
+        seconds = {k: round(record.seconds[k], 4) for k in ("train", "aggregate", "evaluate")}
+        self._timing.add([{"round": record.round, **seconds}])
 
     def on_end(self) -> None:
         """Close the files."""
@@ -149,24 +180,15 @@ class Scopes:
     """``scopes.csv``: per round and layer the fused scope, that of the average, and the KL."""
 
     def __init__(self, folder: Path, begun: int = 0) -> None:
-        self._table = _Table(
-            folder / "scopes.csv",
-            [
-                "round",
-                "layer",
-                "fused_mean",
-                "fused_std",
-                "averaged_mean",
-                "averaged_std",
-                "client_kl",
-            ],
-            begun,
-        )
+        self._columns = ["layer", "fused_mean", "fused_std"]
+        self._columns += ["averaged_mean", "averaged_std", "client_kl"]
+        self._table = _Table(folder / "scopes.csv", ["round", *self._columns], begun)
 
     def on_round(self, record: RoundRecord) -> None:
         """Write a row per layer."""
         report = record.scopes
         if report is None:
+            self._table.add([])
             return
         fused, averaged = report.fused, report.averaged
         rows = zip(
@@ -178,8 +200,8 @@ class Scopes:
             report.kl,
             strict=True,
         )
-        for row in rows:
-            self._table.write([record.round, *row])
+        named = (dict(zip(self._columns, row, strict=True)) for row in rows)
+        self._table.add([{"round": record.round, **row} for row in named])
 
     def on_end(self) -> None:
         """Close the file."""
@@ -205,9 +227,11 @@ class SizeTable:
     def on_round(self, record: RoundRecord) -> None:
         """Write a row per size, with how many clients of the cohort have it."""
         cohort = Counter(self._of_client[client] for client in record.cohort)
+        rows = []
         for size, score in record.sizes.items():
-            row = [record.round, size, score.accuracy, score.loss, cohort[size]]
-            self._table.write(row)
+            found = {"accuracy": score.accuracy, "loss": score.loss, "clients": cohort[size]}
+            rows.append({"round": record.round, "size": size, **found})
+        self._table.add(rows)
 
     def on_end(self) -> None:
         """Close the file."""
@@ -224,10 +248,13 @@ class ClientScoreTable:
     def on_round(self, record: RoundRecord) -> None:
         """Write a row per client that has a hold-out."""
         keys = (messages.ACCURACY, messages.LOSS, messages.NUM_EXAMPLES)
+        rows = []
         for client, metrics in sorted(record.evaluations.items()):
             accuracy, loss, examples = (messages.number(metrics, key) for key in keys)
             if examples > 0:
-                self._table.write([record.round, client, accuracy, loss, int(examples)])
+                found = {"accuracy": accuracy, "loss": loss, "examples": int(examples)}
+                rows.append({"round": record.round, "client": client, **found})
+        self._table.add(rows)
 
     def on_end(self) -> None:
         """Close the file."""
@@ -235,31 +262,29 @@ class ClientScoreTable:
 
 
 class ClientTable:
-    """``clients.csv``: what each client reported of its training, a row per client and round."""
+    """``clients.csv``: what each client reported of its training, a row per client and round.
+
+    Numbers have columns, lists are joined by spaces. A metric that comes later gets a column, empty
+    in the rows before.
+    """
 
     def __init__(self, folder: Path, begun: int = 0) -> None:
-        self._file, self._begun = folder / "clients.csv", begun
-        self._table: _Table | None = None
-        self._columns: list[str] = []
-        if begun:
-            _rows(self._file, begun)  # is it there?
-        else:
-            self._file.touch()
+        self._table = _Table(folder / "clients.csv", _WHOSE, begun)
 
     def on_round(self, record: RoundRecord) -> None:
-        """Write a row per client; numbers have columns, lists are joined by spaces."""
-        if not record.answers:
-            return
-        if self._table is None:
-            self._columns = sorted({key for m in record.answers.values() for key in m})
-            columns = ["round", "client", *self._columns]
-            self._table = _Table(self._file, columns, self._begun)
+        """Write a row per client."""
+        rows = []
         for client, metrics in sorted(record.answers.items()):
-            cells = [metrics.get(key) for key in self._columns]
-            joined = [" ".join(map(repr, c)) if isinstance(c, list) else c for c in cells]
-            self._table.write([record.round, client, *joined])
+            row: dict[str, Any] = {"round": record.round, "client": client}
+            for key, cell in metrics.items():
+                column = f"metrics.{key}" if key in _WHOSE else key
+                row[column] = " ".join(map(repr, cell)) if isinstance(cell, list) else cell
+            rows.append(row)
+        self._table.add(rows)
 
     def on_end(self) -> None:
         """Close the file."""
-        if self._table is not None:
-            self._table.close()
+        self._table.close()
+
+
+_WHOSE = ("round", "client")
