@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
+from fedwsa.blame import told
 from fedwsa.components import ConfigError
 
 
@@ -90,4 +91,11 @@ def composing(command: str, overrides: Sequence[str], config: str = "config") ->
     except BrokenPipeError:
         raise
     except OSError as error:  # everything else says itself what it cannot do
-        fail(command, f"cannot write {error.filename}: {error.strerror}")
+        fail(command, of_system(error))
+
+
+def of_system(error: OSError) -> str:
+    """What the system refused: a file that cannot be written, or whatever else it says."""
+    if error.filename is None or error.strerror is None:
+        return told(error)
+    return f"cannot write {error.filename}: {error.strerror}"

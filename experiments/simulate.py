@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from experiments.commands import end_on_termination, fail
+from experiments.commands import end_on_termination, fail, of_system
 from experiments.help import help_text
 from experiments.ray_start import RayStart
 from fedwsa.components import ConfigError, flat
@@ -292,7 +292,7 @@ def main() -> None:
     except OSError as error:  # the run folder: everything else says itself what it cannot do
         if _TRACEBACK:
             raise
-        _fail(f"cannot write {error.filename}: {error.strerror}")
+        _fail(of_system(error))
     except Exception as error:
         if _TRACEBACK or _began:
             raise

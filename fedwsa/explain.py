@@ -42,6 +42,14 @@ def explain(
             f"cannot read {typed!r}; a value with special characters needs quotes that "
             "reach Hydra, for instance 'wsa.layers=\"^conv\"'"
         )
+    if swept := next(
+        (o for o in overrides if "mbiguous value for argument" in text and "," in o), None
+    ):
+        key, _, value = swept.partition("=")
+        return (
+            f"{key}: a comma separates the runs of --multirun; of one value, as a path, it needs "
+            f"quotes that reach Hydra: '{key}=\"{value}\"'"
+        )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 

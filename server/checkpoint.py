@@ -104,7 +104,7 @@ class Checkpoints:
         """
         found = []
         for part, settings in zip(chain(self._strategy), self._settings, strict=True):
-            transient = getattr(part, "transient", ())
+            transient = getattr(type(part), "transient", ())
             own: dict[str, Any] = {}
             for name, value in vars(part).items():
                 if isinstance(value, _Ledger):

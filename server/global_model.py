@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedwsa import messages
+from fedwsa.blame import told
 from fedwsa.config import Config
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import FederatedData
@@ -19,8 +21,10 @@ from fedwsa.models.files import save_network
 from fedwsa.sizes import WHOLE
 from fedwsa.strategies.personal import has_global_model
 from fedwsa.strategies.sizes import sized
-from server.rounds import RoundRecord
+from server.rounds import RoundRecord, RunError
 from server.sizes import SizedModels
+
+logger = logging.getLogger("fedwsa")
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,12 @@ class GlobalModel:
     def _score_on(self, examples: Examples, arrays: ArrayRecord, size: str, number: int) -> Score:
         model = self.sizes.models[size]
         messages.load_arrays(model, self._state(arrays, size, number))
-        return evaluate(
-            model,
-            examples,
-            self.data.whole,
-            self.device,
-            self.config.evaluation.batch_size,
-        )
+        batch = self.config.evaluation.batch_size
+        try:
+            return evaluate(model, examples, self.data.whole, self.device, batch)
+        except Exception as error:  # a stranger's code may raise anything
+            logger.debug("in the evaluation:", exc_info=error)  # for run.log
+            raise RunError(f"round {number}: evaluating the model raised {told(error)}") from error
 
     def _state(self, arrays: ArrayRecord, size: str, number: int) -> ArrayRecord:
         """The state of a size's model in the arrays after a round."""

@@ -8,7 +8,14 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from flwr.serverapp.strategy import Bulyan, Krum, MultiKrum, QFedAvg, Strategy
+from flwr.serverapp.strategy import (
+    Bulyan,
+    FedAvg,
+    Krum,
+    MultiKrum,
+    QFedAvg,
+    Strategy,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -36,6 +43,7 @@ from fedwsa.strategies.statistics import spared
 from fedwsa.strategies.wave import FedWave
 from fedwsa.strategies.wrapping import chain
 from server.sizes import SizedModels
+from server.wants import wants_of
 
 logger = logging.getLogger("fedwsa")
 
@@ -57,8 +65,7 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
         of one size alone where there are several.
     """
     component = config.strategy.component
-    asked = inspect.signature(locate(component.target, "strategy._target_")).parameters
-    if config.clients.sizes is not None and "shapes" not in asked:
+    if config.clients.sizes is not None and "shapes" not in wants_of(component, "strategy"):
         raise ConfigError(
             f"clients.sizes: {component.name} averages models of one size; those for several "
             f"are strategy={', '.join(SIZED)}"
@@ -121,18 +128,17 @@ def build_guard(config: Config, strategy: Strategy) -> Guard:
 def _make(component: Component, where: str, facts: Mapping[str, Any]) -> Any:
     """Build a strategy, and first what it wraps.
 
-    It gets what it asks for, by the names of its parameters, of the models; arguments that are
-    mappings with a ``_target_`` are built likewise.
+    It gets what it says that it wants to know of the models; arguments that are mappings with a
+    ``_target_`` are built likewise.
     """
-    key = f"{where.removesuffix('.args')}._target_"
-    asked = inspect.signature(locate(component.target, key)).parameters
-    given = {name: fact for name, fact in facts.items() if name in asked}
+    wanted = wants_of(component, where.removesuffix(".args"))
+    given = {name: facts[name] for name in wanted}
     for name, value in component.arguments.items():
         if isinstance(value, dict) and "_target_" in value:
             inner = _make(Component(**value), f"{where}.{name}", facts)
             _check_wrapping(component, inner)
             given[name] = inner
-        elif value is not None or name not in facts:
+        elif value is not None or name not in wanted:
             given[name] = value
     return build(Component(**{"_target_": component.target, **given}), where)
 
@@ -148,8 +154,8 @@ def _operator(config: Config) -> Operator:
     """
     component = config.merge
     operator = locate(component.target, "merge._target_")
-    asked = inspect.signature(locate(config.strategy.target, "strategy._target_")).parameters
-    if "merge" not in asked and operator is not average:
+    wanted = wants_of(config.strategy.component, "strategy")
+    if "merge" not in wanted and operator is not average:
         raise ConfigError(
             f"merge: {config.strategy.component.name} puts models together by its own rule; "
             f"{component.name} needs strategy=oneshot"
@@ -239,9 +245,9 @@ def _check_optimisers(strategy: Strategy, config: Config) -> None:
 def _check_majority(strategy: Strategy, config: Config, cohort: int) -> None:
     """Refuse to look for more liars than a robust rule can bear (arXiv 1703.02757, 1802.07927)."""
     for part in chain(strategy):
-        liars = getattr(part, "num_malicious_nodes", 0)
-        if not liars or not isinstance(part, Krum | MultiKrum | Bulyan):
+        if not isinstance(part, Krum | MultiKrum | Bulyan) or not part.num_malicious_nodes:
             continue
+        liars = part.num_malicious_nodes
         needed = 4 * liars + 3 if isinstance(part, Bulyan) else 2 * liars + 3
         if cohort < needed:
             raise ConfigError(
@@ -284,7 +290,7 @@ def _set_sampling(strategy: Strategy, config: Config) -> None:
         "min_available_nodes": 1,  # all were awaited; who is away in a round is not waited for
     }
     *_, inner = chain(strategy)
-    if not hasattr(inner, "fraction_train"):
+    if not isinstance(inner, FedAvg):  # an attribute of that name may mean anything
         logger.warning(
             "%s samples by its own rule: clients.fraction is unused", type(inner).__name__
         )

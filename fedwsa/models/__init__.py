@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fedwsa import seeding
 from fedwsa.blame import told
@@ -105,6 +106,12 @@ def build_model(
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise ConfigError(f"{where}: {component.name} must return a torch.nn.Module, not {kind}")
+    values = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if lazy := next((name for name, value in values.items() if is_lazy(value)), None):
+        raise ConfigError(
+            f"{where}: {lazy} has no shape yet (a lazy module, as nn.LazyLinear); name its number "
+            f"of inputs, which {component.name} can take from the shape of an example that it gets"
+        )
     return model
 
 

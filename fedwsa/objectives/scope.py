@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Mapping
+
 import torch
 from torch import Tensor
 
@@ -23,6 +26,32 @@ from fedwsa.scope import (
     kl_divergence,
     spread,
 )
+
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_module|module)\.")
+
+
+def _plainly_named(weights: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
+    """The weights by the names that they have without what a model was wrapped in.
+
+    That are ``torch.compile``, ``DistributedDataParallel`` and Opacus's ``GradSampleModule``. The
+    latter computes gradients per sample, of which its optimiser makes ``.grad`` anew at its step:
+    what was added to it before would be without effect.
+
+    Raises
+    ------
+    ValueError
+        Of weights with gradients per sample.
+    """
+    if any(hasattr(weight, "grad_sample") for weight in weights.values()):
+        raise ValueError(
+            "the model has gradients per sample (Opacus), of which the optimiser makes .grad anew "
+            "at its step, so that weight scope alignment would be without effect; train without "
+            "it, and add noise to the update (Flower's LocalDpMod) or at the server"
+        )
+    if all(name in weights for name in wanted):
+        return dict(weights)
+    return {_WRAPPERS.sub("", name): weight for name, weight in weights.items()}
+
 
 _REPORTED = (messages.SCOPE_MEAN, messages.SCOPE_SPREAD, messages.SCOPE_KL)
 
@@ -84,7 +113,7 @@ class ScopeAlignment(Objective):
         self.fusion = config[messages.SCOPE_FUSION]
         self._reported = bool(config.get(messages.SCOPE_REPORTED, True))
         self._among = any(messages.SCOPE_ARRAY in record for record in content.values())
-        weights = trainable(model)
+        weights = _plainly_named(trainable(model), self.target.names)
         self._partial = bool(config.get(messages.SCOPE_PARTIAL, False))
         self._present = [name in weights for name in self.target.names]
         if not self._partial and not all(self._present):

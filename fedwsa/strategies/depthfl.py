@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 from fedwsa.models.architecture import Axes
 from fedwsa.strategies.averaging import Sampling
@@ -30,6 +30,8 @@ class DepthFL(SizedFedAvg):
     ValueError
         If an array has different shapes in two sizes.
     """
+
+    wants: ClassVar[tuple[str, ...]] = ("shapes", "axes", "head")
 
     averages_by = SizedFedAvg.averages_by
     most_alike = "sizes may differ in depth only"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 from fedwsa.strategies.averaging import Sampling
 from fedwsa.strategies.personal import Personal
@@ -28,6 +28,8 @@ class FedBN(Personal):
     ValueError
         If there are none.
     """
+
+    wants: ClassVar[tuple[str, ...]] = ("norms",)
 
     def __init__(self, norms: Sequence[str], **sampling: Unpack[Sampling]) -> None:
         if not norms:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -33,6 +33,8 @@ class FedDyn(FedAvg):
     sampling
         As for Flower's FedAvg.
     """
+
+    wants: ClassVar[tuple[str, ...]] = ("buffers",)
 
     averages_by = messages.DYN_COUNT
     clients_remember = True  # their gradients

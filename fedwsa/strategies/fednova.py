@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -36,6 +36,8 @@ class FedNova(FedAvg):
     sampling
         As for Flower's FedAvg.
     """
+
+    wants: ClassVar[tuple[str, ...]] = ("buffers",)
 
     averages_by = messages.NOVA_WEIGHT
     needs_sgd = True

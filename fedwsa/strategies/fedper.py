@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 from fedwsa.strategies.averaging import Sampling
 from fedwsa.strategies.personal import Personal, matcher
@@ -22,6 +22,8 @@ class FedPer(Personal):
     sampling
         As for Flower's FedAvg.
     """
+
+    wants: ClassVar[tuple[str, ...]] = ("head",)
 
     def __init__(
         self, head: str, personal: str | None = None, **sampling: Unpack[Sampling]

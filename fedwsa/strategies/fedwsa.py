@@ -328,7 +328,7 @@ class FedWSA(Wrapper):
         if not isinstance(values, list) or len(values) != len(self._names):
             raise ValueError(
                 f"the aggregated metrics lack {key} for {len(self._names)} layers; the clients "
-                "must report ScopeAlignment.end() in their metrics, and the strategy's "
-                "train_metrics_aggr_fn must keep it"
+                "must report ScopeAlignment.end() in their metrics: MetricRecord({..., "
+                "**alignment.end()}), and the strategy's train_metrics_aggr_fn must keep it"
             )
         return torch.tensor(values, dtype=torch.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from logging import INFO
-from typing import Any, Literal, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -53,6 +53,8 @@ class OneShot(FedAvg):
     ValueError
         If the operator needs permutations and they are not given.
     """
+
+    wants: ClassVar[tuple[str, ...]] = ("merge", "buffers", "permutations")
 
     rounds = 1
     transient = ("merge", "permutations", "_received")  # no memory

@@ -73,6 +73,8 @@ class SizedFedAvg(FedAvg):
         If no size is the largest, or a shape holds no whole units; the first misfit is named.
     """
 
+    wants: ClassVar[tuple[str, ...]] = ("shapes", "axes")
+
     transient = ("_arrays", "size_of", "axes")  # no memory: set in each round, and for each run
     most_alike: ClassVar[str] = "each must fit into the largest"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from flwr.app import ArrayRecord
@@ -47,6 +47,8 @@ class FedWave(SizedFedAvg):
     ValueError
         If no templates make the weights of all sizes.
     """
+
+    wants: ClassVar[tuple[str, ...]] = ("shapes", "axes", "architecture")
 
     averages_by = SizedFedAvg.averages_by
     most_alike = "all sizes need the same weight groups"

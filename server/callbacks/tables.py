@@ -76,7 +76,8 @@ def require_history(folder: Path, begun: int) -> None:
         Names the file.
     """
     file = folder / "history.csv"
-    if [int(row["round"]) for row in _rows(file, begun)[1]] != list(range(1, begun + 1)):
+    rows = _rows(file, begun)[1] if file.exists() else []
+    if [int(row["round"]) for row in rows] != list(range(1, begun + 1)):
         raise _damaged(file, begun)
 
 

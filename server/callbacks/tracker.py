@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fedwsa.blame import told
 from fedwsa.components import ConfigError, build
 from fedwsa.config import Config
 from server.callbacks.facts import numbers
@@ -66,7 +67,7 @@ class Guarded:
         try:
             self._tracker.on_start(config, folder)
         except Exception as error:
-            raise RunError(f"tracker.{self._name}: cannot start: {_line(error)}") from error
+            raise RunError(f"tracker.{self._name}: cannot start: {told(error)}") from error
         self._works = True
 
     def on_round(self, record: RoundRecord) -> None:
@@ -89,7 +90,7 @@ class Guarded:
         except Exception as error:  # a tool of others, which may fail in any way
             self._works = False
             name = self._name
-            logger.warning("tracker.%s failed and gets no more: %s", name, _line(error))
+            logger.warning("tracker.%s failed and gets no more: %s", name, told(error))
 
 
 def build_trackers(config: Config) -> list[Guarded]:
@@ -126,7 +127,3 @@ def require(module: str, extra: str) -> Any:
         raise ConfigError(
             f"tracker.{extra}: {extra} is not installed; pip install 'fedwsa[{extra}]'"
         ) from None
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,141 @@
+"""Somebody's strategies and models inside ours: what they have is reached, and nothing guessed."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import FedAvg
+from torch import nn
+
+from experiments.commands import of_system
+from fedwsa import messages
+from fedwsa.components import Component, ConfigError
+from fedwsa.explain import explain
+from fedwsa.models import build_model
+from fedwsa.objectives.scope import ScopeAlignment
+from fedwsa.strategies.fedwsa import FedWSA
+from fedwsa.strategies.guard import Guard
+from server.wants import wants_of
+
+
+class Theirs(FedAvg):
+    """With a method, attributes and a loop of its own, which calls its own kind's."""
+
+    def __init__(self, head: str = "mine", **options: Any) -> None:
+        super().__init__(**options)
+        self.head, self.strength, self.best = head, "theirs", 0.0
+
+    def set_place(self, place: str) -> None:
+        self.place = place
+
+    def _remember(self, accuracy: float) -> None:
+        self.best = accuracy
+
+    def start(self, grid: Any, initial_arrays: Any, num_rounds: int = 1, **named: Any) -> Any:
+        self._remember(0.5)
+        messages_ = list(self.configure_train(1, initial_arrays, grid.config, grid))
+        return self, self.place, messages_, super().summary
+
+
+@pytest.mark.parametrize("wrap", [FedWSA, lambda s: Guard(FedWSA(s)), lambda s: FedWSA(Guard(s))])
+def test_methods_attributes_and_the_loop_of_a_wrapped_strategy(wrap, monkeypatch) -> None:
+    theirs = Theirs()
+    monkeypatch.setattr(theirs, "configure_train", lambda *_: [])
+    ours = wrap(theirs)
+    ours.set_place("here")
+    assert (ours.place, ours.head) == ("here", "mine")
+    called = []
+    usual = type(ours).configure_train
+    monkeypatch.setattr(
+        type(ours), "configure_train", lambda *given: called.append(1) or usual(*given)
+    )
+    arrays = ArrayRecord({"w": messages.to_arrays({"w": torch.randn(3, 2)})["w"]})
+    found, place, sent, _ = ours.start(SimpleNamespace(config={}), arrays, num_rounds=1)
+    assert (place, sent, theirs.best, ours.best) == ("here", [], 0.5, 0.5)
+    assert isinstance(found, Theirs)
+    assert called  # the outermost hooks, not theirs alone
+
+
+def test_a_setting_of_ours_is_not_theirs() -> None:
+    theirs = Theirs()
+    ours = FedWSA(theirs, strength=3.0)
+    assert (ours.strength, theirs.strength) == (3.0, "theirs")
+    for twin in (copy.copy(ours), copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert twin.head == "mine"
+    with pytest.raises(AttributeError, match="nothing_of_this_name"):
+        _ = ours.nothing_of_this_name
+
+
+def content() -> dict[str, dict[str, Any]]:
+    return {
+        "config": {
+            messages.SCOPE_LAYERS: ["weight"],
+            messages.SCOPE_STRENGTH: 1.0,
+            messages.SCOPE_REDUCTION: "layer",
+            messages.SCOPE_FLOOR: 1e-4,
+            messages.SCOPE_FUSION: "moments",
+        },
+        messages.SCOPE_TARGET: {messages.TARGET_MEAN: [0.1], messages.TARGET_VARIANCE: [0.04]},
+    }
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod", "module", "_module"])
+def test_a_wrapped_model_is_aligned_as_the_plain_one(prefix: str) -> None:
+    plain = nn.Linear(4, 3)
+    outer = nn.Module()
+    outer.add_module(prefix, copy.deepcopy(plain))
+    for model in (plain, outer):
+        ScopeAlignment(model, content()).add_gradient()
+    wrapped = dict(outer.named_parameters())[f"{prefix}.weight"]
+    assert plain.weight.grad is not None
+    assert plain.weight.grad.abs().sum() > 0
+    assert torch.equal(wrapped.grad, plain.weight.grad)
+
+
+def test_gradients_per_sample_are_refused() -> None:
+    model = nn.Linear(4, 3)
+    model.weight.grad_sample = None  # as Opacus's GradSampleModule marks what it trains
+    with pytest.raises(ValueError, match="the optimiser makes .grad anew"):
+        ScopeAlignment(model, content())
+
+
+def test_nothing_is_filled_in_by_the_name_of_a_parameter() -> None:
+    here = f"{__name__}."
+    assert wants_of(Component(**{"_target_": here + "Theirs"}), "strategy") == []
+    fedper = Component(**{"_target_": "fedwsa.strategies.fedper.FedPer"})
+    assert wants_of(fedper, "strategy") == ["head"]
+    with pytest.raises(ConfigError, match="Wrong.wants must be a tuple of names among shapes"):
+        wants_of(Component(**{"_target_": here + "Wrong"}), "strategy")
+
+
+class Wrong(FedAvg):
+    wants = ("everything",)
+
+
+def lazy(image: Any, classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
+
+
+def test_a_lazy_network_is_refused() -> None:
+    component = Component(**{"_target_": f"{__name__}.lazy"})
+    with pytest.raises(ConfigError, match=r"model: 1.weight has no shape yet \(a lazy module"):
+        build_model(component, (1, 8, 8), 10, seed=0)
+
+
+def test_errors_of_the_system_say_what_they_are_of() -> None:
+    assert of_system(OSError(28, "No space left", "/a/b")) == "cannot write /a/b: No space left"
+    said = of_system(OSError("AF_UNIX path length cannot exceed 107 bytes"))
+    assert said == "OSError: AF_UNIX path length cannot exceed 107 bytes"
+
+
+def test_a_comma_is_told_with_its_quotes() -> None:
+    error = ValueError("Ambiguous value for argument 'dataset.path=/a,b'\n1. To use it as a list")
+    said = explain(error, ["rounds=1", "dataset.path=/a,b"])
+    assert said.startswith("dataset.path: a comma separates the runs of --multirun")
+    assert said.endswith("""'dataset.path="/a,b"'""")
