@@ -1,4 +1,4 @@
-"""What a strategy wants to know of the models: what its class declares, and nothing by its names."""
+"""What a strategy wants to know of the models: what its class declares, nothing by name."""
 
 from __future__ import annotations
 
