@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedwsa.moments import moments
+from fedwsa.moments import exact_moments
 from fedwsa.scope import (
     DEFAULT_FLOOR,
     WeightScope,
@@ -97,16 +97,15 @@ def rescale_gaussian(
     """Move each layer of ``target`` to that scope: w' = μ̃ + (σ̃/σ)·(w − μ).
 
     The function that the network computes changes. A layer whose σ is below ``floor`` is only
-    shifted. Tensors that ``target`` does not name are returned as they are.
+    shifted. Tensors that ``target`` does not name, or without entries, are returned as they are.
     """
-    mean, std = {}, {}
-    measured = moments([tensors[n] for n in target.names])
-    for name, m, v in zip(target.names, *measured, strict=True):
-        mean[name], std[name] = m, v.sqrt()
     result = dict(tensors)
     for name, m, s in zip(target.names, target.mean, target.std, strict=True):
-        gain = s / std[name] if std[name] > floor else torch.ones_like(s)
-        result[name] = _affine(tensors[name], gain, m - gain * mean[name])
+        if not tensors[name].numel():
+            continue
+        [mean], [variance] = exact_moments([tensors[name]])
+        gain = s / variance.sqrt() if variance > floor**2 else torch.ones_like(s)
+        result[name] = _affine(tensors[name], gain, m - gain * mean)
     return result
 
 
@@ -117,12 +116,14 @@ def rescale_range(
     """Map each layer's own range [lo_k, hi_k] linearly to that of ``target``: w' = a·w + c.
 
     ``percentile`` is the one that ``target`` was measured with. A constant layer is shifted to
-    the middle. Tensors that ``target`` does not name are returned as they are.
+    the middle. Tensors that ``target`` does not name, or without entries, are returned as they are.
     """
-    own = WeightRange.measure({n: tensors[n] for n in target.names}, percentile=percentile)
     result = dict(tensors)
-    rows = zip(target.names, own.low, own.high, target.low, target.high, strict=True)
-    for name, low, high, to_low, to_high in rows:
+    for name, to_low, to_high in zip(target.names, target.low, target.high, strict=True):
+        if not tensors[name].numel():
+            continue
+        own = WeightRange.measure({name: tensors[name]}, percentile=percentile)
+        low, high = own.low[0], own.high[0]
         if high > low:
             gain = (to_high - to_low) / (high - low)
             shift = to_low - gain * low

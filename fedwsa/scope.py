@@ -61,7 +61,8 @@ def scoped_layers(tensors: Mapping[str, Tensor], layers: str | None = None) -> l
     """Names of the weight tensors that have a scope, in the order of ``tensors``.
 
     These are the floating-point tensors with at least two dimensions: biases and the gains of
-    norms are nearly constant, so that a Gaussian says nothing about them.
+    norms are nearly constant, so that a Gaussian says nothing about them. A tensor without
+    entries has no scope either.
 
     Parameters
     ----------
@@ -75,7 +76,7 @@ def scoped_layers(tensors: Mapping[str, Tensor], layers: str | None = None) -> l
     ValueError
         If no tensor is left, or ``layers`` is not a regular expression.
     """
-    names = [k for k, t in tensors.items() if t.dim() >= 2 and t.is_floating_point()]
+    names = [k for k, t in tensors.items() if _has_scope(t)]
     if layers is None:
         chosen = names
     else:
@@ -90,6 +91,10 @@ def scoped_layers(tensors: Mapping[str, Tensor], layers: str | None = None) -> l
             f"are: {', '.join(names) or 'none'}"
         )
     return chosen
+
+
+def _has_scope(tensor: Tensor) -> bool:
+    return tensor.dim() >= 2 and tensor.is_floating_point() and tensor.numel() > 0
 
 
 def fan_in(tensors: Iterable[Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from flwr.serverapp.strategy import (
@@ -17,7 +18,6 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from fedwsa import messages
 from fedwsa.augment import kernels
@@ -26,6 +26,7 @@ from fedwsa.config import Config
 from fedwsa.merge import needs
 from fedwsa.merge.average import average
 from fedwsa.models.architecture import Units
+from fedwsa.models.weights import open_weights
 from fedwsa.objectives.all import own_objectives
 from fedwsa.scope import WeightScope
 from fedwsa.sections import Wsa
@@ -360,6 +361,6 @@ def _aligned(strategy: Strategy, config: Config, sizes: SizedModels) -> FedWSA:
 
 def _scope_of(wsa: Wsa) -> WeightScope:
     try:
-        return WeightScope.measure(load_file(str(wsa.scope)), wsa.layers)
+        return WeightScope.measure(open_weights(Path(str(wsa.scope))).tensors(), wsa.layers)
     except (OSError, SafetensorError, ValueError) as error:
         raise ConfigError(f"wsa.scope: cannot use {wsa.scope}: {error}") from None

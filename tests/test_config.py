@@ -166,9 +166,12 @@ def test_models_have_the_shapes_and_sizes_that_are_known() -> None:
     assert count("mlp", (1, 8, 8)) == 55_210
     assert count("mlp", (1, 8, 8), "model.width=0.5", "model.depth=1") == 64 * 100 + 100 + 1010
     assert count("mlp", (1, 8, 8), "model.depth=0") == 650
-    # The eight convolutions of VGG11 hold 9,217,728 weights and 2752 biases; then 512·512+512
-    # twice and the classifier 512·10+10.
-    assert count("vgg11", (3, 32, 32)) == 9_217_728 + 2752 + 2 * (512 * 512 + 512) + 5130
+    # The eight convolutions of VGG11 hold 9,217,728 weights and 2752 biases; then a classifier
+    # without biases. The five of VGG8 by hand: 9·(3·64 + 64·128 + 128·256 + 256·512 + 512·512).
+    assert count("vgg11", (3, 32, 32)) == 9_217_728 + 2752 + 512 * 10
+    five = 9 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512 * 512)
+    assert count("vgg8", (3, 32, 32)) == five + (64 + 128 + 256 + 512 + 512) + 512 * 10
+    assert count("vgg8", (3, 64, 64)) == count("vgg8", (3, 32, 32))
     # He et al., table 6: 0.27 M for ResNet-20; projections add a little.
     assert round(count("resnet20", (3, 32, 32)), -4) == 270_000
     assert count("resnet20", (3, 32, 32), "model.norm=batch") == count("resnet20", (3, 32, 32))

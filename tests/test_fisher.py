@@ -208,7 +208,7 @@ def test_without_fisher_information_ugm_is_task_arithmetic(scale: float) -> None
 
 def test_without_a_hold_of_the_base_ugm_is_the_fisher_average() -> None:
     expected = fisher(MODELS, fishers=FISHERS, weights=COUNTS)
-    assert_same(ugm(MODELS, base=BASE, fishers=FISHERS, weights=COUNTS), expected)
+    assert_same(ugm(MODELS, base=BASE, fishers=FISHERS, weights=COUNTS, prior=0.0), expected)
 
 
 def test_equal_fishers_and_a_large_prior_give_the_weighted_average() -> None:
@@ -228,7 +228,7 @@ def test_entries_that_no_fisher_knows_take_the_weighted_mean_and_are_counted() -
     usual = fisher(MODELS, fishers=FISHERS, weights=COUNTS)
     for merged in (
         fisher(MODELS, fishers=dead, weights=COUNTS),
-        ugm(MODELS, base=BASE, fishers=dead, weights=COUNTS),
+        ugm(MODELS, base=BASE, fishers=dead, weights=COUNTS, prior=0.0),
     ):
         torch.testing.assert_close(merged["a.weight"][1], mean["a.weight"][1])
         torch.testing.assert_close(merged["a.bias"][2], mean["a.bias"][2])
@@ -245,7 +245,7 @@ def test_statistics_and_counts_are_averaged_or_kept() -> None:
         for m, v in zip(MODELS, (1.0, 2.0, 6.0), strict=True)
     ]
     base = {**BASE, "n.running_var": torch.ones(2), "n.num_batches_tracked": torch.tensor(0)}
-    for merged in (fisher(more, fishers=FISHERS), ugm(more, base=base, fishers=FISHERS)):
+    for merged in (fisher(more, fishers=FISHERS), ugm(more, base=base, fishers=FISHERS, prior=0.0)):
         assert merged["n.running_var"].tolist() == [3.0, 3.0]
         assert int(merged["n.num_batches_tracked"]) == 3
 
@@ -254,7 +254,7 @@ def test_all_zero_fishers_need_a_prior() -> None:
     nothing = [zeros(BASE)] * 3
     for refused in (
         lambda: fisher(MODELS, fishers=nothing),
-        lambda: ugm(MODELS, base=BASE, fishers=nothing),
+        lambda: ugm(MODELS, base=BASE, fishers=nothing, prior=0.0),
         # The only one that knows anything does not count.
         lambda: fisher(MODELS, fishers=[FISHERS[0], *nothing[1:]], weights=[0, 1, 1]),
     ):
@@ -282,7 +282,7 @@ def test_identical_models_merge_to_themselves_where_the_docstrings_say_so() -> N
     assert_same(fisher(same, fishers=FISHERS, weights=COUNTS), MODELS[0], atol=0)
     how = {"fishers": FISHERS, "weights": COUNTS}
     assert_same(ugm(same, base=BASE, scale=1 / 3, prior=0.7, **how), MODELS[0])
-    assert_same(ugm(same, base=BASE, **how), MODELS[0])
+    assert_same(ugm(same, base=BASE, **how, prior=0.0), MODELS[0])
     assert_same(ugm(same, base=MODELS[0], prior=0.7, **how), MODELS[0], atol=0)
     further = ugm(same, base=BASE, prior=0.7, **how)
     step = (MODELS[0]["a.weight"] - BASE["a.weight"]).abs()
@@ -303,7 +303,7 @@ def test_what_is_no_fisher_information_of_the_models_is_refused(change: State, r
     with pytest.raises(ValueError, match=reason):
         fisher(MODELS, fishers=wrong)
     with pytest.raises(ValueError, match=reason):
-        ugm(MODELS, base=BASE, fishers=wrong)
+        ugm(MODELS, base=BASE, fishers=wrong, prior=0.0)
     with pytest.raises(ValueError, match="3 models need as many Fishers; got 2"):
         fisher(MODELS, fishers=FISHERS[:2])
     with pytest.raises(ValueError, match="the base's Fisher lacks"):

@@ -26,6 +26,7 @@ from fedwsa.config import options
 from fedwsa.data.cache import require_writable, write_tensors
 from fedwsa.evaluation import Score
 from fedwsa.merge.states import is_statistic, require_alike, shares
+from fedwsa.models.weights import prefix_hint
 
 _COMMAND = "fedwsa-merge"
 _EXAMPLES = """\
@@ -35,7 +36,9 @@ examples:
   fedwsa-merge runs/*/*/model.safetensors --method all --evaluate dataset=digits
   fedwsa-merge a.pt b.pt --base start.pt --method ties --option density=0.1 --out merged.safetensors
 
-FILES are safetensors, or state dicts that torch.save wrote (.pt, .pth), of one architecture.
+FILES are safetensors, the index of several (model.safetensors.index.json), or state dicts that
+torch.save wrote (.pt, .pth), of one architecture. With --base, task_arithmetic, ties and ugm take
+one file too: --option scale=-1 takes away what it has learned.
 Models with BatchNorm carry statistics that belong to their own weights: with --evaluate they are
 estimated anew for the merged weights, on the training part; without data, say
 --batch-norm average. docs/merging.md has the methods, what they promise and their sources.
@@ -97,6 +100,7 @@ def _run(given: argparse.Namespace) -> None:
     out: Path | None = given.out
     if out is not None:
         _require_free(out, given.force)
+    _require_enough(given, wanted)
     ingredients = _open(given)
     if wanted is None:
         _compare(ingredients)
@@ -119,10 +123,18 @@ def _run(given: argparse.Namespace) -> None:
         console.print(f"{numbers} in {out}", soft_wrap=True, highlight=False)
 
 
+def _require_enough(given: argparse.Namespace, wanted: Method | None) -> None:
+    """One model alone can be merged with what it began with: half of what it learned, or less."""
+    alone = given.base is not None if wanted is None else "base" in wanted.needs
+    if len(given.files) < 2 and not alone:
+        raise ConfigError(
+            "one model is merged already: name two or more, or --base FILE and a method that "
+            "begins there, as task_arithmetic"
+        )
+
+
 def _open(given: argparse.Namespace) -> Ingredients:
     """Everything that was named, checked."""
-    if len(given.files) < 2:
-        raise ConfigError("one model is merged already: name two or more")
     models = [ModelFile(file) for file in given.files]
     base = None if given.base is None else ModelFile(given.base)
     everything = models if base is None else [*models, base]
@@ -131,7 +143,13 @@ def _open(given: argparse.Namespace) -> Ingredients:
     try:
         require_alike(everything)
     except ValueError as error:
-        raise ConfigError(_named(str(error), [str(m.file) for m in everything])) from None
+        line = _named(str(error), [str(m.file) for m in everything])
+        hint = next(filter(None, (prefix_hint(m) for m in everything)), "")
+        raise ConfigError(f"{line}{hint}") from None
+    for model in everything:
+        if model.wrapped is not None:
+            line = f"{model.file}: names are read without what a wrapper added, as {model.wrapped}"
+            console.print(line, soft_wrap=True, highlight=False)
     data = None
     if given.evaluate is not None:
         data = DataAtHand(given.evaluate, models[0], console, given.builder)

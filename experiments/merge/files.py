@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fedwsa.components import Component, ConfigError
+from fedwsa.models.weights import INDEX, open_weights, plain_names
 
 _WITHIN = ("state_dict", "model_state_dict", "model")
 """Where a checkpoint keeps the weights, if it holds other things beside them."""
@@ -25,7 +25,9 @@ class ModelFile(Mapping[str, Tensor]):
     Parameters
     ----------
     file
-        A safetensors file, or what ``torch.save`` made of a state dict (``.pt``, ``.pth``).
+        A safetensors file, the index of several (``model.safetensors.index.json``), or what
+        ``torch.save`` made of a state dict (``.pt``, ``.pth``). What wrappers put before names
+        (``module.``, ``_module.``, ``_orig_mod.``) is left out.
 
     Attributes
     ----------
@@ -40,24 +42,24 @@ class ModelFile(Mapping[str, Tensor]):
 
     def __init__(self, file: Path) -> None:
         if not file.is_file():
-            raise ConfigError(f"there is no file {file}")
+            open_weights(file)  # says what is wrong
         self.file = file
         self.facts: dict[str, Any] = {}
-        self._names: list[str] = []
+        self._stored: dict[str, str] = {}
+        self._files = [file]
         self._read: Callable[[str], Tensor]
-        (self._open_safetensors if file.suffix == ".safetensors" else self._open_torch)()
-        if not self._names:
+        known = file.suffix == ".safetensors" or file.name.endswith(INDEX)
+        (self._open_safetensors if known else self._open_torch)()
+        if not self._stored:
             raise ConfigError(f"{file} holds no weights")
 
     def _open_safetensors(self) -> None:
+        opened = open_weights(self.file)
         try:
-            opened: Any = safe_open(self.file, framework="pt")  # its types are half there
-            metadata = opened.metadata() or {}
-            facts = json.loads(metadata.get("fedwsa", "{}"))
-            self._names, self._read = list(opened.keys()), opened.get_tensor
-        except (OSError, SafetensorError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"{self.file} is damaged, or no safetensors file: {reason}") from None
+            facts = json.loads(opened.metadata.get("fedwsa", "{}"))
+        except ValueError:
+            raise ConfigError(f"{self.file}: what it says of its network is damaged") from None
+        self._stored, self._read, self._files = opened.stored, opened.read, opened.files
         self.facts = _checked(facts, self.file)
 
     def _open_torch(self) -> None:
@@ -83,25 +85,35 @@ class ModelFile(Mapping[str, Tensor]):
             if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
                 raise ConfigError(f"{self.file}: {name} is sparse, quantized or without content")
         tensors = {name: tensor.detach() for name, tensor in held.items()}
-        self._names, self._read = list(tensors), tensors.__getitem__
+        self._stored, self._read = plain_names(tensors, self.file), tensors.__getitem__
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._read(name)
+        return self._read(self._stored[name])
 
     def __contains__(self, name: object) -> bool:
-        return name in self._names
+        return name in self._stored
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._stored)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._stored)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the file."""
-        with self.file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        """SHA-256 of the file; of an index and its files those of each, one after the other."""
+        found = []
+        for file in self._files:
+            with file.open("rb") as opened:
+                found.append(hashlib.file_digest(opened, "sha256"))
+        if len(found) == 1:
+            return found[0].hexdigest()
+        return hashlib.sha256(b"".join(one.digest() for one in found)).hexdigest()
+
+    @property
+    def wrapped(self) -> str | None:
+        """A name in the file that a wrapper (DataParallel, torch.compile) has added to, if one has."""
+        return next((stored for name, stored in self._stored.items() if name != stored), None)
 
 
 def _checked(facts: Any, file: Path) -> dict[str, Any]:

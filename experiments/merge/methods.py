@@ -65,6 +65,8 @@ class Ingredients:
 
     def lacking(self, method: Method) -> str | None:
         """What must be given for a method; None if nothing."""
+        if len(self.models) == 1 and "base" not in method.needs:
+            return "a second model"
         there = {
             "base": self.base is not None,
             "fishers": self.data is not None,

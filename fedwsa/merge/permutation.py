@@ -11,6 +11,7 @@ Git Re-Basin, arXiv 2209.04836, section 3.2 and algorithm 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -308,5 +309,8 @@ class _Search:
 def _rows(tensor: Tensor, dimension: int, axis: Axis) -> Tensor:
     """A row of entries for each unit, ``(units, entries)``."""
     units = axis.units(tensor.shape[dimension])
-    moved = tensor.movedim(dimension, 0).reshape(axis.parts, units, -1)
-    return moved.transpose(0, 1).reshape(units, -1)
+    moved = tensor.movedim(dimension, 0)
+    inner = axis.inner * math.prod(moved.shape[1:])  # of an empty tensor -1 would not say it
+    return (
+        moved.reshape(axis.parts, units, inner).transpose(0, 1).reshape(units, axis.parts * inner)
+    )

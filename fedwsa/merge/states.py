@@ -93,14 +93,14 @@ def _require_form(name: str, tensor: Tensor, expected: Tensor, number: int) -> N
             f"{name}: model {number} has the shape {tuple(tensor.shape)}, "
             f"model 1 {tuple(expected.shape)}"
         )
+    if tensor.is_complex():
+        raise ValueError(f"{name}: complex weights cannot be merged")
     if tensor.dtype != expected.dtype:
         kinds = [str(t.dtype).removeprefix("torch.") for t in (tensor, expected)]
         raise ValueError(f"{name}: model {number} is {kinds[0]}, model 1 {kinds[1]}")
 
 
 def _require_values(name: str, tensor: Tensor, number: int) -> None:
-    if tensor.is_complex():
-        raise ValueError(f"{name}: complex weights cannot be merged")
     if not tensor.is_floating_point() or not tensor.numel():
         return
     if tensor.dtype not in _KINDS:

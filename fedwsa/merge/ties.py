@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -26,7 +29,8 @@ def ties(
     """Merge differences to a base where they are large and of one sign.
 
     1. Trim: of each difference τ_t = θ_t − θ_0 only the largest ``density`` of all its entries, by
-       absolute value over the whole model, stay; the others become zero.
+       absolute value over the whole model, stay (rounded up); the others become zero. Of equal
+       ones those stay that come first, in the order of the base's tensors and their entries.
     2. Elect: the sign of each entry is that of Σ_t p_t τ_t.
     3. Merge: τ is the mean, by p_t, of those τ_t that are not zero and have that sign.
     4. θ = θ_0 + λ·τ.
@@ -47,18 +51,25 @@ def ties(
         λ.
     """
     share = shares(weights, len(models))
-    smallest = [_threshold(model, base, density) for model in models]
+    trims = [_trim(model, base, density) for model in models]
 
     def operate(name: str, tensors: list[Tensor]) -> Tensor:
         origin = precise(base[name])
         result = torch.empty(origin.shape, dtype=origin.dtype)
-        least = origin.new_tensor(smallest).unsqueeze(1)
+        least = torch.tensor([trim.least for trim in trims], dtype=torch.float64).unsqueeze(1)
+        room = torch.tensor([trim.room.get(name, 0) for trim in trims]).unsqueeze(1)
         whole = (result, origin, *tensors)
         for made, begun, *ended in zip(
             *(torch.split(t.reshape(-1), _PIECE) for t in whole), strict=True
         ):
             changes = torch.stack(ended) - begun
-            changes.masked_fill_(changes.abs() < least, 0.0)
+            size = changes.abs()
+            equal = size == least
+            if equal.any():
+                # Both are needed of the next piece: how many of the equal ones may still stay.
+                equal, here = equal & (equal.cumsum(1) <= room), equal.sum(1, keepdim=True)
+                room = (room - here).clamp(min=0)
+            changes.masked_fill_(~(equal | (size > least)), 0.0)
             made.copy_(begun + scale * _elected(changes, origin.new_tensor(share)))
         return result
 
@@ -76,18 +87,49 @@ def _elected(changes: Tensor, share: Tensor) -> Tensor:
     return share @ (changes * agree) / counted.masked_fill(counted == 0, 1.0)
 
 
-def _threshold(model: State, base: State, density: float) -> float:
-    """The smallest absolute difference that stays."""
-    names = [k for k in model if model[k].is_floating_point() and not is_statistic(k)]
-    changes = np.empty(sum(model[k].numel() for k in names), np.float64 if _double(model) else "f4")
+@dataclass(frozen=True)
+class _Trim:
+    """What stays of a difference: what is larger than ``least``, and of what equals it ``room``.
+
+    Attributes
+    ----------
+    room : mapping of str to int
+        Name of a tensor → how many of its entries that equal ``least`` stay, the first ones.
+    """
+
+    least: float
+    room: Mapping[str, int]
+
+
+def _trim(model: State, base: State, density: float) -> _Trim:
+    """What stays of a model's difference to the base."""
+    names = [k for k in base if base[k].is_floating_point() and not is_statistic(k)]
+    changes = np.empty(sum(base[k].numel() for k in names), np.float64 if _double(base) else "f4")
+    # As it is written: 0.1 of 30 is 3, though the nearest binary number makes it more.
+    kept = math.ceil(Fraction(repr(float(density))) * changes.size)
+    if not kept:
+        return _Trim(math.inf, {})
     end = 0
     for name in names:
-        change = (precise(model[name]) - precise(base[name])).abs_().flatten()
-        begin, end = end, end + change.numel()
-        changes[begin:end] = change.numpy()
-    place = changes.size - max(1, math.ceil(density * changes.size))
+        begin, end = end, end + base[name].numel()
+        changes[begin:end] = _change(model, base, name)
+    place = changes.size - kept
     changes.partition(place)  # in place: torch.kthvalue takes four times the memory
-    return float(changes[place])
+    least = float(changes[place])
+    left = kept - int((changes > least).sum())
+    room = {}
+    for name in names:
+        room[name] = min(left, int((_change(model, base, name) == least).sum())) if left else 0
+        left -= room[name]
+    return _Trim(least, room)
+
+
+def _change(model: State, base: State, name: str) -> NDArray[np.floating[Any]]:
+    """The absolute difference of a tensor, flat."""
+    change: NDArray[np.floating[Any]] = (
+        (precise(model[name]) - precise(base[name])).abs_().flatten().numpy()
+    )
+    return change
 
 
 def _double(model: State) -> bool:

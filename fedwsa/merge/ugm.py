@@ -22,7 +22,7 @@ def ugm(
     base_fisher: State | None = None,
     scale: PositiveFloat = 1.0,
     base_weight: NonNegativeFloat = 1.0,
-    prior: NonNegativeFloat = 0.0,
+    prior: NonNegativeFloat = 0.01,
 ) -> dict[str, Tensor]:
     """Add what each model has learned to the base, weighted by how sure it is of it.
 
@@ -67,7 +67,7 @@ def ugm(
     base_weight
         s_0, how many samples the base was trained on; without ``base_fisher`` of no effect.
     prior
-        δ_0.
+        δ_0; 0: Fisher-weighted averaging, without ``base_fisher``.
 
     Raises
     ------

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fedwsa.components import Component, ConfigError
 from fedwsa.data.cache import write_tensors
 from fedwsa.data.examples import LabelledData
 from fedwsa.models import InputShape, build_model
+from fedwsa.models.weights import open_weights
 
 
 def save_network(
@@ -84,7 +85,8 @@ def load_network(file: Path, builders: Collection[str] = ()) -> SavedNetwork:
     """The network of a file.
 
     Integer buffers, which do not travel in a federation, may be missing. ``builders`` of your own
-    are built too, see :func:`component_of`.
+    are built too, see :func:`component_of`. The file may be an index of several, and its names
+    those of a wrapper, see :func:`fedwsa.models.weights.open_weights`.
 
     Raises
     ------
@@ -92,16 +94,13 @@ def load_network(file: Path, builders: Collection[str] = ()) -> SavedNetwork:
         If there is no such file, it is damaged, or its tensors are not the network's.
     """
     try:
-        with safe_open(file, framework="pt") as opened:
-            facts = json.loads((opened.metadata() or {})["fedwsa"])
-            tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
+        opened = open_weights(file)
+        facts, tensors = json.loads(opened.metadata["fedwsa"]), opened.tensors()
         component = component_of(facts, file, builders)
         shape = tuple(int(size) for size in facts["shape"])
         classes, data = int(facts["classes"]), dict(facts["data"])
         module = build_model(component, shape, classes, seed=0)
         missing, unexpected = module.load_state_dict(tensors, strict=False)
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file {file}") from None
     except ConfigError:
         raise
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:

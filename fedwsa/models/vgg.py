@@ -9,11 +9,12 @@ from pydantic import PositiveFloat
 from torch import nn
 
 from fedwsa.models import ImageShape, require_side, scaled
-from fedwsa.models.architecture import Architecture, Axes, Axis, described
+from fedwsa.models.architecture import Architecture, described
 from fedwsa.models.norms import Norm, norm_layer
 from fedwsa.models.units import chain
 
-# Convolutions before each of the five halvings; three linear layers complete the depth.
+# Convolutions before each of the five halvings. The numbers that name the networks count three
+# dense layers, as the original has; here is one.
 _STAGES: dict[int, tuple[int, ...]] = {
     8: (1, 1, 1, 1, 1),
     11: (1, 1, 2, 2, 2),
@@ -22,23 +23,11 @@ _STAGES: dict[int, tuple[int, ...]] = {
 }
 
 
-def _axes(model: nn.Module) -> Axes:
-    """The first dense layer reads flattened channels."""
-    last = [m for m in model.modules() if isinstance(m, nn.Conv2d)][-1]
-    dense = model.get_submodule("dense0")
-    assert isinstance(dense, nn.Linear)
-    return {"dense0.weight": {1: Axis(inner=dense.in_features // last.out_channels)}}
-
-
 @described(
     Architecture(
-        groups={
-            "conv": r"^stage(0_conv[1-9]|[1-9]_conv\d)\.weight$",
-            "dense": r"^dense[01]\.weight$",
-        },
+        groups={"conv": r"^stage(0_conv[1-9]|[1-9]_conv\d)\.weight$"},
         blocks=r"^stage\d_conv([1-9])\.",
-        axes=_axes,
-        units=lambda model: chain(model, _axes(model)),
+        units=chain,
     )
 )
 def vgg(
@@ -49,12 +38,16 @@ def vgg(
     depth: Literal[8, 11, 13, 16],
     norm: Norm,
 ) -> nn.Module:
-    """VGG of 8, 11, 13 or 16 weight layers: 3x3 convolutions, five halvings, three dense layers.
+    """VGG 8, 11, 13 or 16 of federated learning: 3x3 convolutions, five halvings, one classifier.
 
-    Channels 64, 128, 256, 512, 512 and dense layers of 512, times ``width``; the original's
-    4096 units are for images of 224 pixels.
+    Channels 64, 128, 256, 512, 512, times ``width``; the mean over what is left of the image (one
+    pixel of 32x32) is classified by a linear layer without biases, and there are no other dense
+    layers. Convolutions start normal with variance 2/fan_out, biases at zero: without norms torch's
+    own start shrinks activations by 6 a layer, and the network does not learn. The classifier
+    starts as torch has it (ours: the source does not say).
 
-    Source: arXiv 1409.1556.
+    Source: arXiv 1409.1556; the start arXiv 1502.01852; classifier and start as in the networks
+    without norms of arXiv 2408.12237's authors.
     """
     require_side(image, 32, f"vgg{depth}")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -64,16 +57,20 @@ def vgg(
     ):
         for i in range(count):
             out, name = scaled(base, width), f"stage{stage}_conv{i}"
-            layers[name] = nn.Conv2d(channels, out, 3, padding=1, bias=norm == "none")
+            layers[name] = _convolution(channels, out, bias=norm == "none")
             if norm != "none":
                 layers[f"{name}_norm"] = norm_layer(norm, out)
             layers[f"{name}_relu"] = nn.ReLU()
             channels = out
         layers[f"stage{stage}_pool"] = nn.MaxPool2d(2)
-    units = channels * (image[1] // 32) * (image[2] // 32)
-    hidden = scaled(512, width)
-    layers["flatten"] = nn.Flatten()
-    layers["dense0"], layers["dense0_relu"] = nn.Linear(units, hidden), nn.ReLU()
-    layers["dense1"], layers["dense1_relu"] = nn.Linear(hidden, hidden), nn.ReLU()
-    layers["head"] = nn.Linear(hidden, classes)
+    layers["pool"], layers["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    layers["head"] = nn.Linear(channels, classes, bias=False)
     return nn.Sequential(layers)
+
+
+def _convolution(channels: int, out: int, bias: bool) -> nn.Conv2d:
+    made = nn.Conv2d(channels, out, 3, padding=1, bias=bias)
+    nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")
+    if made.bias is not None:
+        nn.init.zeros_(made.bias)
+    return made
