@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,8 +170,8 @@ def _generators(device: torch.device) -> tuple[object, ...]:
     places = [torch.get_rng_state()]
     if device.type == "cuda":
         places.append(torch.cuda.get_rng_state(device))
-    legacy = np.random.get_state(legacy=True)  # noqa: NPY002, what a stranger may use
-    numpy = (np.asarray(legacy[1]).tobytes(), legacy[2])
+    legacy: Any = np.random.get_state()  # noqa: NPY002, what a stranger may use
+    numpy = (legacy[1].tobytes(), legacy[2])
     return (random.getstate(), numpy, *[state.numpy().tobytes() for state in places])
 
 
