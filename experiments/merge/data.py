@@ -81,9 +81,8 @@ class DataAtHand:
 
     def network(self, state: Mapping[str, Tensor]) -> nn.Module:
         """The network with these weights."""
-        whole = self._whole
         try:
-            return built(self.component, whole.shape, whole.classes, self._facts, state)
+            return built(self.component, self._facts, state, "what is merged")
         except RuntimeError as error:
             raise ConfigError(" ".join(str(error).split())) from None
 

@@ -80,13 +80,9 @@ def component_of(facts: Mapping[str, Any], file: Path, builders: Collection[str]
 
 
 def built(
-    component: Component,
-    shape: InputShape,
-    classes: int,
-    facts: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
+    component: Component, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str
 ) -> nn.Module:
-    """The network that a file says it is of, with these tensors.
+    """The network that the facts of a file are of, with tensors that come from ``what``.
 
     Raises
     ------
@@ -95,11 +91,12 @@ def built(
     RuntimeError
         If one has another shape.
     """
-    network = build_model(component, shape, classes, int(facts.get("seed", 0)))
+    shape = tuple(int(size) for size in facts["shape"])
+    network = build_model(component, shape, int(facts["classes"]), int(facts.get("seed", 0)))
     missing, unexpected = network.load_state_dict(dict(tensors), strict=False)
     needed = [name for name in missing if not state.is_count(network.state_dict()[name])]
     if wrong := [*needed, *unexpected]:
-        raise ConfigError(f"the weights do not fit their network: {wrong[0]}")
+        raise ConfigError(f"{what} does not fit its network: {wrong[0]}")
     return network
 
 
@@ -134,11 +131,11 @@ def load_network(file: Path, builders: Collection[str] = ()) -> SavedNetwork:
         component = component_of(facts, file, builders)
         shape = tuple(int(size) for size in facts["shape"])
         classes, data = int(facts["classes"]), dict(facts["data"])
-        module = built(component, shape, classes, facts, tensors)
+        module = built(component, facts, tensors, str(file))
     except FileNotFoundError:
         raise ConfigError(f"there is no file {file}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from None
+    except ConfigError:
+        raise
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{file} is no network of ours, or damaged: {reason}") from None
