@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from fedwsa import messages
 from fedwsa.components import ConfigError
 from fedwsa.config import Config
 from fedwsa.scope import WeightScope, fan_in, scoped_layers, stability
@@ -22,7 +23,7 @@ def check_alignment(config: Config, strategy: FedWSA, sizes: SizedModels, larges
     ConfigError
         If ``wsa.layers`` or the scope that is given does not fit the model of the largest size.
     """
-    state = sizes.models[largest].state_dict()
+    state = messages.travelling_state(sizes.models[largest])
     try:
         names = scoped_layers(state, config.wsa.layers)
         scope = strategy.target or WeightScope.measure(state, config.wsa.layers)
@@ -34,7 +35,7 @@ def check_alignment(config: Config, strategy: FedWSA, sizes: SizedModels, larges
     lr = local.lr * max(local.lr_factors)
     ratios: dict[tuple[str, str], float] = {}
     for size, model in sizes.models.items():
-        own = model.state_dict()
+        own = messages.travelling_state(model)
         target = scope.only([name for name in scope.names if name in own])
         if strategy.normalise:
             widths = [fan_in([of[n] for n in target.names]) for of in (state, own)]

@@ -114,8 +114,8 @@ def test_the_statistics_that_travel_are_those_of_the_plain_weights() -> None:
 
 
 def test_a_cohort_cannot_draw_for_each_client_and_says_so() -> None:
-    assert why_not(net(), local()) is None
-    said = why_not(net(), local(weight_augmentation="crop"))
+    assert why_not(local()) is None
+    said = why_not(local(weight_augmentation="crop"))
     assert said == "local.weight_augmentation is set"
 
 

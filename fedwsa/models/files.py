@@ -14,14 +14,25 @@ from torch import Tensor, nn
 from fedwsa.components import Component, ConfigError
 from fedwsa.data.cache import write_tensors
 from fedwsa.data.examples import LabelledData
-from fedwsa.models import InputShape, build_model
+from fedwsa.models import InputShape, build_model, state
 from fedwsa.models.weights import open_weights
 
 
 def save_network(
-    file: Path, tensors: Mapping[str, Tensor], model: Component, data: LabelledData
+    file: Path,
+    tensors: Mapping[str, Tensor],
+    model: Component,
+    data: LabelledData,
+    seed: int = 0,
 ) -> None:
     """Write a network's state, whole or not at all, with what its user must know of the data.
+
+    Parameters
+    ----------
+    tensors
+        Its state dict, under all names of those that are tied.
+    seed
+        By which it was built: what its state dict lacks is built again.
 
     Raises
     ------
@@ -32,9 +43,11 @@ def save_network(
         "model": model.model_dump(by_alias=True),
         "shape": list(data.shape),
         "classes": data.classes,
+        "seed": seed,
         "data": {"kind": data.kind, **data.facts()},
     }
-    write_tensors(file, tensors, {"fedwsa": json.dumps(facts)}, "out")
+    apart = {k: t.detach().cpu().clone() for k, t in tensors.items()}  # the format has no ties
+    write_tensors(file, apart, {"fedwsa": json.dumps(facts)}, "out")
 
 
 def component_of(facts: Mapping[str, Any], file: Path, builders: Collection[str] = ()) -> Component:
@@ -67,6 +80,27 @@ def component_of(facts: Mapping[str, Any], file: Path, builders: Collection[str]
     return component
 
 
+def built(
+    component: Component, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str
+) -> nn.Module:
+    """The network that the facts of a file are of, with tensors that come from ``what``.
+
+    Raises
+    ------
+    ConfigError
+        If one is missing or unknown; single whole numbers (BatchNorm's counts) may be missing.
+    RuntimeError
+        If one has another shape.
+    """
+    shape = tuple(int(size) for size in facts["shape"])
+    network = build_model(component, shape, int(facts["classes"]), int(facts.get("seed", 0)))
+    missing, unexpected = network.load_state_dict(dict(tensors), strict=False)
+    needed = [name for name in missing if not state.is_count(network.state_dict()[name])]
+    if wrong := [*needed, *unexpected]:
+        raise ConfigError(f"{what} does not fit its network: {wrong[0]}")
+    return network
+
+
 @dataclass(frozen=True, eq=False)
 class SavedNetwork:
     """A network from a file, what builds it, what it looks at and tells apart.
@@ -84,9 +118,8 @@ class SavedNetwork:
 def load_network(file: Path, builders: Collection[str] = ()) -> SavedNetwork:
     """The network of a file.
 
-    Integer buffers, which do not travel in a federation, may be missing. ``builders`` of your own
-    are built too, see :func:`component_of`. The file may be an index of several, and its names
-    those of a wrapper, see :func:`fedwsa.models.weights.open_weights`.
+    ``builders`` of your own are built too, see :func:`component_of`. The file may be an index of
+    several, and its names those of a wrapper, see :func:`fedwsa.models.weights.open_weights`.
 
     Raises
     ------
@@ -99,14 +132,10 @@ def load_network(file: Path, builders: Collection[str] = ()) -> SavedNetwork:
         component = component_of(facts, file, builders)
         shape = tuple(int(size) for size in facts["shape"])
         classes, data = int(facts["classes"]), dict(facts["data"])
-        module = build_model(component, shape, classes, seed=0)
-        missing, unexpected = module.load_state_dict(tensors, strict=False)
+        module = built(component, facts, tensors, str(file))
     except ConfigError:
         raise
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{file} is no network of ours, or damaged: {reason}") from None
-    needed = [name for name in missing if module.state_dict()[name].is_floating_point()]
-    if wrong := [*needed, *unexpected]:
-        raise ConfigError(f"{file} does not fit its network: {wrong[0]}")
     return SavedNetwork(module, component, shape, classes, data)
