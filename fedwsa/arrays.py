@@ -37,7 +37,7 @@ class MemoryArray(Array):
         self.values = view
 
     @property
-    def data(self) -> bytes:  # type: ignore[override]
+    def data(self) -> bytes:
         """The values as Flower encodes them."""
         return Array.from_numpy_ndarray(self.values).data
 

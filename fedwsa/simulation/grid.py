@@ -211,7 +211,10 @@ class RayGrid(Grid):
             self._check()
             self._mail.register(map(shell, sent))
             if wait:
-                exchange = _Exchange(keys, self._pool.lock)
+                asked = [
+                    m.metadata for m in sent if m.metadata.dst_node_id in self.known_partitions
+                ]
+                exchange = _Exchange((m.message_id for m in asked), self._pool.lock)
                 self._waiting.update(dict.fromkeys(keys, exchange))
             jobs = parcels.jobs(self.known_partitions, self._work, ends, self._pool)
             return keys, self._pool.submit(jobs)

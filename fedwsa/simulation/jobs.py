@@ -90,7 +90,9 @@ class Parcels:
         pool
             Who gets them.
         """
-        orders, first, later = [], [], []
+        orders: list[Order] = []
+        first: list[int] = []  # as indices
+        later: list[int] = []
         seen: set[int] = set()
         for i, (message, place) in enumerate(zip(self._messages, self._place, strict=True)):
             node = message.metadata.dst_node_id

@@ -8,14 +8,15 @@ from collections.abc import Container, Iterable
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from flwr.app import Message
-from flwr.server.utils import validate_message
+from flwr.app import Error, Message, Metadata
 
 logger = logging.getLogger("fedwsa")
 
 _SERVER = 1  # its node id; it answers no messages
-_UNREACHABLE = "node_unavail"
-_REPLY_OVER = "msg_unavail"
+_NO_MESSAGE = Error(3, "the message is not there: its time is over, or its reply was fetched")
+_NO_REPLY = Error(4, "the reply is not there: its time is over")
+_NO_NODE = Error(5, "the node does not answer")
+"""With the codes of Flower's runtimes."""
 
 
 class Mailbox:
@@ -53,8 +54,8 @@ class Mailbox:
             )
         # The field has no public setter; Flower's grids write it in the same way.
         metadata.__dict__["_message_id"] = str(uuid4())
-        if errors := validate_message(message, is_reply_message=False):
-            logger.error("a message was not sent: %s", "; ".join(errors))
+        if _over(message):
+            logger.error("a message was not sent: its time to live is over")
             return False
         if metadata.dst_node_id not in self._nodes and metadata.dst_node_id != _SERVER:
             logger.error("a message was not sent: there is no node %d", metadata.dst_node_id)
@@ -98,21 +99,22 @@ class Mailbox:
 
     def _fetch(self, key: str) -> Message | None:
         if self.is_over(key):
-            from flwr.server.superlink.linkstate import utils  # takes half a second
-
-            return utils.create_message_error_unavailable_ins_message(key, self._run_id)
-        message, reply = self._sent[key], self._replies.get(key)
-        problem = _UNREACHABLE if message.metadata.dst_node_id == _SERVER else None
-        if reply is not None:
-            if not _over(reply):
-                reply.metadata.delivered_at = _now()
-                return reply
-            problem = _REPLY_OVER
-        if problem is None:
+            return self._error(_NO_MESSAGE, key, "", "system")
+        metadata, reply = self._sent[key].metadata, self._replies.get(key)
+        if metadata.dst_node_id != _SERVER and reply is None:
             return None
-        from flwr.server.superlink.linkstate import utils
+        if reply is None:
+            return self._error(_NO_NODE, key, metadata.group_id, metadata.message_type)
+        if _over(reply):
+            return self._error(_NO_REPLY, key, metadata.group_id, metadata.message_type)
+        reply.metadata.delivered_at = _now()
+        return reply
 
-        return utils.create_message_error_unavailable_res_message(message.metadata, problem)
+    def _error(self, error: Error, key: str, group: str, kind: str) -> Message:
+        """An answer from the server's own node, as Flower gives it."""
+        numbers = (self._run_id, str(uuid4()), _SERVER, _SERVER)
+        metadata = Metadata(*numbers, key, group, time.time(), 0.0, kind)
+        return Message(metadata=metadata, error=error)  # type: ignore[call-overload,no-any-return]
 
 
 def seconds_left(message: Message) -> float:

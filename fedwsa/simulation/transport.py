@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from fedwsa.arrays import MemoryArray, record_of, values
 
 Record = ArrayRecord | MetricRecord | ConfigRecord
-_A, _B = TypeVar("_A"), TypeVar("_B")
+_A = TypeVar("_A")
+_B = TypeVar("_B")
 
 
 @dataclass(frozen=True)
