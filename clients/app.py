@@ -204,6 +204,12 @@ def _content(message: Message) -> Content:
     }
 
 
+def _instructions(message: Message) -> dict[str, object]:
+    """What a message says beside its arrays."""
+    records = message.content.items()
+    return {name: record for name, record in records if not isinstance(record, ArrayRecord)}
+
+
 def _state(context: Context) -> dict[str, dict[str, Tensor]]:
     return {name: messages.to_tensors(r) for name, r in context.state.array_records.items()}
 
@@ -290,7 +296,9 @@ def _train(config: Config, message: Message, context: Context) -> Message:
 def _train_together(
     config: Config, received: Sequence[Message], contexts: Sequence[Context]
 ) -> list[Message] | None:
-    """Train several clients at once, if they can be; their messages have the same content."""
+    """Train several clients at once, if they can be; their messages have the same arrays."""
+    if any(_instructions(message) != _instructions(received[0]) for message in received[1:]):
+        return None
     first = _receive(config, received[0], contexts[0])
     model, content = first.network.model, first.content
     if _deadline(received[0]) is not None or messages.PERSONAL in content:

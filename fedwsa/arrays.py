@@ -37,9 +37,15 @@ class MemoryArray(Array):
         self.values = view
 
     @property
-    def data(self) -> bytes:  # type: ignore[override]
+    def data(self) -> bytes:
         """The values as Flower encodes them."""
         return Array.from_numpy_ndarray(self.values).data
+
+    @data.setter
+    def data(self, encoded: bytes) -> None:
+        """Take other values, as from Flower's Array, whose bytes may be replaced."""
+        self.values = np.load(BytesIO(encoded), allow_pickle=False)
+        self.values.flags.writeable = False
 
     def numpy(self) -> NDArray[Any]:
         """A copy, as Flower's: strangers write into it."""

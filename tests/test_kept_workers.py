@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedwsa.simulation import pool, run_simulation
+from fedwsa.simulation import kept, run_simulation
 from fedwsa.simulation.cluster import connect
 
 
@@ -79,7 +79,7 @@ def test_workers_that_are_not_wanted_make_place(running_ray) -> None:
     assert run("again", 2, True)[0] == first  # the other one waited
     third, _, _ = run("three", 2, False)  # a run of its own: new ones, and none is left
     assert not third & first
-    assert pool._kept == []
+    assert kept._waiting == []
 
 
 def test_a_worker_that_died_is_not_kept(running_ray) -> None:

@@ -8,9 +8,10 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 CohortTraining = Callable[[Sequence[Message], Sequence[Context]], list[Message] | None]
-"""Messages with one common content, and the contexts of their receivers → the replies.
+"""Messages, and the contexts of their receivers → the replies.
 
-None: these cannot be trained together; they are then trained one by one.
+The messages have records of the same names and kinds, and the same arrays; what else they say
+may differ. None: these cannot be trained together; they are then trained one by one.
 """
 
 

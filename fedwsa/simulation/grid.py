@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from uuid import uuid4
 
 import ray
-from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
-from ray import ObjectRef
 
+from fedwsa.simulation.contexts import Kept
+from fedwsa.simulation.jobs import Parcels
+from fedwsa.simulation.mailbox import Mailbox, seconds_left
 from fedwsa.simulation.pool import Finished, Pool
-from fedwsa.simulation.schedule import plan
-from fedwsa.simulation.transport import (
-    PackedContent,
-    PackedRecord,
-    Record,
-    pack,
-    pack_record,
-    shell,
-    unpack,
-)
-from fedwsa.simulation.worker import Job, Order
+from fedwsa.simulation.transport import pack, shell, unpack
 from fedwsa.strategies.averaging import Averaged, AveragedReplies
 from fedwsa.strategies.replies import Rules
+
+logger = logging.getLogger("fedwsa")
 
 WORKER_DIED = 8
 """Error code of Flower's runtimes for a ClientApp that crashed."""
 
 _FIRST_NODE = 2  # 1 is the server's
-_PATIENCE = 1.0  # seconds that a worker has, after its time is over, to end by itself
 _POLL = 0.5  # seconds between looks at the clock while waiting
+
+
+class _Exchange:
+    """Messages whose sender waits, and how many of them have been settled."""
+
+    def __init__(self, keys: Iterable[str], lock: threading.RLock) -> None:
+        self.left, self.done = set(keys), 0
+        self.news = threading.Condition(lock)
 
 
 class RayGrid(Grid):
     """Nodes 2, 3, … of partitions 0, 1, …, played by the workers of a pool.
 
-    A client's ``Context.state`` lies in the object store and belongs to the grid: whichever
-    worker plays the client next reads it from there, and a worker that dies takes none along.
+    Any number of threads may use it at once. What a client keeps in its ``Context`` lies in the
+    object store and belongs to the pool: whichever worker plays the client next reads it from
+    there, and a worker that dies takes none along. A client's messages are answered one after
+    the other, each with what the one before has left.
 
     Parameters
     ----------
@@ -70,33 +74,46 @@ class RayGrid(Grid):
         """The partition of each node."""
         self.on_progress: Callable[[int, int], None] = lambda done, total: None
         """Called with the number of answers so far, and of messages, while they come."""
-        self._states: dict[int, ObjectRef[PackedContent]] = {}
-        self._sent: set[str] = set()
-        self._replies: dict[str, Message] = {}
+        self._mail = Mailbox(run.run_id, self.known_partitions)
+        self._waiting: dict[str, _Exchange] = {}
+        pool.deliver, pool.broken = self._deliver, self._wake
 
     @property
     def run(self) -> Run:
         """The run."""
-        return self._run
+        return Run(**vars(self._run))
 
     def set_run(self, run: Run) -> None:
-        """Set the run."""
+        """Set the run, of which there is one."""
+        if not isinstance(run, Run):
+            raise TypeError(f"`run` must be an instance of Run, got {type(run).__name__}")
+        if run.run_id != self._run.run_id:
+            raise RuntimeError(f"Cannot find the run with ID: {run.run_id}")
         self._run = run
 
     @property
     def client_states(self) -> dict[int, RecordDict]:
         """What the clients keep, by partition; those who keep nothing are not in it."""
-        kept: dict[int, PackedContent] = {n: ray.get(s) for n, s in self._states.items()}
-        return {self.known_partitions[node]: unpack(content) for node, content in kept.items()}
+        with self._pool.lock:
+            references = dict(self._pool.kept)
+        kept: dict[int, Kept] = {node: ray.get(r) for node, r in references.items()}
+        if others := sorted({name for k in kept.values() for name in k.others}):
+            logger.warning(
+                "clients keep %s on their context beside its state: no checkpoint holds that",
+                ", ".join(others),
+            )
+        return {self.known_partitions[node]: unpack(k.state) for node, k in kept.items()}
 
     @client_states.setter
     def client_states(self, states: Mapping[int, RecordDict]) -> None:
         nodes = {partition: node for node, partition in self.known_partitions.items()}
-        self._states = {nodes[p]: ray.put(pack(content)) for p, content in states.items()}
+        kept = {nodes[p]: ray.put(Kept(pack(content))) for p, content in states.items()}
+        with self._pool.lock:
+            self._pool.kept = kept
 
     def get_node_ids(self) -> Iterable[int]:
-        """Node ids, in the order of their partitions."""
-        return list(self.known_partitions)
+        """Node ids: a set, as in Flower."""
+        return set(self.known_partitions)
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         """Nodes, in the order of their partitions."""
@@ -116,21 +133,29 @@ class RayGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send without waiting.
 
+        Returns
+        -------
+        iterable of str
+            Ids of the messages that were sent; one to a node that does not exist, or whose time
+            to live is over, is not, which is logged.
+
         Raises
         ------
         ValueError
-            If a message goes to a node that does not exist, or stands there twice.
+            If a message has been sent before, or stands there twice.
         """
-        instructions = list(messages)
-        ids = self._register(instructions)
-        self._pool.submit(self._jobs(instructions, None))
-        return ids
+        keys, _ = self._send(list(messages), None, None, wait=False)
+        return keys
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Fetch the replies that are there."""
-        for finished in self._pool.collect(0.0):
-            self._store(finished)
-        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+        """Fetch the replies that are there.
+
+        An id that was fetched before, is unknown, or whose message has outlived its time gives an
+        error reply.
+        """
+        with self._pool.lock:
+            self._check()
+            return self._mail.fetch(message_ids)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -138,108 +163,110 @@ class RayGrid(Grid):
         """Send, wait, and return the replies.
 
         Those that are not there after ``timeout`` seconds are missing: a client whose time is
-        over is interrupted, and what it did has no effect.
+        over is interrupted, and what it did has no effect. Where the message's own time to live
+        was over first, there is an error reply.
 
         Returns
         -------
         iterable of Message
             In the order of the messages; to :class:`Averaged` messages of one model each,
-            :class:`AveragedReplies`, whose partial averages are of one content each and come
-            from a node that got it.
+            :class:`AveragedReplies`, whose partial averages are of replies to the same arrays and
+            come from a node that got them.
         """
         if timeout is not None:
             self._pool.await_ready()
         end = None if timeout is None else time.monotonic() + timeout
         rules = _rules(messages)
         instructions = list(messages)
-        ids = self._register(instructions)
-        exchange = self._pool.submit(self._jobs(instructions, rules), end)
-        self._wait(exchange, set(ids), end)
-        rows = [self._replies.pop(i) for i in ids if i in self._replies]
-        self._sent.difference_update(ids)
+        keys, number = self._send(instructions, rules, end, wait=True)
+        exchange = self._waiting[keys[0]] if keys else None
+        try:
+            if exchange is not None:
+                self._wait(exchange, number, averaged=rules is not None)
+            with self._pool.lock:
+                rows = self._mail.fetch(keys)
+                averages = self._averages(number)
+        finally:
+            with self._pool.lock:
+                self._mail.forget(keys)
+                for key in keys:
+                    self._waiting.pop(key, None)
         if rules is None:
             return rows
-        failed = [row for row in rows if row.has_error()]
-        return AveragedReplies(self._averages(exchange) + failed, rows)
+        return AveragedReplies(averages + [row for row in rows if row.has_error()], rows)
 
-    def _register(self, instructions: Sequence[Message]) -> list[str]:
+    def _send(
+        self, instructions: Sequence[Message], rules: Rules | None, end: float | None, *, wait: bool
+    ) -> tuple[list[str], int]:
+        """Ids of what could be sent, and the number of the exchange."""
         if len({id(message) for message in instructions}) < len(instructions):
             raise ValueError("the same Message stands twice in one call; make one for each answer")
-        for message in instructions:
-            if message.metadata.dst_node_id not in self.known_partitions:
-                raise ValueError(f"there is no node {message.metadata.dst_node_id}")
-            # The field has no public setter; Flower's grids write it in the same way.
-            message.metadata.__dict__["_message_id"] = str(uuid4())
-        ids = [message.metadata.message_id for message in instructions]
-        self._sent.update(ids)
-        return ids
+        sent = [message for message in instructions if self._mail.send(message)]
+        parcels = Parcels(sent, rules, self._cohort)  # stores arrays: without the lock
+        now = time.monotonic()
+        ends = [now + seconds_left(m) for m in sent]
+        ends = ends if end is None else [min(e, end) for e in ends]
+        keys = [message.metadata.message_id for message in sent]
+        with self._pool.lock:
+            self._check()
+            self._mail.register(map(shell, sent))
+            if wait:
+                asked = [
+                    m.metadata for m in sent if m.metadata.dst_node_id in self.known_partitions
+                ]
+                exchange = _Exchange((m.message_id for m in asked), self._pool.lock)
+                self._waiting.update(dict.fromkeys(keys, exchange))
+            jobs = parcels.jobs(self.known_partitions, self._work, ends, self._pool)
+            return keys, self._pool.submit(jobs)
 
-    def _jobs(self, instructions: Sequence[Message], rules: Rules | None) -> list[Job]:
-        """The messages as jobs; records that several of them share are stored once."""
-        contents: dict[int, int] = {}
-        packed: list[dict[str, PackedRecord | ObjectRef[PackedRecord]]] = []
-        stored: dict[int, ObjectRef[PackedRecord]] = {}
-        orders = []
-        for message in instructions:
-            content = message.content
-            if id(content) not in contents:
-                contents[id(content)] = len(packed)
-                packed.append({k: _stored(record, stored) for k, record in content.items()})
-            node = message.metadata.dst_node_id
-            orders.append(
-                Order(
-                    shell(message),
-                    self.known_partitions[node],
-                    contents[id(content)],
-                    self._states.get(node),
-                )
-            )
-        work = [self._work[order.partition] for order in orders]
-        # Models of different sizes have no average.
-        apart = rules is not None and len(packed) > 1
-        kinds = [order.content for order in orders] if apart else None
-        return [
-            _job([orders[i] for i in chosen], packed, rules, self._cohort)
-            for chosen in plan(work, self._pool.size, kinds)
-        ]
+    def _check(self) -> None:
+        if self._pool.closed:
+            raise RuntimeError("the simulation is over") from self._pool.error
 
-    def _wait(self, exchange: int, ids: set[str], end: float | None) -> None:
-        """Return when all answers of an exchange are there, or its time is over."""
-        total, done = len(ids), 0
-        while done < total:
-            left = None if end is None else end - time.monotonic()
-            if left is not None and left <= 0:
-                self._pool.forget_waiting(exchange)
-                if left < -_PATIENCE or not self._pool.busy(exchange):
-                    self._pool.abandon(exchange)
-                    return
-            elif not self._pool.busy(exchange):
-                return  # all that is still missing was late
-            pause = _POLL if left is None else min(_POLL, max(left, 0.01))
-            for finished in self._pool.collect(pause):
-                self._store(finished)
-                done += finished.message.metadata.message_id in ids
-            self.on_progress(done + self._pool.held(exchange), total)
+    def _wait(self, exchange: _Exchange, number: int, *, averaged: bool) -> None:
+        """Return when all messages of an exchange are settled."""
+        total, told = len(exchange.left), -1
+        while True:
+            with self._pool.lock:
+                self._check()
+                # A time to live that is over ends the waiting, as in Flower; an average waits
+                # for those who have longer.
+                over = [key for key in exchange.left if self._mail.is_over(key)]
+                if len(exchange.left) == (0 if averaged else len(over)):
+                    break
+                done = exchange.done + self._pool.held(number)
+                if done == told:
+                    left = min(map(self._mail.seconds_left, exchange.left - set(over)), default=1.0)
+                    exchange.news.wait(min(_POLL, max(left, 0.01)))
+                    continue
+            told = done
+            self.on_progress(done, total)
+        self.on_progress(total, total)
 
-    def _store(self, finished: Finished) -> None:
-        key = finished.message.metadata.message_id
-        if key not in self._sent:
-            return
-        if finished.reply is None:
-            partition = self.known_partitions[finished.message.metadata.dst_node_id]
-            reason = (
-                f"{finished.reason}, twice\nin {finished.message.metadata.message_type} "
-                f"of client {partition}"
-            )
-            reply = Message(Error(WORKER_DIED, reason), reply_to=finished.message)
-        else:
+    def _deliver(self, finished: Finished) -> None:
+        """Keep what has come, in the pool's thread."""
+        key, order = finished.order.key, finished.order
+        if self._mail.awaits(key):
             reply = finished.reply
-            if finished.content is not None:
+            if reply is not None and finished.content is not None:
                 reply.content = unpack(finished.content)
-        if finished.state is not None:
-            self._states[finished.message.metadata.dst_node_id] = finished.state
-        reply.metadata.__dict__["_message_id"] = str(uuid4())
-        self._replies[key] = reply
+            elif reply is None and finished.reason:
+                where = f"{order.message.metadata.message_type} of client {order.partition}"
+                error = Error(WORKER_DIED, f"{finished.reason}, twice\nin {where}")
+                reply = Message(error, reply_to=order.message)
+            if reply is not None:
+                self._mail.put(key, reply)
+            if finished.kept is not None:
+                self._pool.kept[order.node] = finished.kept
+        exchange = self._waiting.get(key)
+        if exchange is not None:
+            exchange.left.discard(key)
+            exchange.done += finished.reply is not None or bool(finished.reason)
+            exchange.news.notify_all()
+
+    def _wake(self) -> None:
+        for exchange in set(self._waiting.values()):
+            exchange.news.notify_all()
 
     def _averages(self, exchange: int) -> list[Message]:
         """The partial averages in the order of their jobs, as replies to a message in them."""
@@ -254,26 +281,3 @@ def _rules(messages: Iterable[Message]) -> Rules | None:
     if any(len(message.content.array_records) != 1 for message in messages):
         return None
     return messages.rules
-
-
-def _stored(
-    record: Record, stored: dict[int, ObjectRef[PackedRecord]]
-) -> PackedRecord | ObjectRef[PackedRecord]:
-    if not isinstance(record, ArrayRecord):
-        return record
-    if id(record) not in stored:
-        stored[id(record)] = ray.put(pack_record(record))
-    return stored[id(record)]
-
-
-def _job(
-    orders: list[Order],
-    contents: list[dict[str, PackedRecord | ObjectRef[PackedRecord]]],
-    rules: Rules | None,
-    cohort: int,
-) -> Job:
-    """A job with only the contents that its orders need."""
-    needed = sorted({order.content for order in orders})
-    place = {content: i for i, content in enumerate(needed)}
-    moved = [Order(o.message, o.partition, place[o.content], o.state) for o in orders]
-    return Job(moved, [contents[i] for i in needed], rules, None, cohort)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +17,15 @@ from flwr.clientapp import ClientApp
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from fedwsa.simulation import kept as kept_workers
+from fedwsa.simulation.contexts import Kept
 from fedwsa.simulation.transport import PackedContent
-from fedwsa.simulation.worker import Answers, Job, Worker
+from fedwsa.simulation.worker import Answers, Job, Order, Worker
 
 logger = logging.getLogger("fedwsa")
 
-_PATIENCE = 1.0  # seconds that a worker which is to be kept has, to end what it does
+_PATIENCE = 1.0  # seconds that a worker has to end what it does, where its time is over
+_POLL = 0.05  # seconds until jobs that were sent meanwhile are listened to
 
 Number = tuple[int, int, int]
 """The exchange that a job belongs to, and where it stands in the order of sums: its own number,
@@ -32,34 +34,33 @@ and which part of it, if it was cut."""
 
 @dataclass
 class Finished:
-    """A client's answer.
+    """What became of a message.
 
     Attributes
     ----------
-    message : Message
-        What it answers.
+    order : Order
+        The message.
     reply : Message or None
-        Without content; None: it failed with its worker, twice.
+        Without content; None: there is none.
     content : dict or None
         Packed.
-    state : ObjectRef or None
-        Its new state, if it changed.
+    kept : ObjectRef or None
+        What the client keeps from now on, if that changed.
     reason : str
-        Why there is no reply.
+        Why there is no reply; empty: its time was over.
     """
 
-    message: Message
+    order: Order
     reply: Message | None
     content: PackedContent | None = None
-    state: ObjectRef[PackedContent] | None = None
+    kept: ObjectRef[Kept] | None = None
     reason: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Waiting:
     job: Job
     number: Number
-    deadline: float | None  # by time.monotonic()
     again: bool = False  # a second try, after the death of a worker
 
 
@@ -68,15 +69,19 @@ class _Running:
     job: Job
     worker: int
     number: Number
-    deadline: float | None
     again: bool
+    left: dict[str, Order]  # whose answers have not come
     held: list[Finished] = field(default_factory=list)  # until the job's average is there
-    states: deque[Finished] = field(default_factory=deque)  # whose states come next
-    answered: set[str] = field(default_factory=set)
+    keeping: deque[Finished] = field(default_factory=deque)  # what they keep comes next
+    over: bool = False  # all has come but the end of the stream
+
+
+_Thing = Answers | ObjectRef[Kept] | RayError | None
+"""What comes in the stream of a job; None: its end."""
 
 
 class Pool:
-    """Workers in Ray actors.
+    """Workers in Ray actors, and the thread that sends them jobs and reads their answers.
 
     Parameters
     ----------
@@ -91,6 +96,19 @@ class Pool:
     keep
         Leave the workers for the next pool of this process that keeps them, and take those of the
         last: starting one takes seconds, most of them for imports.
+
+    Attributes
+    ----------
+    lock : RLock
+        Whoever calls :meth:`submit` or reads what ``deliver`` writes holds it.
+    deliver : callable
+        Called with what became of each message, in the pool's thread, under the lock.
+    broken : callable
+        Called under the lock when the thread has ended: nothing will come any more.
+    kept : dict
+        By node, what a client keeps. A message is sent with what the one before it left.
+    error : BaseException or None
+        What ended the thread.
     """
 
     def __init__(
@@ -106,11 +124,11 @@ class Pool:
         options = {"num_cpus": 1, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
         actor: Any = ray.remote(Worker).options(**options)
         self._make: Callable[[], Any] = lambda: actor.remote(app_ref, run_id, partitions)
-        self._kind = _kind(gpus) if keep else None
-        kept = _take(self._kind, workers)
-        for worker in kept:
+        self._kind = kept_workers.kind_of(gpus) if keep else None
+        taken = kept_workers.take(self._kind, workers)
+        for worker in taken:
             worker.begin.remote(app_ref, run_id, partitions)
-        self._actors: list[Any] = kept + [self._make() for _ in range(workers - len(kept))]
+        self._actors: list[Any] = taken + [self._make() for _ in range(workers - len(taken))]
         self._starting = [actor.ready.remote() for actor in self._actors]
         self._warm: set[int] = set()
         self._free = deque(range(workers))
@@ -119,19 +137,33 @@ class Pool:
         self._warned: set[str] = set()
         self._exchanges = count()
         self._averages: dict[Number, tuple[Message, PackedContent]] = {}
+        self._turns: dict[int, deque[str]] = {}  # of each node, its messages that are on the way
+        # What a worker on another machine keeps would be lost with that machine.
+        self._spread = sum(node["Alive"] for node in ray.nodes()) > 1  # type: ignore[no-untyped-call]
+        self.kept: dict[int, ObjectRef[Kept]] = {}
+        self.lock = threading.RLock()
+        self.deliver: Callable[[Finished], None] = lambda finished: None
+        self.broken: Callable[[], None] = lambda: None
+        self.error: BaseException | None = None
+        self._news = threading.Condition(self.lock)
+        self._looked = 0.0  # when it was last asked whose time is over
+        self._end: float | None = None  # when a pool that closes waits no longer
+        self._thread = threading.Thread(target=self._pump, name="fedwsa-pool", daemon=True)
+        self._thread.start()
 
     @property
     def size(self) -> int:
         """How many workers there are."""
         return len(self._actors)
 
-    def busy(self, exchange: int) -> bool:
-        """Whether any job of an exchange is running or waiting."""
-        return any(
-            job.number[0] == exchange
-            for jobs in (self._queue, self._running.values())
-            for job in jobs
-        )
+    @property
+    def closed(self) -> bool:
+        """Whether nothing will come any more."""
+        return self._end is not None or self.error is not None
+
+    def outstanding(self, node: int) -> int:
+        """How many messages to a node are on the way."""
+        return len(self._turns.get(node, ()))
 
     def held(self, exchange: int) -> int:
         """How many answers have come that wait for the average of their job."""
@@ -144,140 +176,205 @@ class Pool:
 
     def await_ready(self, patience: float = 60.0) -> None:
         """Return when all workers live and have imported torch: that is no client's time."""
-        for i, actor in enumerate(self._actors):
-            if i not in self._warm:
-                self._starting[i] = actor.warm.remote()
-                self._warm.add(i)
-        ray.wait(self._starting, num_returns=len(self._starting), timeout=patience)
+        with self.lock:
+            for i, actor in enumerate(self._actors):
+                if i not in self._warm:
+                    self._starting[i] = actor.warm.remote()
+                    self._warm.add(i)
+            starting = list(self._starting)
+        ray.wait(starting, num_returns=len(starting), timeout=patience)
 
-    def submit(self, jobs: Sequence[Job], deadline: float | None = None) -> int:
+    def submit(self, jobs: Sequence[Job]) -> int:
         """Put the jobs of an exchange in the queue; returns its number.
 
-        None of them works past ``deadline``, by ``time.monotonic()``.
+        A client's messages are answered one after the other, in the order of their jobs.
         """
         exchange = next(self._exchanges)
-        self._queue.extend(_Waiting(job, (exchange, i, 0), deadline) for i, job in enumerate(jobs))
+        for i, job in enumerate(jobs):
+            for order in job.orders:
+                self._turns.setdefault(order.node, deque()).append(order.key)
+            self._queue.append(_Waiting(job, (exchange, i, 0)))
         self._dispatch()
+        self._news.notify()
         return exchange
-
-    def collect(self, timeout: float) -> Iterator[Finished]:
-        """Answers that have come, after waiting up to ``timeout`` seconds for the first."""
-        self._dispatch()
-        if not self._running:
-            return
-        ready, _ = ray.wait(list(self._running), timeout=timeout, num_returns=1)
-        while ready:
-            for stream in ready:
-                yield from self._read(stream)
-            self._dispatch()
-            if not self._running:
-                return
-            ready, _ = ray.wait(list(self._running), timeout=0, num_returns=len(self._running))
-
-    def forget_waiting(self, exchange: int) -> None:
-        """Start none of the jobs of an exchange that wait."""
-        self._queue = deque(job for job in self._queue if job.number[0] != exchange)
-
-    def abandon(self, exchange: int) -> None:
-        """Give up an exchange; workers that run something of it are replaced."""
-        self.forget_waiting(exchange)
-        for stream, running in list(self._running.items()):
-            if running.number[0] == exchange:
-                self._replace(running.worker)
-                self._free.append(running.worker)
-                del self._running[stream]
 
     def close(self) -> None:
         """End the actors, or leave those that have nothing to do for the next pool."""
-        end = time.monotonic() + _PATIENCE
-        while self._kind is not None and self._running and time.monotonic() < end:
-            for _ in self.collect(0.1):  # the ends of streams whose last answer has been taken
-                pass
+        with self.lock:
+            self._queue.clear()
+            self._end = time.monotonic() + (_PATIENCE if self._kind is not None else 0.0)
+            self._news.notify()
+            self.broken()
+        self._thread.join()
         working = {running.worker for running in self._running.values()}
         for i, actor in enumerate(self._actors):
-            if self._kind is None or i in working:
+            if self._kind is None or i in working or self.error is not None:
                 ray.kill(actor)
             else:
-                _kept.append((self._kind, actor))
+                kept_workers.leave(self._kind, actor)
+
+    # --- the pool's thread -----------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        try:
+            while self._step():
+                pass
+        except BaseException as error:  # whoever waits learns of it, and nobody waits for ever
+            with self.lock:
+                self.error = error
+                self.broken()
+
+    def _step(self) -> bool:
+        """Wait for something to come, and read it; False: the pool is closed."""
+        with self.lock:
+            while not self._running and not self._queue and self._end is None:
+                self._news.wait()
+            if self._end is not None and (not self._running or time.monotonic() >= self._end):
+                return False
+            self._give_up_late()
+            self._dispatch()
+            streams = list(self._running)
+        if not streams:
+            return True
+        # Without the lock: others go on sending.
+        ready, _ = ray.wait(streams, timeout=_POLL, num_returns=1)
+        if ready and len(streams) > 1:
+            ready, _ = ray.wait(streams, timeout=0, num_returns=len(streams))
+        for stream in ready:
+            thing = self._next(stream)
+            with self.lock:
+                for finished in self._read(stream, thing):
+                    self._settle(finished)
+                self._dispatch()
+        return True
 
     def _dispatch(self) -> None:
-        while self._queue and self._free:
-            next_ = self._queue.popleft()
-            worker, job = self._free.popleft(), next_.job
-            if next_.deadline is not None:
-                job = replace(job, seconds=next_.deadline - time.monotonic())
+        """Send jobs whose clients have nothing else to answer first."""
+        while self._free and (next_ := next(filter(self._is_next, self._queue), None)):
+            self._queue.remove(next_)
+            worker, now = self._free.popleft(), time.monotonic()
+            orders = [
+                replace(order, seconds=order.end - now, kept=self.kept.get(order.node))
+                for order in next_.job.orders
+            ]
+            job = replace(next_.job, orders=orders)
             stream = self._actors[worker].run.options(num_returns="streaming").remote(job)
-            self._running[stream] = _Running(job, worker, next_.number, next_.deadline, next_.again)
+            left = {order.key: order for order in orders}
+            self._running[stream] = _Running(job, worker, next_.number, next_.again, left)
 
-    def _read(self, stream: Any) -> Iterator[Finished]:
-        """The next object of a job's stream."""
-        running = self._running[stream]
+    def _is_next(self, waiting: _Waiting) -> bool:
+        return all(self._turns[o.node][0] == o.key for o in waiting.job.orders)
+
+    def _settle(self, finished: Finished) -> None:
+        """Hand on what became of a message; the next one to its client may go."""
+        order = finished.order
+        turns = self._turns[order.node]
+        turns.remove(order.key)
+        if not turns:
+            del self._turns[order.node]
+        self.deliver(finished)
+
+    def _give_up_late(self) -> None:
+        """Start nothing whose time is over, and end workers that cannot be interrupted."""
+        now = time.monotonic()
+        if now < self._looked + _POLL:
+            return
+        self._looked = now
+        for waiting in [w for w in self._queue if any(o.end <= now for o in w.job.orders)]:
+            late = [order for order in waiting.job.orders if order.end <= now]
+            rest = [order for order in waiting.job.orders if order.end > now]
+            place = self._queue.index(waiting)
+            del self._queue[place]
+            if rest:
+                self._queue.insert(place, replace(waiting, job=replace(waiting.job, orders=rest)))
+            for order in late:
+                self._settle(Finished(order, None))
+        for stream, running in list(self._running.items()):
+            overdue = [order.end + _PATIENCE <= now for order in running.left.values()]
+            if overdue and all(overdue):
+                del self._running[stream]
+                self._replace(running.worker)
+                self._free.append(running.worker)
+                for order in running.left.values():
+                    self._settle(Finished(order, None))
+
+    def _next(self, stream: Any) -> _Thing:
+        """The next object of a job's stream, once it is here; None: it has ended."""
         try:
             reference = next(stream)
-            if running.states:
-                finished = running.states.popleft()
-                finished.state = reference
-                yield from self._finish(running, [finished])
-                return
-            part: Answers = ray.get(reference)
+            # One whose sender died while it sent can be had, too: as an error.
+            thing: Answers | Kept = ray.get(reference)
         except StopIteration:
-            yield from self._done(stream, running)
+            return None
         except RayError as error:
-            yield from self._failed(stream, running, error)
+            return error
+        if isinstance(thing, Answers):
+            return thing
+        kept: ObjectRef[Kept] = ray.put(thing) if self._spread else reference
+        return kept
+
+    def _read(self, stream: Any, thing: _Thing) -> Iterator[Finished]:
+        running = self._running[stream]
+        if thing is None or isinstance(thing, RayError):
+            yield from self._ended(stream, running, thing)
+        elif isinstance(thing, Answers):
+            yield from self._take(running, thing)
         else:
-            yield from self._take(running, part)
+            finished = running.keeping.popleft()
+            finished.kept = thing
+            yield from self._finish(running, [finished])
 
     def _take(self, running: _Running, part: Answers) -> Iterator[Finished]:
-        asked = {order.message.metadata.message_id: order.message for order in running.job.orders}
         complete = []
         for reply, content in part.rows:
             key = reply.metadata.reply_to_message_id
-            finished = Finished(asked[key], reply, content)
-            if key in part.states:
-                running.states.append(finished)
+            finished = Finished(running.left[key], reply, content)
+            if key in part.keeping:
+                running.keeping.append(finished)
             else:
                 complete.append(finished)
         for line in part.warnings:
             if line not in self._warned:
                 logger.warning("%s", line)
                 self._warned.add(line)
+        yield from self._finish(running, complete)
+        yield from self._finish(running, [Finished(running.left[key], None) for key in part.late])
+        if not part.last:
+            return
+        running.over = True
         if part.average is not None:
             self._averages[running.number] = running.job.orders[0].message, part.average
-        yield from self._finish(running, complete)
+        for finished in running.held:
+            del running.left[finished.order.key]
+            yield finished
+        running.held = []
 
     def _finish(self, running: _Running, answers: Sequence[Finished]) -> Iterator[Finished]:
         """Hand answers on; those of a job that is averaged wait for the average."""
         if running.job.rules is not None:
             running.held.extend(answers)
             return
-        running.answered.update(a.message.metadata.message_id for a in answers)
-        yield from answers
+        for finished in answers:
+            del running.left[finished.order.key]
+            yield finished
 
-    def _done(self, stream: Any, running: _Running) -> Iterator[Finished]:
-        del self._running[stream]
-        self._free.append(running.worker)
-        yield from running.held
+    def _ended(self, stream: Any, running: _Running, error: RayError | None) -> Iterator[Finished]:
+        """A stream is at its end: a worker is free, or died with clients left.
 
-    def _failed(self, stream: Any, running: _Running, error: RayError) -> Iterator[Finished]:
-        """A worker died, or could not send: try its unfinished clients once more, singly.
-
-        States are kept outside the workers and only replaced by an answer that has arrived, so
-        a client that is tried again starts from where it started before.
+        Those are tried once more, singly. What a client keeps is replaced only by what has
+        arrived with its answer, so one that is tried again starts from where it started before.
         """
         del self._running[stream]
-        self._averages.pop(running.number, None)
-        if isinstance(error, RayActorError) or not isinstance(error, RayTaskError):
+        if error is not None and not isinstance(error, RayTaskError):
             self._replace(running.worker)
         self._free.append(running.worker)
-        left = [
-            order
-            for order in running.job.orders
-            if order.message.metadata.message_id not in running.answered
-        ]
-        reason = _describe(error)
+        left = list(running.left.values())
+        if not left:
+            return
+        reason = "the worker died" if error is None else _describe(error)
         if running.again:
             logger.warning("a client failed with its worker, twice: %s", reason)
-            yield from (Finished(order.message, None, reason=reason) for order in left)
+            yield from (Finished(order, None, reason=reason) for order in left)
             return
         logger.warning(
             "a worker failed with %d clients left, which are tried again: %s", len(left), reason
@@ -287,7 +384,6 @@ class Pool:
             _Waiting(
                 replace(running.job, orders=[order], cohort=1),
                 (exchange, number, 1 + i),
-                running.deadline,
                 again=True,
             )
             for i, order in enumerate(left)
@@ -299,30 +395,6 @@ class Pool:
         self._actors[worker] = self._make()
         self._starting[worker] = self._actors[worker].ready.remote()
         self._warm.discard(worker)
-
-
-_kept: list[tuple[tuple[Any, ...], Any]] = []
-"""Workers without a run, each with what it must have in common with the next one's."""
-
-
-def _kind(gpus: float) -> tuple[Any, ...]:
-    """What a worker that was started now would have: Ray's job, a share, where code is found."""
-    return _session(), gpus, os.getcwd(), tuple(sys.path)
-
-
-def _session() -> str:
-    """Which Ray this is; jobs of two are numbered alike."""
-    return str(ray.get_runtime_context().get_node_id())
-
-
-def _take(kind: tuple[Any, ...] | None, most: int) -> list[Any]:
-    """Kept workers of a kind; those of others end, as they hold the places of new ones."""
-    alike = [(other, actor) for other, actor in _kept if other == kind]
-    for other, actor in _kept:
-        if other != kind and other[0] == _session():  # else they ended with their Ray
-            ray.kill(actor)
-    _kept[:] = alike[most:]
-    return [actor for _, actor in alike[:most]]
 
 
 def _describe(error: RayError) -> str:

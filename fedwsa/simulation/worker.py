@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
 
 import ray
-from flwr.app import Context, Error, Message, MessageType, RecordDict, UserConfig
+from flwr.app import ArrayRecord, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 from ray import ObjectRef
@@ -20,14 +17,14 @@ from fedwsa import messages
 from fedwsa.blame import told
 from fedwsa.simulation.averaging import PartialAverage
 from fedwsa.simulation.cohort import CohortApp
+from fedwsa.simulation.contexts import Kept, OwnContext
+from fedwsa.simulation.deadline import Late, limit
 from fedwsa.simulation.transport import (
     Packed,
     PackedContent,
     PackedRecord,
-    Record,
     own_copy,
     pack,
-    same,
     shell,
     unpack,
 )
@@ -37,11 +34,6 @@ CLIENT_APP_RAISED = 2
 """Error code of Flower's runtimes for a ClientApp that raised."""
 
 _FLUSH_SECONDS, _FLUSH_BYTES = 0.05, 1 << 20
-_AGAIN = 0.05  # seconds until a client that was importing is interrupted again
-
-
-class _Late(BaseException):
-    """The time of a job is over; not an Exception, so that no app swallows it."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +48,30 @@ class Order:
         Of the client.
     content : int
         Which of the job's contents.
-    state : ObjectRef or None
-        The client's packed state; None: it has none.
+    end : float
+        When the time to answer is over, by ``time.monotonic()`` of the sender.
+    seconds : float
+        What is left of it when the job is sent.
+    kept : ObjectRef or None
+        What the client keeps, as it is when the job is sent; None: nothing.
     """
 
     message: Message
     partition: int
     content: int
-    state: ObjectRef[PackedContent] | None
+    end: float
+    seconds: float = 0.0
+    kept: ObjectRef[Kept] | None = None
+
+    @property
+    def key(self) -> str:
+        """Of the message."""
+        return self.message.metadata.message_id
+
+    @property
+    def node(self) -> int:
+        """Of the client."""
+        return self.message.metadata.dst_node_id
 
 
 @dataclass(frozen=True)
@@ -73,13 +81,11 @@ class Job:
     Attributes
     ----------
     orders : list of Order
-        In the order in which they are answered.
+        In the order in which they are answered; no client has two.
     contents : list of dict
         The distinct contents; arrays are references into the object store.
     rules : Rules or None
         Answer with one weighted average, of the replies that keep to them.
-    seconds : float or None
-        How long it may take.
     cohort : int
         How many clients may be trained at once.
     """
@@ -87,7 +93,6 @@ class Job:
     orders: list[Order]
     contents: list[dict[str, PackedRecord | ObjectRef[PackedRecord]]]
     rules: Rules | None = None
-    seconds: float | None = None
     cohort: int = 1
 
 
@@ -100,8 +105,12 @@ class Answers:
     rows : list of (Message, dict or None)
         The replies without content, and their contents, packed; in a job that is averaged the
         contents have no arrays.
-    states : list of Message ids
-        Clients whose new states follow in the stream, one object each.
+    keeping : list of str
+        Ids of the messages whose receivers keep something new: it follows, an object each.
+    late : list of str
+        Ids of the messages whose time was over.
+    last : bool
+        Nothing follows, and nobody was left out.
     average : dict or None
         The packed average, in the last part.
     warnings : list of str
@@ -109,9 +118,15 @@ class Answers:
     """
 
     rows: list[tuple[Message, PackedContent | None]] = field(default_factory=list)
-    states: list[str] = field(default_factory=list)
+    keeping: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
+    last: bool = False
     average: PackedContent | None = None
     warnings: list[str] = field(default_factory=list)
+
+
+_Answer = tuple[Message, Kept | None]
+"""A reply, and what its sender keeps from now on, if that changed."""
 
 
 class Worker:
@@ -147,46 +162,56 @@ class Worker:
 
         return True
 
-    def run(self, job: Job) -> Iterator[Answers | PackedContent]:
+    def run(self, job: Job) -> Iterator[Answers | Kept]:
         """Answer a job bit by bit; see :class:`Answers`."""
-        end = None if job.seconds is None else time.monotonic() + job.seconds
-        contents = [_fetch(content) for content in job.contents]
+        start = flushed = time.monotonic()
+        contents = _fetch(job.contents)
         average = PartialAverage(job.rules) if job.rules else None
-        part, states, size, flushed = Answers(), [], 0, time.monotonic()
-        for group in self._groups(job):
-            try:
-                answered = self._answer(group, contents[group[0].content], end)
-            except _Late:
-                break  # this client and those after it are late
-            for order, (reply, changed) in zip(group, answered, strict=True):
+        part, kept, size = Answers(), [], 0
+        for group in self._groups(job, contents):
+            ends = [start + order.seconds for order in group]
+            received = [contents[order.content] for order in group]
+            answers = self._answer(group, received, ends)
+            for order, answer in zip(group, answers, strict=True):
+                if answer is None:
+                    part.late.append(order.key)
+                    continue
+                reply, changed = answer
                 if average is not None and reply.has_content():
                     reply = _add(average, reply, order, contents[order.content])
                 packed = pack(reply.content) if reply.has_content() else None
                 part.rows.append((shell(reply), packed))
                 if changed is not None:
-                    part.states.append(order.message.metadata.message_id)
-                    states.append(changed)
+                    part.keeping.append(order.key)
+                    kept.append(changed)
                 size += _bytes(packed) if packed else 0
             if size > _FLUSH_BYTES or time.monotonic() - flushed > _FLUSH_SECONDS:
                 yield part
-                for state in states:  # Ray sends into the generator: no "yield from"
+                for state in kept:  # Ray sends into the generator: no "yield from"
                     yield state
-                part, states, size, flushed = Answers(), [], 0, time.monotonic()
+                part, kept, size, flushed = Answers(), [], 0, time.monotonic()
+        if kept:  # what follows the last part could be lost with the worker
+            yield part
+            for state in kept:
+                yield state
+            part = Answers()
         total = average.content() if average is not None else None
         part.average = pack(total) if total is not None else None
         part.warnings, self._warnings = self._warnings, []
+        part.last = True
         yield part
-        for state in states:
-            yield state
 
-    def _groups(self, job: Job) -> Iterator[list[Order]]:
+    def _groups(self, job: Job, contents: Sequence[RecordDict]) -> Iterator[list[Order]]:
         """Clients to answer together: one, or as many as may be trained at once."""
         together = isinstance(self._app, CohortApp) and self._app.train_cohort is not None
         most = job.cohort if together else 1
+        kinds = [_kind(content) for content in contents] if most > 1 else []
         group: list[Order] = []
         for order in job.orders:
             trains = order.message.metadata.message_type == MessageType.TRAIN
-            if group and not (trains and len(group) < most and group[0].content == order.content):
+            if group and not (
+                trains and len(group) < most and kinds[group[0].content] == kinds[order.content]
+            ):
                 yield group
                 group = []
             group.append(order)
@@ -197,58 +222,84 @@ class Worker:
             yield group
 
     def _answer(
-        self, group: Sequence[Order], content: RecordDict, end: float | None
-    ) -> list[tuple[Message, PackedContent | None]]:
-        """Replies of a group, with the states that changed."""
+        self, group: Sequence[Order], contents: Sequence[RecordDict], ends: Sequence[float]
+    ) -> list[_Answer | None]:
+        """The answers of a group; None for those whose time is over."""
         if len(group) > 1:
-            assert isinstance(self._app, CohortApp)
-            assert self._app.train_cohort is not None
-            contexts = [self._context(order) for order in group]
-            received = [_message(order, own_copy(content)) for order in group]
-            before = [_snapshot(context) for context in contexts]
             try:
-                with _limit(end):
-                    replies = self._app.train_cohort(received, contexts)
-                if replies is not None:
-                    replies = [_checked(r, o) for r, o in zip(replies, group, strict=True)]
-            except _Late:
-                raise
-            except BaseException as error:  # one by one will tell whose fault it is
-                replies = None
-                line = "clients could not be trained at once, and are trained one by one"
-                self._warnings.append(f"{line}: {told(error)}")
-            if replies is not None:
-                triples = zip(replies, before, contexts, strict=True)
-                return [(r, _changed(b, c)) for r, b, c in triples]
-        return [self._answer_one(order, content, end) for order in group]
+                answers = self._answer_together(group, contents, min(ends))
+            except Late:  # some may have longer
+                answers = None
+            if answers is not None:
+                return answers
+        triples = zip(group, contents, ends, strict=True)
+        return [self._answer_one(*triple) for triple in triples]
 
-    def _answer_one(
-        self, order: Order, content: RecordDict, end: float | None
-    ) -> tuple[Message, PackedContent | None]:
-        message, stage = order.message, order.message.metadata.message_type
+    def _answer_together(
+        self, group: Sequence[Order], contents: Sequence[RecordDict], end: float
+    ) -> list[_Answer | None] | None:
+        assert isinstance(self._app, CohortApp)
+        assert self._app.train_cohort is not None
         try:
-            context = self._context(order)
-            before = _snapshot(context)
-            with _limit(end):
-                reply = self._app(_message(order, own_copy(content)), context)
-            return _checked(reply, order), _changed(before, context)
-        except _Late:
+            own = [self._context(order) for order in group]
+            pairs = zip(group, contents, strict=True)
+            received = [_message(order, own_copy(content)) for order, content in pairs]
+            with limit(end):
+                replies = self._app.train_cohort(received, [o.context for o in own])
+            if replies is None:
+                return None
+            checked = [_checked(r, o) for r, o in zip(replies, group, strict=True)]
+            return [(r, o.changed()) for r, o in zip(checked, own, strict=True)]
+        except Late:
             raise
+        except BaseException as error:  # one by one will tell whose fault it is
+            line = "clients could not be trained at once, and are trained one by one"
+            self._warnings.append(f"{line}: {told(error)}")
+            return None
+
+    def _answer_one(self, order: Order, content: RecordDict, end: float) -> _Answer | None:
+        stage = order.message.metadata.message_type
+        try:
+            own = self._context(order)
+            with limit(end):
+                reply = self._app(_message(order, own_copy(content)), own.context)
+            return _checked(reply, order), own.changed()
+        except Late:
+            return None
         except BaseException as error:  # sys.exit() too: one client's, not the worker's
             reason = f"{told(error)}\nin {stage} of client {order.partition}"
             reason = f"{reason}\n{traceback.format_exc()}"
-            return Message(Error(CLIENT_APP_RAISED, reason), reply_to=message), None
+            return Message(Error(CLIENT_APP_RAISED, reason), reply_to=order.message), None
 
-    def _context(self, order: Order) -> Context:
-        kept: PackedContent = {} if order.state is None else ray.get(order.state)
-        state = unpack(kept)
-        node: UserConfig = {"partition-id": order.partition, "num-partitions": self._partitions}
-        return Context(self._run_id, order.message.metadata.dst_node_id, node, state, {})
+    def _context(self, order: Order) -> OwnContext:
+        kept = None if order.kept is None else ray.get(order.kept)
+        node = {"partition-id": order.partition, "num-partitions": self._partitions}
+        return OwnContext(self._run_id, order.node, node, kept)
 
 
-def _fetch(content: dict[str, PackedRecord | ObjectRef[PackedRecord]]) -> RecordDict:
-    """A content with its arrays read, not copied, from the object store."""
-    return unpack({k: ray.get(r) if isinstance(r, ObjectRef) else r for k, r in content.items()})
+def _fetch(
+    contents: Sequence[dict[str, PackedRecord | ObjectRef[PackedRecord]]],
+) -> list[RecordDict]:
+    """Contents with their arrays read from the object store, once each, and not copied."""
+    read: dict[ObjectRef[PackedRecord], PackedRecord] = {}
+
+    def fetched(record: PackedRecord | ObjectRef[PackedRecord]) -> PackedRecord:
+        if not isinstance(record, ObjectRef):
+            return record
+        if record not in read:
+            found = ray.get(record)
+            read[record] = found.unpack() if isinstance(found, Packed) else found
+        return read[record]
+
+    return [unpack({name: fetched(record) for name, record in c.items()}) for c in contents]
+
+
+def _kind(content: RecordDict) -> list[tuple[str, object]]:
+    """What clients have in common who may train together: names of records, and the arrays."""
+    return [
+        (name, id(record) if isinstance(record, ArrayRecord) else type(record))
+        for name, record in content.items()
+    ]
 
 
 def _message(order: Order, content: RecordDict) -> Message:
@@ -266,14 +317,6 @@ def _checked(reply: object, order: Order) -> Message:
     return reply
 
 
-def _snapshot(context: Context) -> dict[str, Record]:
-    return {name: record.copy() for name, record in context.state.items()}
-
-
-def _changed(before: dict[str, Record], context: Context) -> PackedContent | None:
-    return None if same(before, context.state) else pack(context.state)
-
-
 def _add(average: PartialAverage, reply: Message, order: Order, content: RecordDict) -> Message:
     """Add a reply to the average; return what is left of it, or an error."""
     if problem := average.add(reply.content, content):
@@ -286,44 +329,3 @@ def _add(average: PartialAverage, reply: Message, order: Order, content: RecordD
 def _bytes(content: PackedContent) -> int:
     packed = (record for record in content.values() if isinstance(record, Packed))
     return sum(array.nbytes for record in packed for array in record.arrays.values())
-
-
-@contextmanager
-def _limit(end: float | None) -> Iterator[None]:
-    """Interrupt the code inside when the time is over.
-
-    Python code is interrupted at once, a call into a library when it returns; one that never
-    does is ended with its process. An import is let through: half of a package would stay behind,
-    and break all clients that come later.
-    """
-    if end is None:
-        yield
-        return
-
-    def over(_: int, frame: FrameType | None) -> None:
-        if _importing(frame):
-            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
-            return
-        raise _Late
-
-    left = end - time.monotonic()
-    if left <= 0:
-        raise _Late
-    previous = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, left)
-    try:
-        yield
-        if time.monotonic() > end:  # an import was let through, and the rest was short
-            raise _Late
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-
-
-def _importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported, further out."""
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False

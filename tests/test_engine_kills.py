@@ -1,0 +1,107 @@
+"""A worker that dies while it answers: at each object of its stream."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import ray
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from fedwsa.simulation import pool, run_simulation
+from fedwsa.simulation.cluster import connect
+from fedwsa.simulation.worker import Job, Worker
+from fedwsa.strategies.averaging import averaged
+
+CLIENTS = 3
+
+
+class Mortal(Worker):
+    """Dies instead of sending the object of its stream that a file names; once."""
+
+    place: ClassVar[Path] = Path(os.environ.get("FEDWSA_TEST_KILL", "/nowhere"))
+
+    def run(self, job: Job) -> Iterator[object]:
+        for number, thing in enumerate([*super().run(job), None]):
+            kind = "end" if thing is None else type(thing).__name__
+            if self.place.exists() and self.place.read_text() == f"{number}":
+                self.place.unlink()
+                with self.place.with_name("killed").open("a") as file:
+                    file.write(f"{kind} ")
+                os.kill(os.getpid(), signal.SIGKILL)
+            if thing is not None:
+                yield thing
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    place = tmp_path_factory.mktemp("kills") / "number"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "Worker", Mortal)
+        patch.setenv("FEDWSA_TEST_KILL", str(place))  # Ray's workers inherit it
+        ray.shutdown()
+        connect(None, num_cpus=1)
+        yield place
+        ray.shutdown()
+
+
+def remembering() -> ClientApp:
+    """Counts its trainings in its state, and answers with the count."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        before = context.state.get("w")
+        count = (0.0 if before is None else float(before["w"].numpy()[0])) + 1
+        arrays = ArrayRecord({"w": Array(np.full(3, count, np.float32))})
+        context.state["w"] = arrays
+        weight = int(context.node_config["partition-id"]) + 1
+        metrics = MetricRecord({"num-examples": weight})
+        content = RecordDict({"arrays": arrays, "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    return app
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_a_worker_killed_at_each_object_of_its_stream_loses_nothing(
+    average: bool, place: Path
+) -> None:
+    server = ServerApp()
+    # A part with all rows, what each client keeps, the closing answer, the end of the stream.
+    objects = 1 + CLIENTS + 1 + 1
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        for number in range(objects + 1):  # the last round is one that nobody disturbs
+            place.write_text(str(number))
+            arrays = ArrayRecord({"w": Array(np.zeros(3, np.float32))})
+            content = RecordDict({"arrays": arrays, "c": ConfigRecord({"server-round": number})})
+            sent = [Message(content, node, "train") for node in sorted(grid.get_node_ids())]
+            given = grid.send_and_receive(averaged(FedAvg(), sent) if average else sent)
+            rows = getattr(given, "rows", given)
+            assert all(row.has_content() for row in rows)
+            assert [row.content["metrics"]["num-examples"] for row in rows] == [1, 2, 3]
+            mean, _ = FedAvg().aggregate_train(1, list(given))
+            assert mean["w"].numpy().tolist() == [number + 1.0] * 3
+            # All are in the average: their weights add up to 1 + 2 + 3.
+            parts = [r.content["metrics"]["num-examples"] for r in given if r.has_content()]
+            assert sum(parts) == 6
+            states = grid.client_states
+            kept = {p: float(s["w"]["w"].numpy()[0]) for p, s in states.items()}
+            assert kept == dict.fromkeys(range(CLIENTS), number + 1.0)
+
+    # One worker, all the work with the first clients of the plan: one job.
+    run_simulation(server, remembering(), CLIENTS, workers=1, work=[1, 0, 0])
+    killed = place.with_name("killed")
+    kinds = killed.read_text().split()
+    killed.unlink()
+    assert {"Answers", "Kept", "end"} <= set(kinds)
