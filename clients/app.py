@@ -10,7 +10,9 @@ from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordD
 from torch import Tensor
 
 from clients import cohort
+from clients.borrowed import borrowed
 from clients.fisher import asks_for_fisher, fisher_if_asked
+from clients.memory import alike_but_for_memory, keep, recalled
 from clients.network import Network, network_for
 from clients.node import client_of as _client
 from clients.node import introduce, open_data
@@ -27,7 +29,6 @@ from fedwsa.data.skew import skewed
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
 from fedwsa.models.flops import training_flops
-from fedwsa.moments import precise
 from fedwsa.objectives import Content, LocalRun, Objective, Weights, find_record, personal
 from fedwsa.objectives.all import OBJECTIVES, own_objectives, require_numbers
 from fedwsa.simulation.cohort import CohortApp
@@ -59,7 +60,9 @@ def build(config: Config | None = None) -> CohortApp:
         run = config or from_run_config(context.run_config)
 
         def trained(message: Message, context: Context) -> Message:
-            return _train(run, message, context)
+            received = _receive(run, message, context)
+            with borrowed(received.network.model):
+                return _train(run, message, context, received)
 
         return noise_if_wished(run, message, context, trained, _round(message), _client(context))
 
@@ -112,7 +115,7 @@ def _receive(config: Config, message: Message, context: Context) -> Received:
     arrays = messages.model_arrays(message.content)
     if arrays is None:
         raise ValueError("the message must hold one ArrayRecord, or one named arrays")
-    content, state = _content(message), _state(context)
+    content, state = _content(message), recalled(message, context)
     tensors = messages.to_tensors(arrays) | personal.own_part(content, state)
     tensors.pop(messages.SCOPE_ARRAY, None)  # no part of the model
     layout = torch.channels_last if config.local.channels_last else torch.contiguous_format
@@ -204,16 +207,6 @@ def _content(message: Message) -> Content:
     }
 
 
-def _instructions(message: Message) -> dict[str, object]:
-    """What a message says beside its arrays."""
-    records = message.content.items()
-    return {name: record for name, record in records if not isinstance(record, ArrayRecord)}
-
-
-def _state(context: Context) -> dict[str, dict[str, Tensor]]:
-    return {name: messages.to_tensors(r) for name, r in context.state.array_records.items()}
-
-
 def _conditions(config: Config, content: Content, client: int) -> Conditions:
     """A client's own, but the usual ones for the pooled samples of all."""
     if find_record(content, messages.POOLED) is not None:
@@ -250,32 +243,26 @@ def _reply(
     metrics = MetricRecord({messages.NUM_EXAMPLES: examples})
     if not config.withheld:
         metrics[messages.TRAIN_LOSS] = loss
-    before = dict(local.state)
+    begun = dict(local.state)
     shared = personal.keep(weights, content, local.state)
     ended = [objective.end() for objective in objectives]
     for objective, said in zip(objectives, ended, strict=True):
         require_numbers(objective, said)
         metrics.update({} if config.private else said)
         shared = shared | objective.arrays()
-    reply = RecordDict({messages.ARRAYS: _arrays(shared), messages.METRICS: metrics})
+    reply = RecordDict(
+        {messages.ARRAYS: messages.precise_arrays(shared), messages.METRICS: metrics}
+    )
     records = dict(more or {})
     for objective in objectives:
         records |= objective.records()
     for name, tensors in records.items():
-        reply[name] = _arrays(tensors)
-    for name, tensors in local.state.items():
-        if tensors is not before.get(name):
-            context.state[name] = _arrays(tensors)
+        reply[name] = messages.precise_arrays(tensors)
+    keep(message, context, begun, local.state)
     return Message(reply, reply_to=message)
 
 
-def _arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Tensors to send or to keep, half precision as single, as the model travels."""
-    return messages.to_arrays({name: precise(tensor) for name, tensor in tensors.items()})
-
-
-def _train(config: Config, message: Message, context: Context) -> Message:
-    received = _receive(config, message, context)
+def _train(config: Config, message: Message, context: Context, received: Received) -> Message:
     client, model, content = _client(context), received.network.model, received.content
     key = (_round(message), client)
     samples = _samples(config, received, key)
@@ -296,8 +283,8 @@ def _train(config: Config, message: Message, context: Context) -> Message:
 def _train_together(
     config: Config, received: Sequence[Message], contexts: Sequence[Context]
 ) -> list[Message] | None:
-    """Train several clients at once, if they can be; their messages have the same arrays."""
-    if any(_instructions(message) != _instructions(received[0]) for message in received[1:]):
+    """Train several clients at once, if they can be."""
+    if not alike_but_for_memory(received):
         return None
     first = _receive(config, received[0], contexts[0])
     model, content = first.network.model, first.content
@@ -323,7 +310,12 @@ def _train_together(
         stack = cohort.Stack(model, len(order), first.network.stacking.padded)
         views = [stack.client(i) for i in range(len(order))]
         local = [
-            LocalRun(conditions[k].lr, config.local.momentum, _state(contexts[k]), len(drawn[k]))
+            LocalRun(
+                conditions[k].lr,
+                config.local.momentum,
+                recalled(received[k], contexts[k]),
+                len(drawn[k]),
+            )
             for k in order
         ]
         objectives = [
@@ -331,8 +323,7 @@ def _train_together(
         ]
         if any(not o.stackable for own in objectives for o in own):
             return None
-        model.train()
-        with scaled(model, _rate(received[0])):
+        with borrowed(model), scaled(model.train(), _rate(received[0])):
             losses = cohort.train_stack(
                 stack,
                 [drawn[k] for k in order],
@@ -360,13 +351,8 @@ def _evaluate(config: Config, message: Message, context: Context) -> Message:
     received = _receive(config, message, context)
     data, network, device = received.data, received.network, received.device
     own = _seen(config, data, _client(context), held=True)
-    score = evaluate(
-        network.model,
-        own,
-        data.whole,
-        device,
-        config.evaluation.batch_size,
-    )
+    with borrowed(network.model):
+        score = evaluate(network.model, own, data.whole, device, config.evaluation.batch_size)
     metrics = MetricRecord(
         {
             messages.NUM_EXAMPLES: score.examples,

@@ -9,7 +9,9 @@ message          record                  holds
 train, evaluate  ``arrays``              the model's floating-point state, half precision as single
 (down)           ``config``              ``server-round``; what strategies add for the clients, for
                                          instance the ``size`` of model that the arrays are for,
-                                         or the ``deadline`` in simulated seconds to stop at
+                                         or the ``deadline`` in simulated seconds to stop at; from
+                                         strategies whose clients remember ``accepted-round``, the
+                                         last one of which the receiver's answer counts, 0 if none
 train (down)     ``config``              ``model-staying``: marks of the tensors that do not travel,
                                          which a client has built like the server's (JSON)
 train (down)     ``wsa-target``          FedWSA: ``mean`` and ``variance``, a number per layer
@@ -20,7 +22,9 @@ train (up)       ``arrays``, ``metrics``  the trained model; ``num-examples``, `
 train            ``wsa-scope``, among    FedWSA under differential privacy, if wished so: mean and
 (down, up)       the ``arrays``          spread of each layer, to be noised with the weights
 train (down)     ``scaffold-control``    SCAFFOLD: the server's control variate
-train (up)       ``scaffold-change``     SCAFFOLD: how the client's changed
+train (up)       ``scaffold-change``     SCAFFOLD: how the client's changed, of what it trains
+train (up)       ``feddyn-pull``         FedDyn with WSA: the gradient of WSA's term at the trained
+                                         model, which is kept out of the client's
 train (up)       ``fisher``              one-shot: the diagonal Fisher information of the trained
                                          model, for the arrays that ``config`` names in
                                          ``fisher-layers``, with labels by ``fisher-labels``
@@ -53,6 +57,7 @@ NUM_EXAMPLES, LOSS, ACCURACY = "num-examples", "loss", "accuracy"
 TRAIN_LOSS = "train_loss"  # as Flower's QFedAvg looks for it
 STAYING = "model-staying"
 SERVER_ROUND, PARTITION_ID = "server-round", "partition-id"
+ACCEPTED_ROUND = "accepted-round"
 PROXIMAL_MU = "proximal-mu"
 SIZE, SIZE_RATE = "size", "size-rate"
 POOLED = "pooled"
@@ -60,7 +65,7 @@ PERSONAL = "personal"
 MOON_WEIGHT, MOON_TEMPERATURE = "moon-mu", "moon-temperature"
 NOVA = "fednova"
 NOVA_WEIGHT, NOVA_LENGTH, NOVA_SQUARE = "fednova-weight", "fednova-length", "fednova-square"
-DYN_ALPHA, DYN_COUNT = "feddyn-alpha", "feddyn-count"
+DYN_ALPHA, DYN_COUNT, DYN_PULL = "feddyn-alpha", "feddyn-count", "feddyn-pull"
 DEADLINE = "deadline"
 DATA_PATH, DATA_REFERENCE = "data-path", "data-reference"
 
@@ -104,6 +109,11 @@ def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """
     plain = {k: precise(t) if t.dtype == torch.bfloat16 else t for k, t in tensors.items()}
     return record_of({k: t.detach().cpu().numpy() for k, t in plain.items()})
+
+
+def precise_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """As :func:`to_arrays`, half precision as single: as models travel and are kept."""
+    return to_arrays({name: precise(tensor) for name, tensor in tensors.items()})
 
 
 def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:

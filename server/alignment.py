@@ -23,14 +23,17 @@ def check_alignment(config: Config, strategy: FedWSA, sizes: SizedModels, larges
     ConfigError
         If ``wsa.layers`` or the scope that is given does not fit the model of the largest size.
     """
-    state = messages.travelling_state(sizes.models[largest])
+    untrained = frozenset(sizes.untrained)
+    travelling = messages.travelling_state(sizes.models[largest])
+    state = {name: tensor for name, tensor in travelling.items() if name not in untrained}
     try:
         names = scoped_layers(state, config.wsa.layers)
         scope = strategy.target or WeightScope.measure(state, config.wsa.layers)
     except ValueError as error:
         raise ConfigError(f"wsa.layers: {error}") from None
-    if unknown := sorted(set(scope.names) - set(names)):
+    if unknown := sorted(set(scope.names) - set(names) - untrained):
         raise ConfigError(f"wsa.scope: the file has layers that the model lacks: {unknown}")
+    scope = scope.only([name for name in scope.names if name not in untrained])
     local = config.local
     lr = local.lr * max(local.lr_factors)
     ratios: dict[tuple[str, str], float] = {}

@@ -14,6 +14,7 @@ from fedwsa.components import Component, ConfigError
 from fedwsa.config import Config
 from fedwsa.models import InputShape, build_model, require_answers, state
 from fedwsa.models.architecture import Architecture, Axes, Axis, architecture_of
+from fedwsa.objectives import trainable
 from fedwsa.sizes import WHOLE, model_cost
 
 NORMS = (
@@ -101,6 +102,15 @@ class SizedModels:
         found: dict[str, None] = {}
         for model in self.models.values():
             trained = dict(model.named_parameters())
+            found |= dict.fromkeys(k for k in messages.travelling_state(model) if k not in trained)
+        return list(found)
+
+    @property
+    def untrained(self) -> list[str]:
+        """Names of the arrays that travel and that no client trains: buffers, frozen layers."""
+        found: dict[str, None] = {}
+        for model in self.models.values():
+            trained = trainable(model)
             found |= dict.fromkeys(k for k in messages.travelling_state(model) if k not in trained)
         return list(found)
 

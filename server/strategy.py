@@ -79,6 +79,7 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
         "architecture": sizes.known,
         "norms": sizes.norms,
         "buffers": sizes.buffers,
+        "untrained": sizes.untrained,
         "num_sampled_clients": cohort,
         "merge": _operator(config),
         "permutations": _permutations(config, sizes),
@@ -354,6 +355,7 @@ def _aligned(strategy: Strategy, config: Config, sizes: SizedModels) -> FedWSA:
             floor=wsa.floor,
             normalise=sizes.widths_differ if wsa.normalise is None else wsa.normalise,
             source=wsa.private if config.private else "reported",
+            untrained=sizes.untrained,
         )
     except ValueError as error:
         raise ConfigError(f"wsa: {error}") from None

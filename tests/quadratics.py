@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedwsa import messages
-from fedwsa.objectives import LocalRun, Objective
+from fedwsa.objectives import LocalRun, Objective, memory
 from fedwsa.objectives.feddyn import FedDyn
 from fedwsa.objectives.fednova import FedNova
 from fedwsa.objectives.proximal import Proximal
@@ -89,7 +89,9 @@ def app(training: Training, examples: Sequence[int] = (10, 10, 10)) -> ClientApp
             k: messages.to_tensors(r) if isinstance(r, ArrayRecord) else r
             for k, r in message.content.items()
         }
-        state = {k: messages.to_tensors(r) for k, r in context.state.array_records.items()}
+        kept = {k: messages.to_tensors(r) for k, r in context.state.array_records.items()}
+        state = memory.recall(message.content, kept)
+        begun = dict(state)
         local = LocalRun(training.lr, training.momentum, state, examples[client])
         model = Point()
         messages.load_arrays(model, message.content["arrays"])
@@ -100,7 +102,7 @@ def app(training: Training, examples: Sequence[int] = (10, 10, 10)) -> ClientApp
         for objective in objectives:
             metrics.update(objective.end())
             records |= {k: messages.to_arrays(t) for k, t in objective.records().items()}
-        for name, tensors in state.items():
+        for name, tensors in memory.keep(message.content, begun, state).items():
             context.state[name] = messages.to_arrays(tensors)
         if "scaffold" in state:
             metrics["control"] = state["scaffold"]["w"].tolist()

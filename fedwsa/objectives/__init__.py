@@ -7,7 +7,7 @@ a mapping of records, each a mapping of keys; arrays are tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 Content = Mapping[str, Mapping[str, Any]]
 """The content of a message: record name → key → value."""
+
+Records = Mapping[str, Any]
+"""The same, or Flower's records, of which only single keys are looked up."""
 
 Weights = nn.Module | Mapping[str, Tensor]
 """The weights in training: a model, or tensors that have their ``.grad`` by name."""
@@ -34,12 +37,27 @@ class LocalRun:
         its name, and replaces it in :meth:`Objective.end`.
     examples : int
         How many samples the client trains on.
+    pulls : list of callable
+        Each returns a gradient by name, at the weights as they are, that an objective adds and
+        that is not of the client's loss: SCAFFOLD and FedDyn keep it out of their variates. An
+        objective that adds one puts its function here when it is made.
     """
 
     lr: float
     momentum: float = 0.0
     state: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     examples: int = 0
+    pulls: list[Callable[[], dict[str, Tensor]]] = field(default_factory=list)
+
+    def pull(self, weights: Mapping[str, Tensor]) -> list[Tensor] | None:
+        """The sum of all pulls on the weights, zeros where there is none; None without any."""
+        if not self.pulls:
+            return None
+        found = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        for each in self.pulls:
+            for name, gradient in each().items():
+                found[name] += gradient
+        return list(found.values())
 
 
 class Objective:
@@ -102,6 +120,6 @@ def gradients(weights: Sequence[Tensor]) -> list[Tensor]:
     return [weight.grad for weight in weights if weight.grad is not None]
 
 
-def find_record(content: Content, key: str) -> Mapping[str, Any] | None:
+def find_record(content: Records, key: str) -> Mapping[str, Any] | None:
     """The record that has ``key``, whatever its name; None if no record has it."""
     return next((record for record in content.values() if key in record), None)

@@ -25,6 +25,10 @@ class FedDyn(Objective):
     g_k starts at zero, stays with the client, and becomes g_k − α(w − w_g): the gradient of L_k
     where the local loss is at its minimum.
 
+    What other objectives add that is not of L_k (:attr:`LocalRun.pulls`, WSA's term for instance)
+    is kept out of g_k: with its gradient p_k where the training ended, g_k − α(w − w_g) − p_k. In
+    g_k the next round would cancel it. p_k goes to the server, for h is the mean of all g_k (ours).
+
     Source: arXiv 2111.04263, algorithm 1.
     """
 
@@ -45,6 +49,7 @@ class FedDyn(Objective):
             kept[name].to(w.device) if name in kept else torch.zeros_like(w)
             for name, w in self._named.items()
         ]
+        self._pull: dict[str, Tensor] = {}
 
     @property
     def active(self) -> bool:
@@ -62,8 +67,15 @@ class FedDyn(Objective):
     def end(self) -> dict[str, float | list[float]]:
         """Renew g_k."""
         renewed = torch._foreach_sub(self._own, self._drift(), alpha=self.alpha)
+        if (pull := self._local.pull(self._named)) is not None:
+            torch._foreach_sub_(renewed, pull)
+            self._pull = dict(zip(self._named, pull, strict=True))
         self._local.state[_STATE] = dict(zip(self._named, renewed, strict=True))
         return {messages.DYN_COUNT: 1.0}
+
+    def records(self) -> dict[str, dict[str, Tensor]]:
+        """p_k, where there is one."""
+        return {messages.DYN_PULL: self._pull} if self._active and self._pull else {}
 
     def _drift(self) -> list[Tensor]:
         return list(torch._foreach_sub(self._weights, self._received))

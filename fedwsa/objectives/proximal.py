@@ -30,8 +30,11 @@ class Proximal(Objective):
         config = find_record(content, messages.PROXIMAL_MU)
         self.mu = 0.0 if config is None else float(config[messages.PROXIMAL_MU])
         if self.mu:
-            self._weights: list[Tensor] = list(trainable(model).values())
+            self._named = trainable(model)
+            self._weights: list[Tensor] = list(self._named.values())
             self._received = [p.detach().clone() for p in self._weights]
+            if local is not None:
+                local.pulls.append(self.pull)
 
     @property
     def active(self) -> bool:
@@ -41,7 +44,14 @@ class Proximal(Objective):
     @torch.no_grad()
     def add_gradient(self) -> None:
         """Add μ·(w − w_g)."""
-        if not self.mu:
-            return
-        drift = torch._foreach_add(self._weights, self._received, alpha=-1)
-        torch._foreach_add_(gradients(self._weights), drift, alpha=self.mu)
+        if self.mu:
+            torch._foreach_add_(gradients(self._weights), self._drift(), alpha=self.mu)
+
+    @torch.no_grad()
+    def pull(self) -> dict[str, Tensor]:
+        """μ·(w − w_g), by name: it moves with the received model, and is of no client's loss."""
+        added = torch._foreach_mul(self._drift(), self.mu)
+        return dict(zip(self._named, added, strict=True))
+
+    def _drift(self) -> list[Tensor]:
+        return list(torch._foreach_sub(self._weights, self._received))

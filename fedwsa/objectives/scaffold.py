@@ -18,6 +18,10 @@ class Scaffold(Objective):
     the client's own gradients; c_i⁺ − c_i goes to the server. All start at zero; c_i stays with
     the client.
 
+    What other objectives add that is not of the client's loss (:attr:`LocalRun.pulls`, WSA's term
+    for instance) is kept out of c_i: its mean over the path is taken off. In c_i it would be
+    cancelled by the correction, and each client be pulled by the mean of the pulls (ours).
+
     Under momentum m, a constant gradient moves the weights as far as
     Σ_{j=1}^K (1 − m^j)/(1 − m) plain steps would: that sum stands for K (ours; the paper has
     plain SGD).
@@ -45,6 +49,9 @@ class Scaffold(Objective):
             for name, w in self._named.items()
         ]
         self._correction = torch._foreach_sub(self._server, self._own)
+        # Of the pulls, as an optimiser that follows them alone: its momentum, and its way.
+        self._velocity: list[Tensor] | None = None
+        self._way: list[Tensor] | None = None
         self._steps = 0
         self._change: dict[str, Tensor] = {}
 
@@ -59,16 +66,30 @@ class Scaffold(Objective):
         if self._active:
             torch._foreach_add_(gradients(self._weights), self._correction)
             self._steps += 1
+            self._follow(self._local.pull(self._named))
+
+    def _follow(self, pull: list[Tensor] | None) -> None:
+        """v ← m·v + p, way ← way + v: what the pulls have of w_g − w_i, by η."""
+        if pull is None:
+            return
+        if self._velocity is None or self._way is None:
+            self._velocity, self._way = pull, [p.clone() for p in pull]
+            return
+        torch._foreach_mul_(self._velocity, self._local.momentum)
+        torch._foreach_add_(self._velocity, pull)
+        torch._foreach_add_(self._way, self._velocity)
 
     @torch.no_grad()
     def end(self) -> dict[str, float | list[float]]:
         """Renew the client's control variate."""
         if not self._active or not self._steps:
             return {}
-        length = plain_steps(self._steps, self._local.momentum) * self._local.lr
-        # c_i⁺ − c_i = −c + (w_g − w_i)/(K·η)
+        steps = plain_steps(self._steps, self._local.momentum)
+        # c_i⁺ − c_i = −c + (w_g − w_i)/(K·η), less the pulls' mean
         change = torch._foreach_sub(self._received, self._weights)
-        torch._foreach_div_(change, length)
+        torch._foreach_div_(change, steps * self._local.lr)
+        if self._way is not None:
+            torch._foreach_sub_(change, torch._foreach_div(self._way, steps))
         torch._foreach_sub_(change, self._server)
         renewed = torch._foreach_add(self._own, change)
         self._local.state[_STATE] = dict(zip(self._named, renewed, strict=True))

@@ -74,7 +74,7 @@ class ScopeAlignment(Objective):
     model
         Holds the received weights.
     local
-        Not needed.
+        Told of the pull, if given, for those who keep it out of what they measure.
     content
         Of the train message. Without a target in it, nothing is added and nothing reported.
 
@@ -122,14 +122,17 @@ class ScopeAlignment(Objective):
                 f"the server aligns {unknown}, which is no parameter of this model; "
                 "choose the layers with FedWSA(layers=...)"
             )
-        self._weights = [weights[name] for name in self.target.names if name in weights]
+        self._named = [name for name in self.target.names if name in weights]
+        self._weights = [weights[name] for name in self._named]
         if self._partial:
-            self.target = self.target.only([n for n in self.target.names if n in weights])
+            self.target = self.target.only(self._named)
         # On the wire scopes are normalised, here they are of weights as this client has them.
         self._root = torch.ones(len(self._weights), dtype=torch.float64)
         if config.get(messages.SCOPE_NORMALISE, False):
             self._root = fan_in(self._weights).sqrt()
             self.target = self.target.times(1 / self._root)
+        if local is not None and self.strength and self._weights:
+            local.pulls.append(self.pull)
 
     @property
     def active(self) -> bool:
@@ -139,10 +142,20 @@ class ScopeAlignment(Objective):
     @torch.no_grad()
     def add_gradient(self) -> None:
         """Add λ·∇KL to the gradients of the layers that take part."""
-        if self.target is None or self.strength == 0.0 or not self._weights:
-            return
+        if self.target is not None and self.strength and self._weights:
+            self._add_to(gradients(self._weights))
+
+    @torch.no_grad()
+    def pull(self) -> dict[str, Tensor]:
+        """λ·∇KL by name, at the weights as they are."""
+        added = [torch.zeros_like(weight) for weight in self._weights]
+        self._add_to(added)
+        return dict(zip(self._named, added, strict=True))
+
+    def _add_to(self, gradients: list[Tensor]) -> None:
+        assert self.target is not None
         add_kl_gradient_(
-            gradients(self._weights),
+            gradients,
             self._weights,
             self.target,
             self.strength,

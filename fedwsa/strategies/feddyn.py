@@ -8,19 +8,23 @@ from typing import ClassVar, Unpack
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
 from pydantic import PositiveFloat
 from torch import Tensor
 
 from fedwsa import messages
 from fedwsa.strategies.averaging import Sampling, weighing
+from fedwsa.strategies.memory import Remembering
 
 
-class FedDyn(FedAvg):
+class FedDyn(Remembering):
     """Federated averaging with dynamic regularisation, so that local minima agree in the end.
 
     h ← h − α·(1/N)·Σ_{k∈S}(w_k − w_g), then w_g ← mean_{k∈S}(w_k) − h/α. Clients count once
     each, whatever their examples, as in the paper.
+
+    Where clients add a gradient p_k that is not of their loss (WSA's term), which they keep out of
+    theirs, it is kept out of h too, the negative of whose part of w is the mean of theirs:
+    h ← h − (1/N)·Σ_{k∈S}[α(w_k − w_g) + p_k] (ours).
 
     Source: arXiv 2111.04263, algorithm 1.
 
@@ -37,7 +41,7 @@ class FedDyn(FedAvg):
     wants: ClassVar[tuple[str, ...]] = ("buffers",)
 
     averages_by = messages.DYN_COUNT
-    clients_remember = True  # their gradients
+    takes_pulls = True  # beside the models, so that these cannot be averaged at the workers
     transient = ("_received",)  # no memory: set in each round
 
     def __init__(
@@ -64,7 +68,8 @@ class FedDyn(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average the models, and go on by what is left of the drift."""
-        given = list(replies)
+        given = self.accept(server_round, replies)
+        pulls = [p for r in given if r.has_content() and (p := _pull(r)) is not None]
         with weighing(self, messages.DYN_COUNT):
             averaged, metrics = super().aggregate_train(server_round, given)
         if averaged is None:
@@ -77,5 +82,13 @@ class FedDyn(FedAvg):
                 continue
             h = self.h.get(name, torch.zeros_like(mean))
             self.h[name] = h - self.alpha * share * (mean - self._received[name])
+            if own := [pull[name] for pull in pulls if name in pull]:
+                self.h[name] -= sum(own[1:], start=own[0]) / self._nodes
             new[name] = mean - self.h[name] / self.alpha
         return messages.to_arrays(new), metrics
+
+
+def _pull(reply: Message) -> dict[str, Tensor] | None:
+    """What a client keeps out of its gradient, taken out of its reply; None if nothing."""
+    record = reply.content.pop(messages.DYN_PULL, None)
+    return messages.to_tensors(record) if isinstance(record, ArrayRecord) else None

@@ -101,6 +101,8 @@ class FedWSA(Wrapper):
         or scopes that go among the arrays, and are clipped and noised with them (ours, all three).
         Default: measured around one of Flower's privacy wrappers, else reported; where clients
         add noise themselves (LocalDpMod), which nobody sees here, say measured.
+    untrained : iterable of str
+        Names of arrays that no client trains, frozen layers for instance: they take no part.
 
     Around a strategy for several sizes (:mod:`fedwsa.strategies.sizes`) the layers are those of
     the largest size. A client reports which of them it has; each is fused over those that have
@@ -127,8 +129,10 @@ class FedWSA(Wrapper):
         floor: float = DEFAULT_FLOOR,
         normalise: bool = False,
         source: Source | None = None,
+        untrained: Iterable[str] = (),
     ) -> None:
         self.strategy, self.normalise = strategy, normalise
+        self.untrained = frozenset(untrained)
         self.reduction = choose(Reduction, reduction, "reduction")
         usual = SIZED_STRENGTH if normalise else DEFAULT_STRENGTH
         self.strength = usual[reduction] if strength is None else float(strength)
@@ -171,8 +175,12 @@ class FedWSA(Wrapper):
 
     @property
     def averages_by(self) -> str | None:
-        """As the wrapped strategy: scopes are fused from averages alone."""
-        return averages_by(self.strategy)
+        """As the wrapped strategy: scopes are fused from averages alone.
+
+        One that needs the pulls of the clients' terms beside their models gets whole replies.
+        """
+        takes = any(getattr(part, "takes_pulls", False) for part in chain(self.strategy))
+        return None if takes and self.strength else averages_by(self.strategy)
 
     def summary(self) -> None:
         """Log the settings, then those of the wrapped strategy."""
@@ -194,7 +202,10 @@ class FedWSA(Wrapper):
         tensors = self._model(arrays, server_round)
         given = self.target
         if given is None:
-            given = WeightScope.measure(tensors, self.layers)
+            trained = {n: t for n, t in tensors.items() if n not in self.untrained}
+            given = WeightScope.measure(trained, self.layers)
+        elif left := [n for n in given.names if n in self.untrained]:
+            given = given.only([n for n in given.names if n not in left])
         self._names = given.names
         if unknown := [n for n in self._names if n not in tensors]:
             raise ValueError(f"the target scope has layers that the model lacks: {unknown}")

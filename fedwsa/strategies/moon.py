@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Unpack
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from fedwsa import messages
 from fedwsa.strategies.averaging import Sampling
+from fedwsa.strategies.memory import Remembering
 
 
-class Moon(FedAvg):
+class Moon(Remembering):
     """Federated averaging of clients that train with the model-contrastive loss.
 
     Source: arXiv 2103.16257.
@@ -30,7 +30,6 @@ class Moon(FedAvg):
     """
 
     averages_by = messages.NUM_EXAMPLES
-    clients_remember = True  # their last models
 
     def __init__(
         self, mu: NonNegativeFloat, temperature: PositiveFloat, **sampling: Unpack[Sampling]
@@ -49,3 +48,9 @@ class Moon(FedAvg):
         config[messages.MOON_WEIGHT] = float(self.mu)
         config[messages.MOON_TEMPERATURE] = float(self.temperature)
         return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average, and note whose last models are those of this round."""
+        return super().aggregate_train(server_round, self.accept(server_round, replies))

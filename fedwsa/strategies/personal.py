@@ -8,14 +8,15 @@ from typing import ClassVar, Unpack
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy import Strategy
 
 from fedwsa import messages
 from fedwsa.strategies.averaging import Sampling
+from fedwsa.strategies.memory import Remembering
 from fedwsa.strategies.wrapping import chain
 
 
-class Personal(FedAvg):
+class Personal(Remembering):
     """Federated averaging of a part of the model; the other arrays never leave their client.
 
     Clients are sent the personal arrays too, as the run begins with them, for those that have
@@ -31,7 +32,6 @@ class Personal(FedAvg):
     """
 
     has_global_model: ClassVar[bool] = False
-    clients_remember: ClassVar[bool] = True  # their part of the model
 
     def __init__(self, is_personal: Callable[[str], bool], **sampling: Unpack[Sampling]) -> None:
         super().__init__(**sampling)
@@ -73,7 +73,8 @@ class Personal(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average what is shared."""
-        shared, metrics = super().aggregate_train(server_round, replies)
+        given = self.accept(server_round, replies)
+        shared, metrics = super().aggregate_train(server_round, given)
         if shared is None or self._personal is None:
             return shared, metrics
         return ArrayRecord({**shared, **self._personal}), metrics

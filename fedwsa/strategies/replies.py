@@ -31,7 +31,8 @@ _TOLERANCE = 1e-3
 second moment: sums in another order, or on another device, differ by a thousandth of that."""
 
 _ANSWERS = {messages.SCAFFOLD_CONTROL: messages.SCAFFOLD_CHANGE}
-"""Array records that were sent, and the one, of the same names and shapes, that answers them."""
+"""Array records that were sent, and the one that answers them for what the client trains: names
+among those that were sent, of their shapes."""
 
 _UNREADABLE = (ValueError, TypeError, KeyError, OverflowError, EOFError, OSError, SyntaxError)
 """What NumPy, torch and Flower raise at bytes that are no array."""
@@ -201,7 +202,8 @@ def _bad_extras(content: RecordDict, sent: RecordDict, model: ArrayRecord) -> st
         given, problem = _read(record)
         expected = given
         if name in answered:
-            expected = messages.to_tensors(sent.array_records[answered[name]])
+            whole = messages.to_tensors(sent.array_records[answered[name]])
+            expected = {key: tensor for key, tensor in whole.items() if key in given}
         if problem := problem or unlike(given, expected):
             return f"{name}: {problem}"
     return None

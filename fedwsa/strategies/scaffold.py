@@ -2,39 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Sequence
 from typing import Unpack
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from fedwsa import messages
+from fedwsa.scope import choose
 from fedwsa.strategies.averaging import Sampling
+from fedwsa.strategies.memory import Remembering
+from fedwsa.strategies.sizes import Weighted
 
 
-class Scaffold(FedAvg):
+class Scaffold(Remembering):
     """Federated averaging with control variates against the drift of the clients.
 
     The server's control variate c goes with the model; clients correct their gradients with it
-    and answer how theirs changed: c ← c + (|S|/N)·mean(c_i⁺ − c_i). Models are averaged as
-    FedAvg does.
+    and answer how theirs changed: c ← c + (|S|/N)·mean(c_i⁺ − c_i), so that c = Σ p_i c_i over all
+    N clients, those that nobody has seen yet with c_i = 0. Models are averaged with the same p_i:
+    it minimises Σ p_i f_i.
 
-    Source: arXiv 1910.06378, algorithm 1 with a global step size of one.
+    Source: arXiv 1910.06378, algorithm 1 with a global step size of one; there p_i = 1/N. Ours:
+    p_i by examples, n_i/Σ n_k. Of clients whose number nobody knows yet the mean of the others
+    stands in the sum, which makes no difference once all have been seen.
 
     Parameters
     ----------
+    weighted : {"examples", "clients"}
+        Whether a client counts by its examples, as under FedAvg, or each client once, as in the
+        paper.
+    untrained
+        Names of arrays that no client trains (frozen layers, statistics of BatchNorm): they are
+        only averaged, and have no control variate.
     sampling
         As for Flower's FedAvg.
     """
 
     needs_sgd = True
-    clients_remember = True  # their control variates
 
-    def __init__(self, **sampling: Unpack[Sampling]) -> None:
+    def __init__(
+        self,
+        *,
+        weighted: Weighted = "examples",
+        untrained: Sequence[str] = (),
+        **sampling: Unpack[Sampling],
+    ) -> None:
         super().__init__(**sampling)
+        self.weighted = choose(Weighted, weighted, "weighted")
+        self.untrained = frozenset(untrained)
+        self._counts: dict[int, float] = {}  # what clients count, by node
+        self._total: dict[str, Tensor] = {}  # Σ n_i c_i
         self.control: dict[str, Tensor] | None = None
         self._nodes = 0
 
@@ -44,7 +65,9 @@ class Scaffold(FedAvg):
         """Add the control variate to what FedAvg sends."""
         if self.control is None:
             tensors = messages.to_tensors(arrays)
-            self.control = {k: torch.zeros_like(t) for k, t in tensors.items()}
+            self.control = {
+                k: torch.zeros_like(t) for k, t in tensors.items() if k not in self.untrained
+            }
         self._nodes = len(list(grid.get_nodes()))  # away or not: N is the whole fleet
         record = messages.to_arrays(self.control)
         configured = list(super().configure_train(server_round, arrays, config, grid))
@@ -63,8 +86,8 @@ class Scaffold(FedAvg):
         ValueError
             If a reply lacks the change of the client's control variate.
         """
-        given = list(replies)
-        changes: dict[str, Tensor] = {}
+        given = [self._counted(reply) for reply in self.accept(server_round, replies)]
+        total = dict(self._total)
         for reply in given:
             if not reply.has_content():
                 continue
@@ -74,12 +97,31 @@ class Scaffold(FedAvg):
                     "a client does not report the change of its control variate; "
                     "it must train with fedwsa.objectives.scaffold.Scaffold"
                 )
+            [metrics] = messages.reply_metrics([reply])
+            # n_i as it was at first: c_i then counts in the sum by one number.
+            count = self._counts.setdefault(
+                reply.metadata.src_node_id, messages.number(metrics, self.weighted_by_key)
+            )
+            # New tensors: the old ones may still be on their way.
             for name, tensor in messages.to_tensors(change).items():
-                changes[name] = changes[name] + tensor if name in changes else tensor
+                moved = count * tensor.double()
+                total[name] = total[name] + moved if name in total else moved
         assert self.control is not None
-        # (|S|/N)·mean is the sum over N. New tensors: the old ones may still be on their way.
-        self.control = {
-            name: c + changes[name] / self._nodes if name in changes else c
-            for name, c in self.control.items()
-        }
+        if self._counts:
+            self._total, mean = total, sum(self._counts.values()) / len(self._counts)
+            self.control = {
+                name: (total[name] / (self._nodes * mean)).to(c.dtype) if name in total else c
+                for name, c in self.control.items()
+            }
         return super().aggregate_train(server_round, given)
+
+    def _counted(self, reply: Message) -> Message:
+        """A reply of its own to change, counting once where that is wished."""
+        if not reply.has_content():
+            return reply
+        counted = copy.copy(reply)
+        counted.content = content = RecordDict({**reply.content})
+        if self.weighted == "clients":
+            for name, metrics in reply.content.metric_records.items():
+                content[name] = MetricRecord({**metrics, self.weighted_by_key: 1})
+        return counted
