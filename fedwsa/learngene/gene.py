@@ -18,7 +18,7 @@ from fedwsa.data.cache import write_tensors
 from fedwsa.models import InputShape
 from fedwsa.models.architecture import Architecture, Outline, architecture_of, outline
 
-KIND, VERSION = "fedwsa-learngene", 2
+KIND, VERSION = "fedwsa-learngene", 3
 
 
 @dataclass(frozen=True, eq=False)
