@@ -85,7 +85,7 @@ def test_files_with_wrong_tensors_are_refused(file: Path, tmp_path: Path) -> Non
 
 def test_a_damaged_file_and_none_at_all_are_refused(file: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ConfigError, match="is damaged or no safetensors file"):
+    with pytest.raises(ConfigError, match="is damaged, or no safetensors file"):
         Learngene.load(file)
     with pytest.raises(ConfigError, match="there is no learngene file"):
         Learngene.load(tmp_path / "none.safetensors")
