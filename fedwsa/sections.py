@@ -204,8 +204,8 @@ class Pretraining(Section):
     """How a learngene is learned from public images, and fitted to them."""
 
     teacher: str | None
-    temperature: PositiveFloat
-    hard: NonNegativeFloat
+    temperature: PositiveFloat | None
+    hard: NonNegativeFloat | None
     teach: Training
     learn: Training
     fit: Training

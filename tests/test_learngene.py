@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fedwsa import seeding
 from fedwsa.components import Component, ConfigError
 from fedwsa.data.examples import Examples
 from fedwsa.data.images import ImageData
 from fedwsa.learngene import METHODS, LinearExpansion, Selection, Stages, Standard, Wave, wave
 from fedwsa.learngene.base import Target, Task
 from fedwsa.learngene.expansion import ExpandedNetwork
-from fedwsa.learngene.fit import Lesson, Recipe
+from fedwsa.learngene.fit import Lesson, Recipe, distillation
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.resize import (
     first_blocks,
@@ -178,25 +179,52 @@ def test_sws_refuses_what_it_cannot_make() -> None:
 
 
 def test_tleg_expands_linearly() -> None:
-    """θ_A = 1, θ_B = 4 in four blocks: 2, 3, 4, 5; the last of any depth is θ_A + θ_B."""
+    """θ_A = 1, θ_B = 4 in four blocks, l/L = 0, ¼, ½, ¾: 1, 2, 3, 4; the first is always θ_A."""
     gene = LinearExpansion().learn(task(VIT))
     ones = {k: torch.ones_like(t) for k, t in gene.tensors.items() if k.startswith("base/")}
     fours = {k: torch.full_like(t, 4) for k, t in gene.tensors.items() if k.startswith("slope/")}
     gene = replace(gene, tensors={**gene.tensors, **ones, **fours})
     made = LinearExpansion().initialise(gene, Target(component("vit.vit", depth=4), CLASSES))
     values = [made[f"blocks.{i}.mlp.fc1.weight"].unique().tolist() for i in range(4)]
-    assert values == [[2.0], [3.0], [4.0], [5.0]]
+    assert values == [[1.0], [2.0], [3.0], [4.0]]
     made = LinearExpansion().initialise(gene, Target(component("vit.vit", depth=1), CLASSES))
-    assert made["blocks.0.norm1.bias"].unique().tolist() == [5.0]
+    assert made["blocks.0.norm1.bias"].unique().tolist() == [1.0]
 
 
 def test_tleg_of_the_auxiliary_depth_is_the_auxiliary_network() -> None:
     work = task(VIT, steps=3)
-    model = ExpandedNetwork(work.network(), "blocks.", list(range(6)))
-    work.train(model)
+    random = seeding.generator(0, "slopes")
+    model = ExpandedNetwork(work.network(), "blocks.", list(range(6)), random)
+    work.train(model, LinearExpansion())
     made = LinearExpansion().initialise(LinearExpansion().learn(work), Target(VIT, CLASSES))
     torch.testing.assert_close(output(built(VIT, made)), output(model))
     assert model.slope[0].abs().sum() > 0
+
+
+def test_the_slopes_of_matrices_start_at_0_02_and_the_others_at_zero() -> None:
+    """A normal number that is cut at 2 (a hundred σ) is a normal one: σ is off by σ/√(2n)."""
+    gene = LinearExpansion().learn(task(VIT))
+    slopes = {k: t for k, t in gene.tensors.items() if k.startswith("slope/")}
+    assert any("norm" in k for k in slopes)
+    for slope in slopes.values():
+        if slope.dim() < 2:
+            assert not slope.any()
+        else:
+            off = 5 * 0.02 / (2 * slope.numel()) ** 0.5
+            assert slope.std().item() == pytest.approx(0.02, abs=off)
+
+
+@pytest.mark.parametrize(
+    ("name", "temperature", "hard"), [("sws", 1, 0), ("tleg", 1, 0), ("wave", 2, 1)]
+)
+def test_each_method_has_its_own_loss_unless_one_is_given(name, temperature, hard) -> None:
+    teacher, logits = build_model(VIT, IMAGE, CLASSES, seed=3), torch.randn(4, CLASSES)
+    x, y = torch.randn(4, *IMAGE), torch.tensor([0, 1, 2, 3])
+    own = task(VIT, teacher=teacher)
+    expected = distillation(teacher, temperature, hard)(x, logits, y)
+    torch.testing.assert_close(own.loss(METHODS[name]())(x, logits, y), expected)
+    given = replace(own, temperature=3.0, hard=0.5).loss(METHODS[name]())(x, logits, y)
+    torch.testing.assert_close(given, distillation(teacher, 3.0, 0.5)(x, logits, y))
 
 
 # WAVE

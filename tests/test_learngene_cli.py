@@ -142,7 +142,7 @@ def test_distil_goes_on_where_it_was_interrupted_and_knows_its_teacher(
         (["init", "init.file=a", "out=b"], "size: must be one of S, M, L, or arguments"),
         (["init", "init.file=a", "out=b", "size=S"], "there is no learngene file a"),
         (["init", "init.file=a", "size=S"], "out: must be given"),
-        (["init", "init.file=old.safetensors", "out=b", "size=S"], "is damaged or no safetensors"),
+        (["init", "init.file=old.safetensors", "out=b", "size=S"], "is damaged, or no safetensors"),
         (["bench", "bench.methods=[wav]"], "must be one of standard, selection, sws, tleg"),
         (["bench", "bench.images=9999"], "bench.images: only "),
         (["bench", "pretraining.teacher=m"], "the benchmark trains a teacher for each seed"),

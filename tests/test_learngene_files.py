@@ -31,7 +31,7 @@ def rewrite(file: Path, about: dict[str, Any]) -> None:
     gene = Learngene.load(file)
     facts = {
         "kind": "fedwsa-learngene",
-        "version": 2,
+        "version": 3,
         "method": "wave",
         "model": gene.model.model_dump(by_alias=True),
         "shape": IMAGE,
@@ -45,7 +45,7 @@ def rewrite(file: Path, about: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        ({"version": 0}, "is of version 0, and this program reads 2; distil it anew"),
+        ({"version": 0}, "is of version 0, and this program reads 3; distil it anew"),
         ({"kind": "model"}, "holds no learngene"),
         ({"shape": None}, "has damaged metadata"),
         ({"classes": "ten"}, "has damaged metadata: classes is no number"),
@@ -85,7 +85,7 @@ def test_files_with_wrong_tensors_are_refused(file: Path, tmp_path: Path) -> Non
 
 def test_a_damaged_file_and_none_at_all_are_refused(file: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ConfigError, match="is damaged or no safetensors file"):
+    with pytest.raises(ConfigError, match="is damaged, or no safetensors file"):
         Learngene.load(file)
     with pytest.raises(ConfigError, match="there is no learngene file"):
         Learngene.load(tmp_path / "none.safetensors")

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from experiments.merge.cli import main
 from experiments.merge.files import ModelFile
 from fedwsa.components import Component, ConfigError
+from fedwsa.config import compose
 from fedwsa.data.sources import digits
 from fedwsa.models import build_model
 from fedwsa.models.files import load_network, save_network
 from fedwsa.models.weights import open_weights, plain_names
+from fedwsa.scope import WeightScope
+from server.strategy import _scope_of
 
 INDEX = "model.safetensors.index.json"
 HALVES = {"one.safetensors": ["a.weight"], "two.safetensors": ["a.bias", "b.weight"]}
@@ -192,3 +195,13 @@ def test_one_model_is_taken_away_from_its_base(method: str, call) -> None:
                          "--out", "n.safetensors")  # fmt: skip
     assert (code, line.count("\n")) == (1, 1)
     assert "one model is merged already: name two or more" in line
+
+
+def test_a_fixed_scope_is_measured_in_either_kind_of_file(tmp_path: Path) -> None:
+    index = sharded(tmp_path / "parts", state(0), PLACE)
+    save_file({f"module.{k}": t for k, t in state(0).items()}, tmp_path / "p.safetensors")
+    for file in (index, tmp_path / "p.safetensors"):
+        wsa = compose(["wsa=on", "wsa.target=fixed", f"wsa.scope={file}"]).wsa
+        scope, expected = _scope_of(wsa), WeightScope.measure(state(0))
+        assert sorted(scope.names) == sorted(expected.names)
+        assert torch.equal(scope.only(expected.names).variance, expected.variance)

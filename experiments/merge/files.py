@@ -112,7 +112,7 @@ class ModelFile(Mapping[str, Tensor]):
 
     @property
     def wrapped(self) -> str | None:
-        """A name in the file that a wrapper (DataParallel, torch.compile) has added to."""
+        """A name in the file that a wrapper (as DataParallel) has added to, if one has."""
         return next((stored for name, stored in self._stored.items() if name != stored), None)
 
 

@@ -44,8 +44,8 @@ class Task:
         None: learn from the labels alone.
     teacher_model : Component or None
         What builds the teacher; None: ``model``.
-    temperature, hard : float
-        Of :func:`fedwsa.learngene.fit.distillation`.
+    temperature, hard : float or None
+        Of :func:`fedwsa.learngene.fit.distillation`; None: the method's own.
     report, resume
         See :func:`fedwsa.learngene.fit.fit`.
     """
@@ -58,31 +58,32 @@ class Task:
     recipe: Recipe
     teacher: nn.Module | None = None
     teacher_model: Component | None = None
-    temperature: float = 2.0
-    hard: float = 1.0
+    temperature: float | None = None
+    hard: float | None = None
     report: Report | None = None
     resume: Resume | None = None
 
-    @property
-    def loss(self) -> Loss:
-        """Cross entropy, and what the teacher adds to it."""
+    def loss(self, method: Method) -> Loss:
+        """Cross entropy, and what the teacher adds to it, or puts in its place."""
         if self.teacher is None:
             return plain_loss
-        return distillation(self.teacher, self.temperature, self.hard)
+        temperature = method.temperature if self.temperature is None else self.temperature
+        hard = method.hard if self.hard is None else self.hard
+        return distillation(self.teacher, temperature, hard)
 
     def network(self, model: Component | None = None) -> nn.Module:
         """The auxiliary network, or another one, with standard weights."""
         built = build_model(model or self.model, self.shape, self.classes, self.lesson.seed)
         return built.to(self.lesson.device)
 
-    def train(self, model: nn.Module, **options: Any) -> None:
-        """Train a network by the recipe."""
+    def train(self, model: nn.Module, method: Method, **options: Any) -> None:
+        """Train a network by the recipe, and by the method's own loss where none is given."""
         fit(
             model,
             self.lesson,
             self.recipe,
             purpose="distil",
-            loss=self.loss,
+            loss=self.loss(method),
             report=self.report,
             resume=self.resume,
             **options,
@@ -134,12 +135,16 @@ class Method(ABC):
         Whether learning needs a teacher.
     trains : bool
         Whether learning trains the auxiliary network.
+    temperature, hard : float
+        Its own recipe: τ, and the weight of the labels beside the teacher.
     """
 
     name: ClassVar[str]
     serves: ClassVar[Serves]
     teaches: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    temperature: ClassVar[float] = 2.0
+    hard: ClassVar[float] = 1.0
 
     def check(self, task: Task) -> None:
         """Refuse what cannot be learned, before a teacher is trained.

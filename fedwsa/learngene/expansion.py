@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedwsa import seeding
 from fedwsa.learngene.base import (
     Method,
     Target,
@@ -26,9 +27,9 @@ _BASE, _SLOPE = "base/", "slope/"
 
 
 def expanded(base: Tensor, slope: Tensor, position: int, depth: int) -> Tensor:
-    """θ_l = θ_A + (l/L)·θ_B of block l = 1 … L.
+    """θ_l = θ_A + (l/L)·θ_B of block l = 0 … L−1, so that the first one is θ_A in every depth.
 
-    Source: arXiv 2312.05614.
+    Source: arXiv 2312.05614, and its authors' code for where l begins.
     """
     return base + (position / depth) * slope
 
@@ -39,12 +40,21 @@ class ExpandedNetwork(nn.Module):
     Parameters
     ----------
     model
-        A standard network; its first block begins θ_A, and θ_B begins at zero.
+        A standard network; its first block begins θ_A. Of θ_B matrices begin as normal numbers
+        of σ 0.02, cut at two units, norms and biases at zero (the authors' code).
+    random
+        Draws θ_B.
     sequence, numbers
         Of the blocks.
     """
 
-    def __init__(self, model: nn.Module, sequence: str, numbers: list[int]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sequence: str,
+        numbers: list[int],
+        random: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
         self._numbers, self._sequence = numbers, sequence
         self._model = [model]  # in a list: its blocks' own weights are no parameters of this
@@ -52,7 +62,12 @@ class ExpandedNetwork(nn.Module):
         first = {k: p.detach() for k, p in block.named_parameters()}
         self._names = list(first)
         self.base = nn.ParameterList([p.clone() for p in first.values()])
-        self.slope = nn.ParameterList([torch.zeros_like(p) for p in first.values()])
+        slopes = [torch.zeros_like(p) for p in first.values()]
+        for slope in slopes:
+            if slope.dim() >= 2:
+                drawn = nn.init.trunc_normal_(torch.empty(slope.shape), std=0.02, generator=random)
+                slope.copy_(drawn)
+        self.slope = nn.ParameterList(slopes)
         inside = tuple(f"{sequence}{n}." for n in numbers)
         shell = {k: p for k, p in model.named_parameters() if not k.startswith(inside)}
         self._shell_names = list(shell)
@@ -65,7 +80,7 @@ class ExpandedNetwork(nn.Module):
         for i, number in enumerate(self._numbers):
             for name, base, slope in zip(self._names, self.base, self.slope, strict=True):
                 key = f"{self._sequence}{number}.{name}"
-                weights[key] = expanded(base, slope, i + 1, depth)
+                weights[key] = expanded(base, slope, i, depth)
         result: Tensor = functional_call(self._model[0], weights, (x,))
         return result
 
@@ -81,11 +96,12 @@ class ExpandedNetwork(nn.Module):
 class LinearExpansion(Method):
     """TLEG: networks of other depths from two blocks θ_A and θ_B.
 
-    Source: arXiv 2312.05614. Ours: θ_B begins at zero; blocks are counted from 1, so that the
-    last one is θ_A + θ_B in every depth.
+    Source: arXiv 2312.05614 and its authors' code: blocks are counted from 0, and the teacher's
+    soft answers alone are learned.
     """
 
     name, serves = "tleg", "width"
+    temperature, hard = 1.0, 0.0  # soft labels alone, as the authors' code has it
 
     def check(self, task: Task) -> None:
         """Refuse networks without equal blocks."""
@@ -94,8 +110,10 @@ class LinearExpansion(Method):
     def learn(self, task: Task) -> Learngene:
         """Train a network whose blocks are linear expansions."""
         sequence, numbers = blocks_of(task)
-        model = ExpandedNetwork(task.network(), sequence, numbers)
-        task.train(model)
+        random = seeding.generator(task.lesson.seed, "slopes")
+        model = ExpandedNetwork(task.network(), sequence, numbers, random)
+        model.to(task.lesson.device)
+        task.train(model, self)
         single = depth_component(task.model, int(task.model.arguments["depth"]) - len(numbers) + 1)
         return task.gene(self.name, single, model.tensors())
 
@@ -114,7 +132,7 @@ class LinearExpansion(Method):
             for key, base in gene.tensors.items():
                 if key.startswith(_BASE):
                     name = key.removeprefix(_BASE)
-                    value = expanded(base, gene.tensors[_SLOPE + name], i + 1, len(all_numbers))
+                    value = expanded(base, gene.tensors[_SLOPE + name], i, len(all_numbers))
                     made[f"{sequence}{number}.{name}"] = value
         return made
 

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fedwsa.components import Component, ConfigError
 from fedwsa.data.cache import write_tensors
 from fedwsa.models import InputShape
 from fedwsa.models.architecture import Architecture, Outline, architecture_of, outline
+from fedwsa.models.weights import open_weights
 
-KIND, VERSION = "fedwsa-learngene", 2
+KIND, VERSION = "fedwsa-learngene", 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +98,12 @@ class Learngene:
         try:
             if file.is_dir():
                 raise IsADirectoryError
-            with safe_open(file, framework="pt") as opened:
-                about = json.loads((opened.metadata() or {}).get("fedwsa", "{}"))
-                tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
+            if not file.is_file():
+                raise FileNotFoundError
+            opened = open_weights(file)
+            about, tensors = json.loads(opened.metadata.get("fedwsa", "{}")), opened.tensors()
+        except ConfigError:
+            raise
         except FileNotFoundError:
             raise ConfigError(f"there is no learngene file {file}") from None
         except IsADirectoryError:

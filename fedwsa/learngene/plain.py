@@ -35,7 +35,7 @@ class Direct(Method):
     def learn(self, task: Task) -> Learngene:
         """Train the network of ``task.model``."""
         model = task.network()
-        replace(task, teacher=None).train(model)
+        replace(task, teacher=None).train(model, self)
         return task.gene(self.name, task.model, model.state_dict())
 
     def initialise(self, gene: Learngene, target: Target) -> dict[str, Tensor]:

@@ -51,6 +51,7 @@ class Stages(Method):
     """
 
     name, serves = "sws", "width"
+    temperature, hard = 1.0, 0.0  # soft labels alone, as the authors' code has it
 
     def __init__(self, *, stages: Lengths | None = None) -> None:
         self.stages = stages
@@ -78,7 +79,7 @@ class Stages(Method):
         sequence, numbers = blocks_of(task)
         depth, model = len(numbers), task.network()
         share_stages(model, sequence, numbers, stage)
-        task.train(model)
+        task.train(model, self)
         count = stage[-1] + 1
         place = {numbers[stage.index(s)]: numbers[s] for s in range(count)}
         tensors: dict[str, Tensor] = {}

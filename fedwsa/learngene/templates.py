@@ -65,7 +65,7 @@ class Wave(Method):
         model.to(task.lesson.device)
         # Decay would shrink S and T, which only matter as a product.
         shared = [*wave.templates_of(model, known).values(), *wave.scalers_of(model).values()]
-        task.train(model, exempt=shared)
+        task.train(model, self, exempt=shared)
         sizes = {group: list(shape) for group, shape in shapes.items()}
         return task.gene(
             self.name,
