@@ -29,6 +29,7 @@ from fedwsa.data.skew import skewed
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
 from fedwsa.models.flops import training_flops
+from fedwsa.moments import precise
 from fedwsa.objectives import Content, LocalRun, Objective, Weights, find_record, personal
 from fedwsa.objectives.all import OBJECTIVES, own_objectives, require_numbers
 from fedwsa.simulation.cohort import CohortApp
@@ -118,16 +119,14 @@ def _receive(config: Config, message: Message, context: Context) -> Received:
     content, state = _content(message), recalled(message, context)
     tensors = messages.to_tensors(arrays) | personal.own_part(content, state)
     tensors.pop(messages.SCOPE_ARRAY, None)  # no part of the model
-    network = network_for(component, data.whole.shape, data.whole.classes, device, tensors)
     layout = torch.channels_last if config.local.channels_last else torch.contiguous_format
-    # Copies become the parameters, so that a reply may hold them while the next client trains.
-    network.load({k: _copy(t, device, layout) for k, t in tensors.items()})
+    whole = data.whole
+    network = network_for(
+        component, whole.shape, whole.classes, device, tensors, config.seed, layout
+    )
+    network.require_built_alike(content)
+    network.load(tensors)
     return Received(data, network, device, content, state)
-
-
-def _copy(tensor: Tensor, device: str, layout: torch.memory_format) -> Tensor:
-    kept = layout if tensor.dim() == 4 else torch.contiguous_format
-    return tensor.to(device, memory_format=kept, copy=True)
 
 
 def _round(message: Message) -> int:
@@ -252,14 +251,19 @@ def _reply(
         require_numbers(objective, said)
         metrics.update({} if config.private else said)
         shared = shared | objective.arrays()
-    reply = RecordDict({messages.ARRAYS: messages.to_arrays(shared), messages.METRICS: metrics})
+    reply = RecordDict({messages.ARRAYS: _arrays(shared), messages.METRICS: metrics})
     records = dict(more or {})
     for objective in objectives:
         records |= objective.records()
     for name, tensors in records.items():
-        reply[name] = messages.to_arrays(tensors)
+        reply[name] = _arrays(tensors)
     keep(message, context, begun, local.state)
     return Message(reply, reply_to=message)
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Tensors to send, half precision as single, as the model travels."""
+    return messages.to_arrays({name: precise(tensor) for name, tensor in tensors.items()})
 
 
 def _train(config: Config, message: Message, context: Context, received: Received) -> Message:
@@ -292,7 +296,7 @@ def _train_together(
         return None
     if asks_for_fisher(content):  # of each model by itself
         return None
-    if cohort.why_not(model, config.local) is not None:
+    if cohort.why_not(config.local) or first.network.templated or first.network.stacking.reason:
         return None
     if asks_to_clip(received[0]) or config.privacy.local is not None:
         return None
@@ -307,7 +311,7 @@ def _train_together(
     start, replies = first.network.state(), {}
     for together in alike.values():
         order = sorted(together, key=lambda k: -len(drawn[k]))
-        stack = cohort.Stack(model, len(order))
+        stack = cohort.Stack(model, len(order), first.network.stacking.padded)
         views = [stack.client(i) for i in range(len(order))]
         local = [
             LocalRun(

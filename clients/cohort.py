@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
-from torch.nn.utils.parametrize import is_parametrized
 
 from clients.training import Samples
 from fedwsa.conditions import Conditions, batch_sizes
@@ -24,8 +23,8 @@ MOST_BYTES = 1 << 28
 """Inputs of an epoch, of all clients together, that are held at once."""
 
 
-def why_not(model: nn.Module, local: Local) -> str | None:
-    """Why clients of this model cannot be trained at once; None if they can."""
+def why_not(local: Local) -> str | None:
+    """Why clients that train like this cannot be trained at once; None if they can."""
     if local.precision != "fp32":
         return "local.precision is not fp32"
     if local.channels_last:
@@ -38,15 +37,6 @@ def why_not(model: nn.Module, local: Local) -> str | None:
         return "local.clip_norm is set"
     if local.optimisers or local.optimiser != "sgd":
         return "the optimiser is not sgd"
-    for module in model.modules():
-        if is_parametrized(module):
-            return "its weights are made from templates"
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-            return "its dropout would draw other masks"
-        if isinstance(module, nn.RNNBase):
-            return f"torch has no stacked {type(module).__name__}"
-        if next(module.buffers(recurse=False), None) is not None:
-            return f"{type(module).__name__} keeps statistics"
     return None
 
 
@@ -59,10 +49,14 @@ class Stack:
         Holds what all of them start from.
     count
         K.
+    padded
+        Whether batches of several lengths may be filled up to one. Not where a model looks across
+        a batch: those of one length are then one call.
     """
 
     @torch.no_grad()
-    def __init__(self, model: nn.Module, count: int) -> None:
+    def __init__(self, model: nn.Module, count: int, padded: bool = True) -> None:
+        self.padded = padded
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.weights = {k: p.detach().expand(count, *p.shape).clone() for k, p in named.items()}
         self.gradients = {k: torch.zeros_like(w) for k, w in self.weights.items()}
@@ -71,7 +65,7 @@ class Stack:
         def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor, share: Tensor) -> Tensor:
             each = cross_entropy(functional_call(model, weights, (x,)), y, reduction="none")
             # A sequence has a loss at each position.
-            return (each if each.dim() == 1 else each.mean(1)) @ share
+            return (each if each.dim() == 1 else each.mean(1)) @ share.to(each.dtype)
 
         self._gradient = vmap(grad_and_value(loss))
 
@@ -84,16 +78,31 @@ class Stack:
         return views
 
     @torch.no_grad()
-    def backward(self, x: Tensor, y: Tensor, share: Tensor) -> Tensor:
-        """Gradients of the first A clients, ``x`` being ``(A, B, …)``; returns their losses.
+    def backward(self, x: Tensor, y: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Gradients of the first A clients; returns their losses, ``(A,)``.
 
-        ``share`` is ``(A, B)``: what part of the mean each sample is, zero for padding.
+        Parameters
+        ----------
+        x, y
+            Inputs ``(A, B, …)`` and labels: ``sizes[k]`` of client k, then padding.
         """
-        active = {k: w[: len(x)] for k, w in self.weights.items()}
-        gradients, losses = self._gradient(active, x, y, share)
-        for name, gradient in gradients.items():
-            self.gradients[name][: len(x)] = gradient
-        return losses  # type: ignore[no-any-return]
+        kinds = [max(sizes)] if self.padded else sorted(set(sizes))
+        losses = torch.zeros(len(sizes), device=y.device)
+        counts = torch.tensor(sizes, device=y.device)
+        for longest in kinds:
+            rows = [k for k, size in enumerate(sizes) if self.padded or size == longest]
+            every = len(rows) == len(sizes)  # a slice copies nothing
+            chosen = slice(len(sizes)) if every else torch.tensor(rows, device=y.device)
+            lengths = counts[chosen]
+            share = (torch.arange(longest, device=y.device) < lengths[:, None]) / lengths[:, None]
+            active = {k: w[chosen] for k, w in self.weights.items()}
+            gradients, found = self._gradient(
+                active, x[chosen, :longest], y[chosen, :longest], share
+            )
+            for name, gradient in gradients.items():
+                self.gradients[name][chosen] = gradient
+            losses[chosen] = found.to(losses.dtype)
+        return losses
 
     @torch.no_grad()
     def step(self, active: int, lr: Tensor, decay: Tensor, momentum: float) -> None:
@@ -108,11 +117,10 @@ class Stack:
 
 @dataclass
 class _Epoch:
-    """An epoch of several clients: inputs and labels ``(K, T, B, …)``, shares ``(K, T, B)``."""
+    """An epoch of several clients: inputs and labels ``(K, T, B, …)``, padded with zeros."""
 
     inputs: Tensor
     labels: Tensor
-    shares: Tensor
 
     @classmethod
     def of(cls, clients: Sequence[Samples], sizes: Sequence[list[int]]) -> _Epoch:
@@ -121,7 +129,6 @@ class _Epoch:
         x, y = parts[0]
         inputs = x.new_zeros(len(parts), steps * widest, *x.shape[1:])
         labels = y.new_zeros(len(parts), steps * widest, *y.shape[1:])
-        shares = torch.zeros(len(parts), steps * widest, device=y.device)
         for k, ((x, y), own) in enumerate(zip(parts, sizes, strict=True)):
             counts = torch.tensor(own)
             rank = torch.arange(len(counts)).repeat_interleave(counts)
@@ -129,13 +136,8 @@ class _Epoch:
             place = rank * widest + torch.arange(len(y)) - first
             place = place.to(y.device)
             inputs[k, place], labels[k, place] = x, y
-            shares[k, place] = (1.0 / counts).repeat_interleave(counts).to(shares)
         shape = (len(parts), steps, widest)
-        return cls(
-            inputs.view(*shape, *x.shape[1:]),
-            labels.view(*shape, *y.shape[1:]),
-            shares.view(shape),
-        )
+        return cls(inputs.view(*shape, *x.shape[1:]), labels.view(*shape, *y.shape[1:]))
 
 
 def _whole(samples: Samples, sizes: list[int]) -> tuple[Tensor, Tensor]:
@@ -184,15 +186,13 @@ def train_stack(
         epoch = _Epoch.of(clients, sizes)
         for t in range(len(sizes[0])):
             active = sum(len(own) > t for own in sizes)
-            counts = torch.tensor([own[t] for own in sizes[:active]], device=device)
-            losses = stack.backward(
-                epoch.inputs[:active, t], epoch.labels[:active, t], epoch.shares[:active, t]
-            )
+            counts = [own[t] for own in sizes[:active]]
+            losses = stack.backward(epoch.inputs[:active, t], epoch.labels[:active, t], counts)
             for own in objectives[:active]:
                 for objective in own:
                     objective.add_gradient()
             stack.step(active, lr, decay, local.momentum)
-            total[:active] += losses * counts
+            total[:active] += losses * torch.tensor(counts, device=device)
     lengths = torch.tensor([len(samples) for samples in clients], device=device)
     return (total / (lengths * epochs)).tolist()
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from clients.cohort import Stack, fits, train_stack, why_not
+from clients.stacking import stacking
 from clients.training import Samples, train
 from fedwsa.conditions import Conditions
 from fedwsa.config import Config
@@ -59,7 +60,8 @@ def choose_cohort(
     device = resolve_device(config.device)
     component = config.model_of(size)
     model = build_model(component, data.whole.shape, data.whole.classes, config.seed).to(device)
-    if reason := why_not(model, config.local):
+    found = stacking(model, data.whole.shape, data.whole.classes)
+    if reason := why_not(config.local) or found.reason:
         return 1, f"one by one, since {reason}"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a worker has
@@ -70,9 +72,7 @@ def choose_cohort(
         times = {}
         for number in [n for n in COUNTS if n <= share]:
             if fits([_samples(config, data, device)] * number):
-                times[number] = _together(config, data, model, device, number)
-    except RuntimeError as error:  # an operation that torch.func cannot stack
-        return 1, f"one by one, since the model cannot be stacked: {str(error).splitlines()[0]}"
+                times[number] = _together(config, data, model, device, number, found.padded)
     finally:
         torch.set_num_threads(threads)
     # The clock must not decide between equals: a run is to be the same tomorrow.
@@ -110,7 +110,7 @@ def _alone(config: Config, data: FederatedData, model: nn.Module, device: str) -
 
 
 def _together(
-    config: Config, data: FederatedData, model: nn.Module, device: str, size: int
+    config: Config, data: FederatedData, model: nn.Module, device: str, size: int, padded: bool
 ) -> float:
     """Seconds for a client, of ``size`` at once."""
     local = config.local.model_copy(update={"epochs": 1})
@@ -118,7 +118,7 @@ def _together(
     def run() -> None:
         clients = [_samples(config, data, device) for _ in range(size)]
         conditions = [_conditions(local)] * size
-        train_stack(Stack(model, size), clients, local, conditions, [[]] * size)
+        train_stack(Stack(model, size, padded), clients, local, conditions, [[]] * size)
 
     return _fastest(run, device) / size
 

@@ -8,6 +8,7 @@ import numpy as np
 from flwr.app import Array, Context, Message, RecordDict
 
 from fedwsa import messages
+from fedwsa.moments import precise
 from fedwsa.objectives import find_record, memory
 
 
@@ -25,7 +26,9 @@ def keep(message: Message, context: Context, begun: memory.State, new: memory.St
         del context.state[name]
     for name, tensors in kept.items():
         if named or tensors is not begun.get(name):
-            context.state[name] = messages.to_arrays(tensors)
+            context.state[name] = messages.to_arrays(
+                {k: precise(t) if t.is_floating_point() else t for k, t in tensors.items()}
+            )
 
 
 def alike_but_for_memory(received: Sequence[Message]) -> bool:

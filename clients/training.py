@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from fedwsa.augment import ShadowWeights
 from fedwsa.conditions import Conditions, batch_sizes
 from fedwsa.merge.batch_norm import reestimate
+from fedwsa.moments import precise
 from fedwsa.objectives import Objective
 from fedwsa.sections import Local
 
@@ -81,7 +82,13 @@ def _batches(samples: Samples, size: int) -> Iterator[Tensor]:
 def make_optimizer(
     parameters: Iterable[nn.Parameter], local: Local, conditions: Conditions
 ) -> torch.optim.Optimizer:
-    """The optimiser of a client, new in each round."""
+    """The optimiser of a client, new in each round.
+
+    Parameters
+    ----------
+    parameters
+        In single or double precision: torch's fused SGD leaves half precision as it is on a CPU.
+    """
     lr, decay = conditions.lr, conditions.weight_decay
     if conditions.optimiser == "sgd":
         return torch.optim.SGD(
@@ -89,6 +96,31 @@ def make_optimizer(
         )
     kind = torch.optim.Adam if conditions.optimiser == "adam" else torch.optim.AdamW
     return kind(parameters, lr=lr, weight_decay=decay, fused=local.fused)
+
+
+class _Stepped:
+    """The weights of a model as the optimiser steps them: half precision in single.
+
+    A step is often smaller than the spacing of half precision, and would be lost; the sum of many
+    is not. The model's own weights are the rounded ones.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        own = [p for p in model.parameters() if p.is_floating_point()]
+        self.weights = [
+            p if precise(p).dtype == p.dtype else nn.Parameter(precise(p.detach()), p.requires_grad)
+            for p in own
+        ]
+        self._rounded = [(p, w) for p, w in zip(own, self.weights, strict=True) if p is not w]
+
+    @torch.no_grad()
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """A step by the gradients of the model."""
+        for own, wide in self._rounded:
+            wide.grad = None if own.grad is None else precise(own.grad)
+        optimizer.step()
+        for own, wide in self._rounded:
+            own.copy_(wide)
 
 
 def train(
@@ -112,7 +144,8 @@ def train(
     """
     model.train()
     device = samples.labels.device
-    optimizer = make_optimizer(model.parameters(), local, conditions)
+    stepped = _Stepped(model)
+    optimizer = make_optimizer(stepped.weights, local, conditions)
     bf16 = local.precision == "bf16"
     layout = torch.channels_last if local.channels_last else torch.contiguous_format
     seen = torch.unique(samples.labels) if local.mask_absent else None
@@ -129,9 +162,9 @@ def train(
                     return float(total) / trained
                 end = start + next(remaining)
                 batch = slice(start, end)
-                optimizer.zero_grad(set_to_none=True)
+                model.zero_grad(set_to_none=True)
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    logits = model(inputs[batch])
+                    logits = precise(model(inputs[batch]))
                     if seen is not None:
                         logits = logits.masked_fill(_absent(seen, logits), 0.0)
                     loss = cross_entropy(logits, labels[batch])
@@ -141,7 +174,7 @@ def train(
                     objective.add_gradient()
                 if local.clip_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), local.clip_norm)
-                optimizer.step()
+                stepped.step(optimizer)
                 total += loss.detach() * (end - start)
                 trained, steps = trained + end - start, steps + 1
                 start = end

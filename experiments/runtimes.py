@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from clients import app as clients
 from clients.cohort import why_not
 from clients.measure import choose_cohort
+from clients.stacking import stacking
 from experiments.ray_start import RayStart
 from fedwsa.components import ConfigError
 from fedwsa.conditions import draw_conditions
@@ -21,6 +22,7 @@ from fedwsa.devices import Device, resolve_device
 from fedwsa.launcher import find_apps
 from fedwsa.simulation import SimulationError, run_simulation
 from fedwsa.simulation.cluster import cores, count_workers, keep_local
+from fedwsa.sizes import WHOLE
 from server import app as server
 from server.federation import Federation
 
@@ -95,9 +97,20 @@ def settled(federation: Federation) -> Config:
         size, reason = choose_cohort(config, federation.data, workers, federation.sizes.of_client)
         logger.info("cohort: clients are trained %s", reason)
         cohort = "off" if size == 1 else size
-    elif cohort not in ("off", 1) and (problem := why_not(federation.model.network, config.local)):
+    elif cohort not in ("off", 1) and (problem := _unstackable(federation)):
         raise ConfigError(f"runtime.cohort={cohort}: clients cannot be trained at once: {problem}")
     return _with_runtime(config, workers=workers, gpus_per_worker=gpus, cohort=cohort)
+
+
+def _unstackable(federation: Federation) -> str | None:
+    """Why the clients of a size cannot be trained at once; None if all can."""
+    config, whole = federation.config, federation.data.whole
+    if problem := why_not(config.local):
+        return problem
+    for size, model in federation.sizes.models.items():
+        if problem := stacking(model, whole.shape, whole.classes).reason:
+            return problem if size == WHOLE else f"of size {size}, {problem}"
+    return None
 
 
 def _workers(wanted: int | None) -> int:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fedwsa.data.examples import Examples, LabelledData
+from fedwsa.moments import precise
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def evaluate(
         torch.split(examples.labels, batch_size),
         strict=True,
     ):
-        logits = model(data.prepare(inputs.to(device)))
+        logits = precise(model(data.prepare(inputs.to(device))))
         target = truth.to(device)
         hits += int((logits.argmax(1) == target).sum())
         loss += float(cross_entropy(logits, target, reduction="sum"))

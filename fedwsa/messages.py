@@ -6,12 +6,14 @@ so that our clients answer any Flower strategy and our strategies lead any Flowe
 ===============  ======================  ======================================================
 message          record                  holds
 ===============  ======================  ======================================================
-train, evaluate  ``arrays``              the model's floating-point state
+train, evaluate  ``arrays``              the model's floating-point state, half precision as single
 (down)           ``config``              ``server-round``; what strategies add for the clients, for
                                          instance the ``size`` of model that the arrays are for,
                                          or the ``deadline`` in simulated seconds to stop at; from
                                          strategies whose clients remember ``accepted-round``, the
                                          last one of which the receiver's answer counts, 0 if none
+train (down)     ``config``              ``model-staying``: marks of the tensors that do not travel,
+                                         which a client has built like the server's (JSON)
 train (down)     ``wsa-target``          FedWSA: ``mean`` and ``variance``, a number per layer
 train (up)       ``arrays``, ``metrics``  the trained model; ``num-examples``, ``train_loss``; from
                                          FedWSA's clients ``wsa-mean``, ``wsa-spread``,
@@ -47,10 +49,13 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 
 from fedwsa.arrays import record_of, values
+from fedwsa.models import state
+from fedwsa.moments import precise
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 NUM_EXAMPLES, LOSS, ACCURACY = "num-examples", "loss", "accuracy"
 TRAIN_LOSS = "train_loss"  # as Flower's QFedAvg looks for it
+STAYING = "model-staying"
 SERVER_ROUND, PARTITION_ID = "server-round", "partition-id"
 ACCEPTED_ROUND = "accepted-round"
 PROXIMAL_MU = "proximal-mu"
@@ -90,19 +95,20 @@ SCOPE_ARRAY = "wsa-scope"
 
 
 def travelling_state(model: nn.Module) -> dict[str, Tensor]:
-    """The part of a model's state that travels: all floating-point tensors.
+    """The part of a model's state that travels, see :mod:`fedwsa.models.state`.
 
-    Integer buffers (BatchNorm's step counters) have no meaningful average and stay at home.
+    Half precision travels as single: sums of many clients need it, and NumPy has no bfloat16.
     """
-    return {k: t for k, t in model.state_dict().items() if t.is_floating_point()}
+    return {name: precise(t.detach()) for name, t in state.travelling(model).items()}
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """An ArrayRecord of the tensors, each in its own dtype.
+    """An ArrayRecord of the tensors, each in its own dtype; of bfloat16, in single precision.
 
     Tensors in main memory are not copied: leave them alone afterwards.
     """
-    return record_of({k: t.detach().cpu().numpy() for k, t in tensors.items()})
+    plain = {k: precise(t) if t.dtype == torch.bfloat16 else t for k, t in tensors.items()}
+    return record_of({k: t.detach().cpu().numpy() for k, t in plain.items()})
 
 
 def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
@@ -110,18 +116,20 @@ def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
     return {k: torch.from_numpy(values(array)) for k, array in arrays.items()}
 
 
+@torch.no_grad()
 def load_arrays(model: nn.Module, arrays: ArrayRecord) -> None:
-    """Load what :func:`travelling_state` sent into a model.
+    """Copy what :func:`travelling_state` sent into a model, whose tensors stay tied and typed.
 
     Raises
     ------
     ValueError
         If names or shapes are not the model's.
     """
-    tensors, own = to_tensors(arrays), travelling_state(model)
+    tensors, own = to_tensors(arrays), state.travelling(model)
     if problem := mismatch(tensors, own):
         raise ValueError(f"the arrays do not fit the model: {problem}")
-    model.load_state_dict(tensors, strict=False)
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
 
 
 def mismatch(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:

@@ -38,7 +38,7 @@ def check_alignment(config: Config, strategy: FedWSA, sizes: SizedModels, larges
     lr = local.lr * max(local.lr_factors)
     ratios: dict[tuple[str, str], float] = {}
     for size, model in sizes.models.items():
-        own = model.state_dict()
+        own = messages.travelling_state(model)
         target = scope.only([name for name in scope.names if name in own])
         if strategy.normalise:
             widths = [fan_in([of[n] for n in target.names]) for of in (state, own)]

@@ -249,9 +249,11 @@ class Federation:
         systems = self.systems if getattr(self.strategy, "on_devices", True) else None
         validate = self.model.validate if self.model.validates else None
         is_over = self._early_stop.is_over if self._early_stop else None
-        return RoundLoop(
+        loop = RoundLoop(
             self.guard, fleet, arrays, config, self.model.score, systems, validate, is_over
         )
+        loop.staying = self.sizes.marks
+        return loop
 
     def _checkpoint(
         self, number: int, loop: RoundLoop, grid: Grid, tally: dict[str, float], seconds: float

@@ -106,13 +106,11 @@ class GlobalModel:
             self.save(file, size, last.arrays, last.round)
 
     def save(self, file: str, size: str, arrays: ArrayRecord, number: int) -> None:
-        """The network of a size, after a round."""
-        save_network(
-            self.folder / file,
-            messages.to_tensors(self._state(arrays, size, number)),
-            self.config.model_of(size),
-            self.data.whole,
-        )
+        """The network of a size, after a round: all that its state dict has."""
+        model = self.sizes.models[size]
+        messages.load_arrays(model, self._state(arrays, size, number))
+        component, seed = self.config.model_of(size), self.config.seed
+        save_network(self.folder / file, model.state_dict(), component, self.data.whole, seed)
 
 
 def initial_arrays(models: Mapping[str, nn.Module], strategy: Strategy) -> ArrayRecord:

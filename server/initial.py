@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 from fedwsa.components import ConfigError
 from fedwsa.config import Config
@@ -16,6 +18,7 @@ from fedwsa.learngene.fit import Lesson
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.pretrain import School, build_method
 from fedwsa.learngene.progress import Watcher, watching
+from fedwsa.models import state
 from server.sizes import SizedModels
 
 logger = logging.getLogger("fedwsa")
@@ -76,9 +79,29 @@ def initialise(
                 used[auxiliary] = school.learn() if found is None else found
             if found is not None:
                 _warn_of_other_data(found, school)
-            state = school.make(used[auxiliary], config.model_of(name))
-            sizes.models[name].load_state_dict(state)
+            made = school.make(used[auxiliary], config.model_of(name))
+            _begin(sizes.models[name], made)
     return used
+
+
+@torch.no_grad()
+def _begin(network: nn.Module, made: Mapping[str, Tensor]) -> None:
+    """Give a network what was made for it; counts stay as they begin.
+
+    Raises
+    ------
+    ConfigError
+        If what does not travel is another: clients build it as the network here.
+    """
+    before = {name: t.clone() for name, t in state.staying(network).items()}
+    network.load_state_dict(made)
+    for name, tensor in state.staying(network).items():
+        if not state.is_count(tensor) and not torch.equal(tensor, before[name]):
+            raise ConfigError(
+                f"init.file: {name} is another than in this run, and does not travel: take the "
+                "seed with which the file was learned"
+            )
+        tensor.copy_(before[name])
 
 
 def _school(

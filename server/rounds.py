@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedwsa import messages, seeding
 from fedwsa.blame import told
 from fedwsa.config import Config
 from fedwsa.evaluation import Score, jain_index
+from fedwsa.sizes import WHOLE
 from fedwsa.strategies.averaging import AveragedReplies
 from fedwsa.strategies.fedwsa import FedWSA, ScopeReport
 from fedwsa.strategies.gathered import Gathered, Incident, short
@@ -171,6 +172,7 @@ class RoundLoop:
         self.validate = validate
         self.is_over = is_over
         self.on_event = on_event
+        self.staying: Mapping[str, str] = {}  # size → marks, see SizedModels.marks
         self._reference = messages.to_tensors(arrays)
 
     def run(self, number: int) -> RoundRecord:
@@ -260,7 +262,18 @@ class RoundLoop:
             self._hook("configure_train", number),
         ):
             config = self._round_config(number)
-            return list(self.guard.configure_train(number, self.arrays, config, self.grid))
+            asked = list(self.guard.configure_train(number, self.arrays, config, self.grid))
+        messages.change_contents(asked, self._with_marks)
+        return asked
+
+    def _with_marks(self, content: RecordDict) -> RecordDict:
+        """A content that says what the tensors that do not travel are like."""
+        for name, record in content.config_records.items():
+            marks = self.staying.get(str(record.get(messages.SIZE, WHOLE)), "{}")
+            if messages.SERVER_ROUND in record and marks != "{}":
+                told = ConfigRecord({**record, messages.STAYING: marks})
+                return RecordDict({**content, name: told})
+        return content
 
     def _aggregate(self, record: RoundRecord, replies: list[Message]) -> None:
         number, usable = record.round, record.answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from torch import nn
 from fedwsa import messages
 from fedwsa.components import Component, ConfigError
 from fedwsa.config import Config
-from fedwsa.models import InputShape, build_model, require_answers
+from fedwsa.models import InputShape, build_model, require_answers, state
 from fedwsa.models.architecture import Architecture, Axes, Axis, architecture_of
 from fedwsa.objectives import trainable
 from fedwsa.sizes import WHOLE, model_cost
@@ -61,10 +62,19 @@ class SizedModels:
         for name in names:
             component, where = config.model_of(name), WHOLE if name == WHOLE else f"sizes.{name}"
             models[name] = build_model(component, shape, classes, config.seed, where)
+            state.require_shareable(models[name], where)
             require_answers(models[name], shape, classes, where)
+            _require_repeatable(
+                models[name], build_model(component, shape, classes, config.seed, where), where
+            )
             several = len(names) > 1
             costs[name] = model_cost(component, shape, classes) if several else 1.0
         return cls(models, config.client_sizes(shape, classes), costs, known)
+
+    @cached_property
+    def marks(self) -> dict[str, str]:
+        """Size → marks of what does not travel, which clients compare to their own, as JSON."""
+        return {size: json.dumps(state.marks(state.staying(m))) for size, m in self.models.items()}
 
     @cached_property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -135,6 +145,15 @@ class SizedModels:
             if len(shape) >= 2
         ]
         return len(set(layers)) > len({name for name, _ in layers})
+
+
+def _require_repeatable(model: nn.Module, again: nn.Module, where: str) -> None:
+    """Refuse a builder that makes other tensors each time, of those that do not travel."""
+    if name := state.unlike(state.marks(state.staying(model)), state.staying(again)):
+        raise ConfigError(
+            f"{where}: {name} does not travel, and is another each time it is built: draw it from "
+            "torch's, NumPy's or Python's global generator, which are seeded for each"
+        )
 
 
 def _known(model: Component, needed: bool) -> Architecture:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from clients.cohort import Stack, train_stack, why_not
+from clients.stacking import stacking
 from clients.training import Samples, train
 from fedwsa.conditions import Conditions
 from fedwsa.config import compose
@@ -144,6 +145,6 @@ def test_a_stack_has_one_batch_size_and_number_of_epochs() -> None:
 )
 def test_models_that_cannot_be_stacked_say_why(model: str, reason: str | None) -> None:
     config = compose([*model.split(), "model.width=0.25"])
-    why = why_not(build_model(config.model, (3, 32, 32), 10, seed=0), config.local)
+    why = stacking(build_model(config.model, (3, 32, 32), 10, seed=0), (3, 32, 32), 10).reason
     assert (why is None) if reason is None else reason in why
-    assert why_not(net("mlp"), settings(precision="bf16")) == "local.precision is not fp32"
+    assert why_not(settings(precision="bf16")) == "local.precision is not fp32"

@@ -119,7 +119,7 @@ def test_a_client_s_network_is_the_size_s_and_its_templates_stay_shared() -> Non
     for size, arguments in SIZES.items():
         sent = messages.to_tensors(aggregator.split(joined, size, 1))
         kind = component("vit.vit", **arguments)
-        net = network_for(kind, IMAGE, CLASSES, "cpu", sent)
+        net = network_for(kind, IMAGE, CLASSES, "cpu", sent, seed=0)
         for _ in range(2):  # of one client after the other
             net.load({k: t.clone() for k, t in sent.items()})
             plain = build_model(kind, IMAGE, CLASSES, seed=1)

@@ -164,7 +164,9 @@ def test_inputs_that_are_no_images_are_refused() -> None:
 def network_of(config: Config, data: FederatedData) -> Network:
     images = data.whole
     model = build_model(config.model, images.shape, images.classes, 0)
-    return network_for(config.model, images.shape, images.classes, "cpu", dict(model.state_dict()))
+    return network_for(
+        config.model, images.shape, images.classes, "cpu", dict(model.state_dict()), seed=0
+    )
 
 
 def test_clients_train_on_what_they_see_and_the_test_set_is_left_alone(tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from fedwsa.data.loading import KINDS, load
 from fedwsa.evaluation import Score, evaluate
 from fedwsa.merge.batch_norm import reestimate
 from fedwsa.merge.fisher_information import fisher_information
-from fedwsa.models import build_model
-from fedwsa.models.files import component_of
+from fedwsa.models.files import built, component_of
 
 _BATCH = 256
 _STATISTICS = 5000
@@ -69,7 +68,7 @@ class DataAtHand:
             )
         self.train = subset(whole.train, self.config.subset.train)
         self.test = subset(whole.test, self.config.subset.test)
-        self._whole = whole
+        self._whole, self._facts = whole, model.facts
 
     def _as_seen_by(self, facts: Mapping[str, object]) -> LabelledData:
         """The data set, prepared as for the training of a network."""
@@ -83,15 +82,10 @@ class DataAtHand:
     def network(self, state: Mapping[str, Tensor]) -> nn.Module:
         """The network with these weights."""
         whole = self._whole
-        model = build_model(self.component, whole.shape, whole.classes, self.config.seed)
         try:
-            missing, unexpected = model.load_state_dict(dict(state), strict=False)
+            return built(self.component, whole.shape, whole.classes, self._facts, state)
         except RuntimeError as error:
             raise ConfigError(" ".join(str(error).split())) from None
-        needed = [k for k in missing if model.state_dict()[k].is_floating_point()]
-        if wrong := [*needed, *unexpected]:
-            raise ConfigError(f"the weights do not fit their network: {wrong[0]}")
-        return model
 
     def score(self, state: Mapping[str, Tensor], facts: Mapping[str, object]) -> Score:
         """Accuracy and loss on the test part."""

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
+from fedwsa.moments import precise
+
 logger = logging.getLogger("fedwsa")
 
 _GRADIENT_BYTES = 24 << 20
@@ -61,7 +63,8 @@ def fisher_information(
     Returns
     -------
     dict of str to Tensor
-        For each parameter, frozen ones too, a tensor of its shape and dtype; buffers have none.
+        For each parameter, frozen ones too, a tensor of its shape, of half precision in single;
+        buffers have none.
 
     Raises
     ------
@@ -94,13 +97,14 @@ class _Squares:
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
         def loss(parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return cross_entropy(functional_call(model, dict(parameters), (x[None],)), y[None])
+            logits = functional_call(model, dict(parameters), (x[None],))
+            return cross_entropy(precise(logits), y[None])
 
         self._parameters = parameters
         self._alone = grad(loss)
         self._together = vmap(self._alone, in_dims=(None, 0, 0))
         self._stackable = not any(isinstance(m, nn.RNNBase) for m in model.modules())
-        self.totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        self.totals = {name: torch.zeros_like(precise(p)) for name, p in parameters.items()}
 
     def add(self, x: Tensor, y: Tensor) -> None:
         if self._stackable:
@@ -118,7 +122,7 @@ class _Squares:
     def _sum(self, gradients: Mapping[str, Tensor]) -> None:
         # Not squared in place: two biases of a layer may have one gradient.
         totals = list(self.totals.values())
-        for each in zip(*(gradients[name] for name in self.totals), strict=True):
+        for each in zip(*(precise(gradients[name]) for name in self.totals), strict=True):
             torch._foreach_addcmul_(totals, each, each)
 
 
@@ -130,7 +134,7 @@ def _chunk(parameters: Mapping[str, Tensor]) -> int:
 @torch.no_grad()
 def _drawn(model: nn.Module, x: Tensor, random: torch.Generator | None) -> Tensor:
     """A label for each sample, or each position, by what the model predicts."""
-    chances = model(x).softmax(1).movedim(1, -1).cpu()
+    chances = precise(model(x)).softmax(1).movedim(1, -1).cpu()
     classes = chances.shape[-1]
     drawn = torch.multinomial(chances.reshape(-1, classes), 1, generator=random)
     return drawn.view(chances.shape[:-1])

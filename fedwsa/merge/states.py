@@ -118,7 +118,8 @@ def merged(
     """Operate on each weight of the models, reading tensor by tensor.
 
     BatchNorm's statistics are averaged on purpose, whatever the operator: beyond the average a
-    variance may become negative. Integers (its counts of batches) are those of the first model.
+    variance may become negative. Integers and booleans have no average: single numbers (its counts
+    of batches) are those of the first model, others must be the same in all.
 
     Parameters
     ----------
@@ -131,7 +132,8 @@ def merged(
     Raises
     ------
     ValueError
-        If the models do not have the same names, shapes and dtypes.
+        If the models do not have the same names, shapes and dtypes, or differ in an integer or
+        boolean tensor.
     """
     _require_names(models)
     share = shares(share, len(models))
@@ -139,12 +141,24 @@ def merged(
     for name in models[0]:
         first, *_ = given = _read(models, name)
         if not first.is_floating_point():
+            _require_same(name, given)
             result[name] = first.clone()
             continue
         tensors = [precise(tensor) for tensor in given]
         made = mean(tensors, share) if is_statistic(name) else operate(name, tensors)
         result[name] = made.to(first.dtype)
     return result
+
+
+def _require_same(name: str, tensors: Sequence[Tensor]) -> None:
+    """Refuse masks, orders or tables that differ: weights are of no use with another one."""
+    for number, tensor in enumerate(tensors, 1):
+        if tensor.dim() and not torch.equal(tensor, tensors[0]):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"{name}: model {number} has other values than model 1, and {kind} tensors have no "
+                "average: models that share them (one seed) can be merged"
+            )
 
 
 Align = Callable[[str, list[Tensor]], list[Tensor]]

@@ -14,13 +14,24 @@ from torch import Tensor, nn
 from fedwsa.components import Component, ConfigError
 from fedwsa.data.cache import write_tensors
 from fedwsa.data.examples import LabelledData
-from fedwsa.models import InputShape, build_model
+from fedwsa.models import InputShape, build_model, state
 
 
 def save_network(
-    file: Path, tensors: Mapping[str, Tensor], model: Component, data: LabelledData
+    file: Path,
+    tensors: Mapping[str, Tensor],
+    model: Component,
+    data: LabelledData,
+    seed: int = 0,
 ) -> None:
     """Write a network's state, whole or not at all, with what its user must know of the data.
+
+    Parameters
+    ----------
+    tensors
+        Its state dict, under all names of those that are tied.
+    seed
+        By which it was built: what its state dict lacks is built again.
 
     Raises
     ------
@@ -31,9 +42,11 @@ def save_network(
         "model": model.model_dump(by_alias=True),
         "shape": list(data.shape),
         "classes": data.classes,
+        "seed": seed,
         "data": {"kind": data.kind, **data.facts()},
     }
-    write_tensors(file, tensors, {"fedwsa": json.dumps(facts)}, "out")
+    apart = {k: t.detach().cpu().clone() for k, t in tensors.items()}  # the format has no ties
+    write_tensors(file, apart, {"fedwsa": json.dumps(facts)}, "out")
 
 
 def component_of(facts: Mapping[str, Any], file: Path, builders: Collection[str] = ()) -> Component:
@@ -66,6 +79,30 @@ def component_of(facts: Mapping[str, Any], file: Path, builders: Collection[str]
     return component
 
 
+def built(
+    component: Component,
+    shape: InputShape,
+    classes: int,
+    facts: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+) -> nn.Module:
+    """The network that a file says it is of, with these tensors.
+
+    Raises
+    ------
+    ConfigError
+        If one is missing or unknown; single whole numbers (BatchNorm's counts) may be missing.
+    RuntimeError
+        If one has another shape.
+    """
+    network = build_model(component, shape, classes, int(facts.get("seed", 0)))
+    missing, unexpected = network.load_state_dict(dict(tensors), strict=False)
+    needed = [name for name in missing if not state.is_count(network.state_dict()[name])]
+    if wrong := [*needed, *unexpected]:
+        raise ConfigError(f"the weights do not fit their network: {wrong[0]}")
+    return network
+
+
 @dataclass(frozen=True, eq=False)
 class SavedNetwork:
     """A network from a file, what builds it, what it looks at and tells apart.
@@ -83,8 +120,7 @@ class SavedNetwork:
 def load_network(file: Path, builders: Collection[str] = ()) -> SavedNetwork:
     """The network of a file.
 
-    Integer buffers, which do not travel in a federation, may be missing. ``builders`` of your own
-    are built too, see :func:`component_of`.
+    ``builders`` of your own are built too, see :func:`component_of`.
 
     Raises
     ------
@@ -98,16 +134,12 @@ def load_network(file: Path, builders: Collection[str] = ()) -> SavedNetwork:
         component = component_of(facts, file, builders)
         shape = tuple(int(size) for size in facts["shape"])
         classes, data = int(facts["classes"]), dict(facts["data"])
-        module = build_model(component, shape, classes, seed=0)
-        missing, unexpected = module.load_state_dict(tensors, strict=False)
+        module = built(component, shape, classes, facts, tensors)
     except FileNotFoundError:
         raise ConfigError(f"there is no file {file}") from None
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{file} is no network of ours, or damaged: {reason}") from None
-    needed = [name for name in missing if module.state_dict()[name].is_floating_point()]
-    if wrong := [*needed, *unexpected]:
-        raise ConfigError(f"{file} does not fit its network: {wrong[0]}")
     return SavedNetwork(module, component, shape, classes, data)

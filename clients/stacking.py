@@ -1,0 +1,219 @@
+"""Whether clients of a model can be trained at once: tried, since code does not say it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from clients.cohort import Stack
+from fedwsa import seeding
+from fedwsa.blame import told
+from fedwsa.models import InputShape
+
+_SIZES = ((4, 4), (4, 2))  # batches of two clients: the second pads its second one
+_RATE = 0.01
+_ALIKE = 1e-2  # of a weight's change; what looks across a batch differs by far more
+
+
+@dataclass(frozen=True)
+class Stacking:
+    """How clients of a model can be trained at once.
+
+    Attributes
+    ----------
+    reason : str or None
+        Why they cannot be; None: they can.
+    padded : bool
+        Whether batches may be padded: nothing in the model looks across a batch.
+    """
+
+    reason: str | None = None
+    padded: bool = True
+
+
+def stacking(model: nn.Module, shape: InputShape, classes: int) -> Stacking:
+    """Train two unlike clients for two steps, at once and each alone, and compare.
+
+    The weights are moved at random before: one that begins at zero would hide what lies behind.
+    The model is as it was afterwards.
+
+    Parameters
+    ----------
+    shape
+        Of an example.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            return Stacking(f"torch has no stacked {type(module).__name__}")
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.element_size() < 4:
+            return Stacking(f"{name} is {str(weight.dtype).removeprefix('torch.')}")
+    device = next(model.parameters()).device
+    draw = seeding.generator(0, "stacking")
+    examples = [_examples(sum(sizes), shape, classes, draw, device) for sizes in _SIZES]
+    with seeding.seeded(0, "stacking"), _kept(model):
+        _move(model, draw)
+        try:
+            alone = [
+                _alone(model, *own, sizes) for own, sizes in zip(examples, _SIZES, strict=True)
+            ]
+        except _Unstackable as error:
+            return Stacking(str(error))
+        except Exception as error:  # a stranger's code may raise anything
+            return Stacking(f"it cannot be trained on examples drawn at random: {told(error)}")
+        for padded in (True, False):
+            try:
+                stacked = _stacked(model, examples, padded)
+            except Exception as error:
+                return Stacking(f"torch cannot stack it: {told(error)}")
+            other = _differing(alone, stacked)
+            if not other:
+                return Stacking(padded=padded)
+    return Stacking(f"stacked, {other} is trained in another way than alone")
+
+
+class _Unstackable(Exception):
+    pass
+
+
+def _examples(
+    count: int, shape: InputShape, classes: int, draw: torch.Generator, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    text = len(shape) == 1
+    size = (count, *shape)
+    inputs = torch.randint(classes, size, generator=draw) if text else None
+    labels = torch.randint(classes, size if text else (count,), generator=draw)
+    inputs = torch.randn(size, generator=draw) if inputs is None else inputs
+    return inputs.to(device), labels.to(device)
+
+
+@contextmanager
+def _kept(model: nn.Module) -> Iterator[None]:
+    """A model in training, and all its tensors as they were afterwards."""
+    before = {name: t.detach().clone() for name, t in _tensors(model)}
+    mode = model.training
+    try:
+        yield
+    finally:
+        model.train(mode)
+        _restore(model, before)
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, before: dict[str, Tensor]) -> None:
+    for name, tensor in _tensors(model):
+        if tensor.shape == before[name].shape:
+            tensor.copy_(before[name])
+        else:
+            module, _, leaf = name.rpartition(".")
+            model.get_submodule(module).register_buffer(leaf, before[name])
+
+
+@torch.no_grad()
+def _move(model: nn.Module, draw: torch.Generator) -> None:
+    for weight in model.parameters():
+        if weight.requires_grad:
+            reads = weight[0].numel() if weight.dim() > 1 else 9
+            noise = torch.randn(weight.shape, generator=draw) * 0.3 / max(1, reads) ** 0.5
+            weight.add_(noise.to(weight))
+
+
+def _alone(
+    model: nn.Module, inputs: Tensor, labels: Tensor, sizes: Sequence[int]
+) -> dict[str, Tensor]:
+    """How far plain SGD takes each weight.
+
+    Raises
+    ------
+    _Unstackable
+        If the model draws random numbers, or a buffer changes: each client would need its own.
+    """
+    start = {name: t.detach().clone() for name, t in _tensors(model)}
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    drawn = _generators(inputs.device)
+    model.train()
+    for x, y in zip(
+        torch.split(inputs, list(sizes)), torch.split(labels, list(sizes)), strict=True
+    ):
+        loss = cross_entropy(model(x), y)
+        found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        with torch.no_grad():
+            for weight, gradient in zip(weights.values(), found, strict=True):
+                if gradient is not None:
+                    weight.sub_(gradient, alpha=_RATE)
+    if _generators(inputs.device) != drawn:
+        raise _Unstackable("its dropout, or what else it draws, would be another")
+    for prefix, module in model.named_modules():
+        for leaf, buffer in module.named_buffers(recurse=False):
+            before = start.get(f"{prefix}.{leaf}".lstrip("."))
+            if before is not None and not torch.equal(before, buffer):
+                raise _Unstackable(f"{type(module).__name__} keeps statistics")
+    moved = {name: (w.detach() - start[name]) for name, w in weights.items()}
+    _restore(model, start)
+    return moved
+
+
+def _generators(device: torch.device) -> tuple[object, ...]:
+    """The states of all that a forward pass may draw from."""
+    places = [torch.get_rng_state()]
+    if device.type == "cuda":
+        places.append(torch.cuda.get_rng_state(device))
+    legacy: Any = np.random.get_state()  # noqa: NPY002, what a stranger may use
+    numpy = (legacy[1].tobytes(), legacy[2])
+    return (random.getstate(), numpy, *[state.numpy().tobytes() for state in places])
+
+
+def _stacked(
+    model: nn.Module, examples: Sequence[tuple[Tensor, Tensor]], padded: bool
+) -> list[dict[str, Tensor]]:
+    """The same of two clients at once."""
+    stack = Stack(model, len(_SIZES), padded)
+    start = {name: w.clone() for name, w in stack.weights.items()}
+    device = examples[0][0].device
+    lr, decay = (torch.full((len(_SIZES),), rate, device=device) for rate in (_RATE, 0.0))
+    first = 0
+    for sizes in zip(*_SIZES, strict=True):
+        widest = max(sizes)
+        x, y = (
+            torch.stack(
+                [
+                    _padded(own[i][first : first + n], widest)
+                    for own, n in zip(examples, sizes, strict=True)
+                ]
+            )
+            for i in (0, 1)
+        )
+        stack.backward(x, y, sizes)
+        stack.step(len(_SIZES), lr, decay, 0.0)
+        first += widest
+    return [{name: w[k] - start[name][k] for name, w in stack.weights.items()} for k in range(2)]
+
+
+def _padded(batch: Tensor, length: int) -> Tensor:
+    rest = batch.new_zeros(length - len(batch), *batch.shape[1:])
+    return torch.cat([batch, rest])
+
+
+def _differing(
+    alone: Sequence[dict[str, Tensor]], stacked: Sequence[dict[str, Tensor]]
+) -> str | None:
+    """The first weight that is not moved alike, but for rounding."""
+    for one, other in zip(alone, stacked, strict=True):
+        largest = max(float(moved.norm()) for moved in one.values())
+        for name, moved in one.items():
+            apart = float((moved - other[name]).norm())
+            if not apart <= _ALIKE * float(moved.norm()) + 1e-3 * largest + 1e-6:
+                return name
+    return None
