@@ -16,6 +16,7 @@ from server import state_files
 STRATEGIES = sorted(file.stem for file in (CONFIG_DIR / "strategy").glob("*.yaml"))
 DATA = {
     "mlp": ["dataset=digits", "model=mlp"],
+    "all": ["model._target_=tests.odd_models.everything", "~model.depth", "~model.width"],
     "cnn": ["dataset._target_=tests.test_personal.small_images", "model=cnn", "partition=iid"],
 }
 REFUSED = {  # strategy, model or WSA → why
@@ -40,7 +41,8 @@ def test_two_rounds_of_every_combination_or_the_reason_why_not(
     strategy: str, wsa: str, model: str, cache: str, tmp_path: Path
 ) -> None:
     fleet = ["rounds=2", "clients.count=3", "local.epochs=1", "runtime.workers=1"]
-    overrides = [*fleet, *DATA[model], "model.width=0.1", f"strategy={strategy}", f"wsa={wsa}"]
+    width = [] if model == "all" else ["model.width=0.1"]
+    overrides = [*fleet, *width, *DATA[model], f"strategy={strategy}", f"wsa={wsa}"]
     more = ["checkpoint.every=1", "evaluation.clients_every=2", f"cache_dir={cache}"]
     config = compose([*overrides, *more])
     if reason := REFUSED.get((strategy, model)) or REFUSED.get((strategy, wsa)):

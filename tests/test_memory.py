@@ -161,3 +161,24 @@ def test_scaffold_has_one_objective_for_models_and_variates(weighted: str) -> No
     np.testing.assert_allclose(models[-1], expected, atol=1e-4)
     assert strategy.control is not None
     np.testing.assert_allclose(strategy.control["w"], metrics[-1]["control"], atol=1e-9)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_pull_beside_the_loss_stays_out_of_the_variate(momentum: float) -> None:
+    # Constant gradients: 2 of the loss and 3 of the pull, so c_i is 2, whatever the path.
+    from fedwsa.objectives import LocalRun
+    from fedwsa.objectives.scaffold import Scaffold as Correction
+    from tests.quadratics import Point
+
+    model, state = Point(), {}
+    local = LocalRun(0.1, momentum, state)
+    local.pulls.append(lambda: {"w": torch.full((2,), 3.0, dtype=torch.float64)})
+    zero = {"scaffold-control": {"w": torch.zeros(2, dtype=torch.float64)}}
+    correction = Correction(model, zero, local)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum)
+    for _ in range(4):
+        model.w.grad = torch.full((2,), 5.0, dtype=torch.float64)
+        correction.add_gradient()
+        optimizer.step()
+    correction.end()
+    torch.testing.assert_close(state["scaffold"]["w"], torch.full((2,), 2.0, dtype=torch.float64))

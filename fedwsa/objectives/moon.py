@@ -38,7 +38,8 @@ class Moon(Objective):
     Local loss = task loss + μ·contrastive loss, where a representation is what goes into the
     classifier, the last linear layer (the paper adds a projection head for it; ours does
     without). A client that takes part for the first time has no last model: it trains without
-    the term, whose gradient would be zero with the received model in its place.
+    the term, whose gradient would be zero with the received model in its place. (The authors' code
+    contrasts it from round 2 on with its own initial network; ours does not.)
 
     Source: Model-Contrastive Federated Learning, arXiv 2103.16257.
     """
@@ -91,14 +92,14 @@ class Moon(Objective):
 
 
 class _Tap:
-    """Catches what goes into the last linear layer of a model."""
+    """Catches what goes into the last linear layer of a model, by the order of calls."""
 
     def __init__(self, model: nn.Module) -> None:
         linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
         if not linear:
             raise ValueError("MOON needs a model whose classifier is a linear layer")
         self._caught: Tensor | None = None
-        self._hook = linear[-1].register_forward_pre_hook(self._catch)
+        self._hooks = [layer.register_forward_pre_hook(self._catch) for layer in linear]
 
     def _catch(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._caught = inputs[0]
@@ -109,4 +110,5 @@ class _Tap:
         return self._caught.float()
 
     def remove(self) -> None:
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()

@@ -22,9 +22,8 @@ class FedDyn(Remembering):
     h ← h − α·(1/N)·Σ_{k∈S}(w_k − w_g), then w_g ← mean_{k∈S}(w_k) − h/α. Clients count once
     each, whatever their examples, as in the paper.
 
-    Where clients add a gradient p_k that is not of their loss (WSA's term), which they keep out of
-    theirs, it is kept out of h too, the negative of whose part of w is the mean of theirs:
-    h ← h − (1/N)·Σ_{k∈S}[α(w_k − w_g) + p_k] (ours).
+    Where clients keep a gradient p_k that is not of their loss (WSA's term) out of theirs, it is
+    kept out of h too, the mean of theirs: h ← h − (1/N)·Σ_{k∈S}[α(w_k − w_g) + p_k] (ours).
 
     Source: arXiv 2111.04263, algorithm 1.
 
