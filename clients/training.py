@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from fedwsa.augment import ShadowWeights
 from fedwsa.conditions import Conditions, batch_sizes
+from fedwsa.learngene import wave
 from fedwsa.merge.batch_norm import reestimate
 from fedwsa.objectives import Objective
 from fedwsa.sections import Local
@@ -78,11 +80,14 @@ def _batches(samples: Samples, size: int) -> Iterator[Tensor]:
         yield from inputs.tensor_split(max(1, len(inputs) // size))
 
 
-def make_optimizer(
-    parameters: Iterable[nn.Parameter], local: Local, conditions: Conditions
-) -> torch.optim.Optimizer:
-    """The optimiser of a client, new in each round."""
+def make_optimizer(model: nn.Module, local: Local, conditions: Conditions) -> torch.optim.Optimizer:
+    """The optimiser of a client, new in each round; templates and scalers do not decay."""
     lr, decay = conditions.lr, conditions.weight_decay
+    free = {id(p) for p in wave.made_of(model)}
+    alike = [p for p in model.parameters() if id(p) not in free]
+    parameters: list[dict[str, Any]] = [{"params": alike}] if alike else []
+    if free:
+        parameters.append({"params": wave.made_of(model), "weight_decay": 0.0})
     if conditions.optimiser == "sgd":
         return torch.optim.SGD(
             parameters, lr=lr, momentum=local.momentum, weight_decay=decay, fused=local.fused
@@ -112,7 +117,7 @@ def train(
     """
     model.train()
     device = samples.labels.device
-    optimizer = make_optimizer(model.parameters(), local, conditions)
+    optimizer = make_optimizer(model, local, conditions)
     bf16 = local.precision == "bf16"
     layout = torch.channels_last if local.channels_last else torch.contiguous_format
     seen = torch.unique(samples.labels) if local.mask_absent else None
