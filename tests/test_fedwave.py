@@ -238,7 +238,7 @@ def test_what_cannot_be_initialised_is_refused(
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
 def test_templates_and_scalers_do_not_decay_at_a_client(optimiser: str) -> None:
-    """Without a gradient a step is the decay alone: w (1 − lr·decay) of the shell, w of the rest."""
+    """Without a gradient a step is the decay alone: w (1 − lr·decay) of the shell alone."""
     aggregator = strategy()
     joined = aggregator.join(states(models()))
     sent = messages.to_tensors(aggregator.split(joined, "S", 1))
