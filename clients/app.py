@@ -233,6 +233,7 @@ def _reply(
     objectives: Sequence[Objective],
     local: LocalRun,
     more: Mapping[str, dict[str, Tensor]] | None = None,
+    classes: list[float] | None = None,
 ) -> Message:
     """The trained model with its metrics; the client's state goes into its context.
 
@@ -243,6 +244,8 @@ def _reply(
     metrics = MetricRecord({messages.NUM_EXAMPLES: examples})
     if not config.withheld:
         metrics[messages.TRAIN_LOSS] = loss
+    if classes is not None and not config.private:
+        metrics[messages.CLASSES] = classes
     begun = dict(local.state)
     shared = personal.keep(weights, content, local.state)
     ended = [objective.end() for objective in objectives]
@@ -262,6 +265,15 @@ def _reply(
     return Message(reply, reply_to=message)
 
 
+def _classes(content: Content, samples: Samples, count: int) -> list[float] | None:
+    """Which classes a client trains on, 1 or 0 for each; None where nobody asks."""
+    if find_record(content, messages.CLASS_ROWS) is None:
+        return None
+    there = torch.zeros(count)
+    there[torch.unique(samples.labels).cpu()] = 1.0
+    return [float(held) for held in there]
+
+
 def _train(config: Config, message: Message, context: Context, received: Received) -> Message:
     client, model, content = _client(context), received.network.model, received.content
     key = (_round(message), client)
@@ -277,7 +289,10 @@ def _train(config: Config, message: Message, context: Context, received: Receive
     random = seeding.generator(config.seed, "fisher", *key)
     prepare, weights = received.data.whole.prepare, received.network.state()
     more = fisher_if_asked(model, samples.inputs, samples.labels, prepare, content, random)
-    return _reply(config, message, context, weights, content, loss, objectives, local, more)
+    classes = _classes(content, samples, received.data.whole.classes)
+    return _reply(
+        config, message, context, weights, content, loss, objectives, local, more, classes
+    )
 
 
 def _train_together(
@@ -342,6 +357,7 @@ def _train_together(
                 losses[i],
                 objectives[i],
                 local[i],
+                classes=_classes(content, drawn[k], first.data.whole.classes),
             )
     return [replies[k] for k in range(len(received))]
 

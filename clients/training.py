@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.optimizer import ParamsT
 
 from fedwsa.augment import ShadowWeights
 from fedwsa.conditions import Conditions, batch_sizes
+from fedwsa.learngene import wave
 from fedwsa.merge.batch_norm import reestimate
 from fedwsa.moments import precise
 from fedwsa.objectives import Objective
@@ -80,7 +83,7 @@ def _batches(samples: Samples, size: int) -> Iterator[Tensor]:
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], local: Local, conditions: Conditions
+    parameters: ParamsT, local: Local, conditions: Conditions
 ) -> torch.optim.Optimizer:
     """The optimiser of a client, new in each round.
 
@@ -102,7 +105,7 @@ class _Stepped:
     """The weights of a model as the optimiser steps them: half precision in single.
 
     A step is often smaller than the spacing of half precision, and would be lost; the sum of many
-    is not. The model's own weights are the rounded ones.
+    is not. The model's own weights are the rounded ones. WAVE's templates and scalers do not decay.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -111,7 +114,12 @@ class _Stepped:
             p if precise(p).dtype == p.dtype else nn.Parameter(precise(p.detach()), p.requires_grad)
             for p in own
         ]
-        self._rounded = [(p, w) for p, w in zip(own, self.weights, strict=True) if p is not w]
+        pairs = list(zip(own, self.weights, strict=True))
+        self._rounded = [(p, w) for p, w in pairs if p is not w]
+        free = {id(p) for p in wave.made_of(model)}
+        decaying = {"params": [w for p, w in pairs if id(p) not in free]}
+        fixed = {"params": [w for p, w in pairs if id(p) in free], "weight_decay": 0.0}
+        self.groups: list[dict[str, Any]] = [g for g in (decaying, fixed) if g["params"]]
 
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -145,7 +153,7 @@ def train(
     model.train()
     device = samples.labels.device
     stepped = _Stepped(model)
-    optimizer = make_optimizer(stepped.weights, local, conditions)
+    optimizer = make_optimizer(stepped.groups, local, conditions)
     bf16 = local.precision == "bf16"
     layout = torch.channels_last if local.channels_last else torch.contiguous_format
     seen = torch.unique(samples.labels) if local.mask_absent else None

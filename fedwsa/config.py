@@ -28,7 +28,6 @@ from fedwsa.data.federated import DataSpec, open_federated
 from fedwsa.devices import Device
 from fedwsa.launcher import APPS
 from fedwsa.models import InputShape
-from fedwsa.scope import SIZED_STRENGTH
 from fedwsa.sections import (
     Checkpoint,
     Clients,
@@ -83,18 +82,6 @@ class Config(Section):
     local: Local
     runtime: Runtime
     tracker: dict[str, Component]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _sizes_are_aligned_by_more(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The default strength among clients of several sizes, see :mod:`fedwsa.scope`."""
-        clients, wsa = values.get("clients"), values.get("wsa")
-        if not isinstance(clients, Mapping) or not isinstance(wsa, Mapping):
-            return values  # which is refused
-        if clients.get("sizes") is None or wsa.get("strength", 0) is not None:
-            return values
-        strength = SIZED_STRENGTH.get(str(wsa.get("reduction")))
-        return {**values, "wsa": {**wsa, "strength": strength}}
 
     @model_validator(mode="after")
     def _checkpoints_need_our_engine(self) -> Config:

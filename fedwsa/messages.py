@@ -21,6 +21,8 @@ train (up)       ``arrays``, ``metrics``  the trained model; ``num-examples``, `
                                          several sizes ``wsa-present``, 1 or 0 per layer
 train            ``wsa-scope``, among    FedWSA under differential privacy, if wished so: mean and
 (down, up)       the ``arrays``          spread of each layer, to be noised with the weights
+train            ``config``, ``metrics`` ``class-rows``: names of the arrays that have a row for
+                                         each class; clients answer ``classes``, 1 or 0 for each
 train (down)     ``scaffold-control``    SCAFFOLD: the server's control variate
 train (up)       ``scaffold-change``     SCAFFOLD: how the client's changed, of what it trains
 train (up)       ``feddyn-pull``         FedDyn with WSA: the gradient of WSA's term at the trained
@@ -79,6 +81,8 @@ REFUSED = 1002
 """Likewise of a node that cannot take part in the run; its reason is one line."""
 
 SCAFFOLD_CONTROL, SCAFFOLD_CHANGE = "scaffold-control", "scaffold-change"
+
+CLASS_ROWS, CLASSES = "class-rows", "classes"
 
 FISHER = "fisher"
 FISHER_LAYERS, FISHER_LABELS = "fisher-layers", "fisher-labels"

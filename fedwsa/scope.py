@@ -33,7 +33,7 @@ Reduction = Literal["layer", "entries"]
 DEFAULT_STRENGTH: dict[str, float] = {"layer": 1.0, "entries": 0.01}
 """λ by reduction: the n of n·KL makes the same λ a thousand times stronger."""
 
-SIZED_STRENGTH: dict[str, float] = {"layer": 10.0, "entries": 0.01}
+NORMALISED_STRENGTH: dict[str, float] = {"layer": 10.0, "entries": 0.01}
 """Likewise of normalised scopes, by which networks of several widths are aligned.
 
 Both by what was measured (docs/results.md, docs/sizes.md): among networks of one size λ = 10 costs

@@ -21,7 +21,7 @@ from fedwsa import sizes as size_rules
 from fedwsa import systems
 from fedwsa.augment import Transform
 from fedwsa.components import Component, locate
-from fedwsa.scope import DEFAULT_STRENGTH, Fusion, Reduction
+from fedwsa.scope import Fusion, Reduction
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
@@ -138,7 +138,7 @@ class Wsa(Section):
     """Weight scope alignment; see :class:`fedwsa.strategies.fedwsa.FedWSA`."""
 
     enabled: bool
-    strength: NonNegativeFloat
+    strength: NonNegativeFloat | None
     reduction: Reduction
     fusion: Fusion
     target: Literal["fused", "initial", "fixed"]
@@ -148,13 +148,6 @@ class Wsa(Section):
     floor: PositiveFloat
     normalise: bool | None
     private: Literal["measured", "noised"]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_strength(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(values, dict) and values.get("strength", 0) is None:
-            return {**values, "strength": DEFAULT_STRENGTH.get(str(values.get("reduction")))}
-        return values
 
     @model_validator(mode="after")
     def _fixed_needs_a_scope(self) -> Wsa:

@@ -115,6 +115,12 @@ class SizedModels:
         return list(found)
 
     @property
+    def classifier(self) -> list[str]:
+        """Names of the arrays that have a row for each class."""
+        names = {name: None for of in self.shapes.values() for name in of}
+        return [name for name in names if name.startswith(self.known.classifier)]
+
+    @property
     def axes(self) -> Axes:
         """How units lie in the arrays, which all sizes must agree on.
 

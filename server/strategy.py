@@ -76,6 +76,7 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
         "shapes": sizes.shapes,
         "axes": sizes.axes,
         "head": sizes.known.head,
+        "classifier": sizes.classifier,
         "architecture": sizes.known,
         "norms": sizes.norms,
         "buffers": sizes.buffers,
@@ -93,6 +94,7 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
     _check_majority(strategy, config, cohort)
     _check_personal(strategy, sizes)
     _check_augmentation(strategy, config, sizes)
+    _check_learned(strategy, config)
     own_objectives(config.local.objectives)
     if config.private:
         _check_private(strategy, config, sizes)
@@ -236,6 +238,21 @@ def _check_augmentation(strategy: Strategy, config: Config, sizes: SizedModels) 
             ) from None
 
 
+def _check_learned(strategy: Strategy, config: Config) -> None:
+    """Refuse to scale what is loud enough: a part of a learned network.
+
+    The scaler makes up for standard weights, whose activations are small in a small part. Of a
+    network that init=wave has learned on digits, the largest curvature of a quarter's loss grows
+    from 18 to 752 by it, where SGD with lr 0.03 and momentum 0.9 is stable up to 127.
+    """
+    scales = any(isinstance(s, SizedFedAvg) and s.scaler for s in chain(strategy))
+    if scales and config.init.method.name != "Standard":
+        raise ConfigError(
+            f"strategy.args.scaler: init={config.init.method.name.lower()} gives weights that are "
+            "at scale already, and training would be unstable; set it to false"
+        )
+
+
 def _check_optimisers(strategy: Strategy, config: Config) -> None:
     counts = [s for s in chain(strategy) if getattr(s, "needs_sgd", False)]
     if counts and config.optimisers != {"sgd"}:
@@ -327,6 +344,11 @@ def _check_private(strategy: Strategy, config: Config, sizes: SizedModels) -> No
     *_, inner = chain(strategy)
     name = type(inner).__name__
     by = averages_by(inner) or messages.NUM_EXAMPLES
+    if isinstance(inner, SizedFedAvg) and inner.classifier:
+        raise ConfigError(
+            f"strategy.args.class_rows: {name} needs to know which classes a client has, which a "
+            "private run keeps; set it to false"
+        )
     fishers = isinstance(inner, OneShot) and inner.asks_for_fishers
     if fishers or isinstance(inner, Scaffold | Personal) or by != messages.NUM_EXAMPLES:
         raise ConfigError(f"strategy: {name} needs more of a client than one noised model")

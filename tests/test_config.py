@@ -18,6 +18,7 @@ from fedwsa.explain import explain
 from fedwsa.merge.average import average
 from fedwsa.models import build_model
 from fedwsa.models.architecture import Architecture
+from fedwsa.strategies.fedwsa import FedWSA
 from fedwsa.strategies.sizes import SizedFedAvg
 from server.strategy import SIZED
 
@@ -81,13 +82,18 @@ def test_switching_alignment_on_changes_nothing_else() -> None:
     assert (off.label, on.label) == ("FedAvg", "FedAvg+WSA")
 
 
-def test_the_default_strength_follows_the_reduction() -> None:
+def test_the_default_strength_is_left_to_the_strategy() -> None:
     sizes = ["strategy=heterofl", "clients.sizes={S: 0.5, L: 0.5}"]
-    assert compose(["wsa=on"]).wsa.strength == 1.0
-    assert compose(["wsa=on", *sizes]).wsa.strength == 10.0
+    assert compose(["wsa=on", *sizes]).wsa.strength is None
     assert compose(["wsa=on", *sizes, "wsa.strength=2"]).wsa.strength == 2.0
-    for own in ([], sizes):
-        assert compose(["wsa=on", "wsa.reduction=entries", *own]).wsa.strength == 0.01
+
+
+@pytest.mark.parametrize("reduction", ["layer", "entries"])
+def test_the_default_strength_follows_reduction_and_normalised_scopes(reduction: str) -> None:
+    one = FedWSA(FedAvg(), reduction=reduction)
+    several = FedWSA(FedAvg(), reduction=reduction, normalise=True)
+    expected = {"layer": (1.0, 10.0), "entries": (0.01, 0.01)}[reduction]
+    assert (one.strength, several.strength) == expected
 
 
 def test_a_strategy_takes_free_arguments() -> None:

@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clients.network import network_for
+from clients.training import _Stepped, make_optimizer
 from experiments.simulate import simulate
 from fedwsa import messages
 from fedwsa.components import Component, ConfigError
+from fedwsa.conditions import Conditions
 from fedwsa.config import compose
 from fedwsa.learngene import wave
 from fedwsa.models import build_model
@@ -21,6 +23,7 @@ from fedwsa.models.architecture import architecture_of
 from fedwsa.strategies.wave import FedWave
 from server.federation import Federation
 from tests.test_architecture import CLASSES, IMAGE, component, network
+from tests.test_training import local
 
 SIZES = {"S": {"width": 0.25, "depth": 2}, "L": {"width": 0.5, "depth": 4}}
 
@@ -231,3 +234,22 @@ def test_what_cannot_be_initialised_is_refused(
     with pytest.raises(ConfigError, match=message):
         Federation(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_templates_and_scalers_do_not_decay_at_a_client(optimiser: str) -> None:
+    """Without a gradient a step is the decay alone: w (1 − lr·decay) of the shell alone."""
+    aggregator = strategy()
+    joined = aggregator.join(states(models()))
+    sent = messages.to_tensors(aggregator.split(joined, "S", 1))
+    net = network_for(component("vit.vit", **SIZES["S"]), IMAGE, CLASSES, "cpu", sent)
+    net.load({k: t.clone() for k, t in sent.items()})
+    conditions = Conditions(0.1, 0.5, batch_size=1, epochs=1, optimiser=optimiser)
+    optimizer = make_optimizer(_Stepped(net.model).groups, local(momentum=0.0), conditions)
+    for parameter in net.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, tensor in net.state().items():
+        own = name.startswith((wave.TEMPLATES, wave.SCALERS))
+        expected = sent[name] if own else sent[name] * (1 - 0.1 * 0.5)
+        torch.testing.assert_close(tensor, expected, msg=name)

@@ -200,6 +200,13 @@ def scalers_of(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: _rule(module)[1] for name, module in _templated(model)}
 
 
+def made_of(model: nn.Module) -> list[nn.Parameter]:
+    """Templates and scalers of a network, each once; none of a plain one."""
+    rules = [_rule(module) for _, module in _templated(model)]
+    found = {id(p): p for rule, scalers in rules for p in (rule.templates, scalers)}
+    return list(found.values())
+
+
 def shell_of(model: nn.Module) -> dict[str, Tensor]:
     """Name → everything of a network that is not made from templates, as its state dict has it."""
     return {

@@ -8,6 +8,8 @@ from flwr.app import MetricRecord, RecordDict
 from torch import Tensor
 
 from fedwsa import messages
+from fedwsa.objectives import find_record
+from fedwsa.overlap import by_row
 from fedwsa.strategies.replies import Rules, unusable_reply
 
 
@@ -15,7 +17,9 @@ class PartialAverage:
     """The weighted average of the replies that were added.
 
     x̄ = Σ w_k x_k / Σ w_k of arrays and of metrics, element by element; the weight itself is
-    summed, so that averaging partial averages by it gives the average of all.
+    summed, so that averaging partial averages by it gives the average of all. Rows of a
+    classifier are averaged over the clients that have the class, as the message asks for it;
+    the average of what they say, ``classes``, is the share of the weight that a row has.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -24,6 +28,7 @@ class PartialAverage:
         self._dtypes: dict[str, torch.dtype] = {}
         self._metrics: dict[str, np.ndarray] = {}
         self._lists: set[str] = set()
+        self._rows: dict[str, Tensor] = {}  # Σ w of each row, where some lack a class
         self._total: float = 0
         self._names: tuple[str, str] | None = None
 
@@ -51,6 +56,14 @@ class PartialAverage:
         tensors = messages.to_tensors(arrays)
         sums = [self._sums[k] for k in tensors]
         added = [t.to(s.dtype) for t, s in zip(tensors.values(), sums, strict=True)]
+        rows = find_record(sent, messages.CLASS_ROWS)
+        if rows is not None and messages.CLASSES in values:
+            held = torch.from_numpy(values[messages.CLASSES])
+            for name in rows[messages.CLASS_ROWS]:
+                place = list(tensors).index(str(name))
+                added[place] = added[place] * by_row(held, added[place]).to(added[place].dtype)
+                total = self._rows.get(str(name), torch.zeros_like(held))
+                self._rows[str(name)] = total + weight * held
         torch._foreach_add_(sums, added, alpha=weight)
         return None
 
@@ -71,7 +84,14 @@ class PartialAverage:
         if self._names is None:
             return None
         arrays_name, metrics_name = self._names
-        torch._foreach_div_(list(self._sums.values()), float(self._total))
+        # Where all have all classes, a row is averaged as everything else, to the bit.
+        partial = {k: t for k, t in self._rows.items() if bool((t < self._total).any())}
+        whole = [t for k, t in self._sums.items() if k not in partial]
+        if whole:
+            torch._foreach_div_(whole, float(self._total))
+        for name, weights in partial.items():
+            kept = torch.where(weights > 0, weights, 1.0).to(self._sums[name].dtype)
+            self._sums[name] /= by_row(kept, self._sums[name])
         arrays = {k: t.to(self._dtypes[k]) for k, t in self._sums.items()}
         means = {k: (v / self._total).tolist() for k, v in self._metrics.items()}
         metrics = MetricRecord({self._by.weight: self._total, **means})

@@ -16,7 +16,7 @@ class FedRolex(SizedFedAvg):
 
     Parameters
     ----------
-    shapes, axes, size_of, own, weighted, scaler
+    shapes, axes, size_of, own, weighted, scaler, class_rows, classifier
         See :class:`fedwsa.strategies.sizes.SizedFedAvg`, as for the other parameters.
     """
 

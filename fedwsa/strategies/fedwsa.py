@@ -19,7 +19,7 @@ from fedwsa.rescale import rescale_gaussian
 from fedwsa.scope import (
     DEFAULT_FLOOR,
     DEFAULT_STRENGTH,
-    SIZED_STRENGTH,
+    NORMALISED_STRENGTH,
     Fusion,
     Reduction,
     WeightScope,
@@ -134,7 +134,7 @@ class FedWSA(Wrapper):
         self.strategy, self.normalise = strategy, normalise
         self.untrained = frozenset(untrained)
         self.reduction = choose(Reduction, reduction, "reduction")
-        usual = SIZED_STRENGTH if normalise else DEFAULT_STRENGTH
+        usual = NORMALISED_STRENGTH if normalise else DEFAULT_STRENGTH
         self.strength = usual[reduction] if strength is None else float(strength)
         if not 0.0 <= self.strength < float("inf"):
             raise ValueError(f"strength must be zero or a positive number; got {strength}")

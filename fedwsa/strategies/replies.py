@@ -82,7 +82,7 @@ def unusable_reply(content: RecordDict, sent: RecordDict, rules: Rules) -> str |
     if problem:
         return f"wrong arrays: {problem}"
     problem = _bad_extras(content, sent, arrays) or _bad_fisher(content, sent)
-    return problem or _bad_scope(metrics, sent, given)
+    return problem or _bad_classes(metrics, sent, given) or _bad_scope(metrics, sent, given)
 
 
 def unusable_scores(content: RecordDict, rules: Rules) -> str | None:
@@ -226,6 +226,22 @@ def _bad_fisher(content: RecordDict, sent: RecordDict) -> str | None:
         return f"{messages.FISHER}: {problem}"
     negative = [name for name, tensor in given.items() if tensor.numel() and tensor.min() < 0]
     return f"{messages.FISHER}: {negative[0]} has negative entries" if negative else None
+
+
+def _bad_classes(
+    metrics: MetricRecord, sent: RecordDict, given: Mapping[str, Tensor]
+) -> str | None:
+    """What is wrong with the classes that a client says it has; silence means all."""
+    config = find_record(sent, messages.CLASS_ROWS)
+    if config is None or messages.CLASSES not in metrics:
+        return None
+    said, names = metrics[messages.CLASSES], config[messages.CLASS_ROWS]
+    rows = {len(given[str(name)]) for name in names}
+    if not isinstance(said, list) or {len(said)} != rows:
+        return f"{messages.CLASSES} must be a list with a number for each class"
+    if not set(said) <= {0, 1} or not any(said):
+        return f"{messages.CLASSES} must be ones and zeros, one for each class that is there"
+    return None
 
 
 # --- scopes ----------------------------------------------------------------------------------

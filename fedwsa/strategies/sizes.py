@@ -18,7 +18,7 @@ from torch import Tensor
 from fedwsa import messages
 from fedwsa.models.architecture import Axes, Pick, first_units, selection, take
 from fedwsa.objectives import find_record
-from fedwsa.overlap import overlap, window
+from fedwsa.overlap import by_row, overlap, row_mean, window
 from fedwsa.scope import choose
 from fedwsa.strategies.averaging import Sampling
 from fedwsa.strategies.wrapping import chain
@@ -64,6 +64,14 @@ class SizedFedAvg(FedAvg):
         Ask the clients to divide the activations of hidden layers by the size's rate in training,
         which the message names as ``size-rate``, so that a part of the network is as loud as the
         whole. Off by default, since a norm behind a layer undoes it.
+    class_rows : bool
+        Average a row of the classifier over the clients that have samples of its class, and keep
+        it where none has: averaged over all, two of ten classes a client dilute it five times.
+        Clients say which they have as ``classes`` in their metrics, 1 or 0 for each; one that does
+        not counts as having all. Where all have all, this is the average over all, to the bit.
+    classifier : sequence of str
+        Names of the arrays that have a row for each class. Without any, ``class_rows``
+        changes nothing.
     sampling
         As for Flower's FedAvg.
 
@@ -87,11 +95,14 @@ class SizedFedAvg(FedAvg):
         own: str | None = None,
         weighted: Weighted = "examples",
         scaler: bool = False,
+        class_rows: bool = True,
+        classifier: Sequence[str] = (),
         **sampling: Unpack[Sampling],
     ) -> None:
         super().__init__(**sampling)
         self.weighted, self.scaler = choose(Weighted, weighted, "weighted"), scaler
         self.size_of = size_of
+        self.classifier = tuple(classifier) if class_rows else ()
         try:
             self._own = None if own is None else re.compile(own)
         except re.error as error:
@@ -270,6 +281,8 @@ class SizedFedAvg(FedAvg):
             if size not in contents:
                 config = ConfigRecord({**message.content.config_records[self.configrecord_key]})
                 config[messages.SIZE] = size
+                if self.classifier:
+                    config[messages.CLASS_ROWS] = list(self.classifier)
                 if self.scaler:
                     config[messages.SIZE_RATE] = self.rate(size)
                 part = self.split(arrays, size, server_round)
@@ -322,6 +335,7 @@ class SizedFedAvg(FedAvg):
             return None, None
         means: dict[str, dict[str, Tensor]] = {}
         weights: dict[str, float] = {}
+        rows: dict[str, Tensor] = {}
         for size, group in groups.items():
             mean, _ = super().aggregate_train(server_round, group)
             assert mean is not None
@@ -329,9 +343,40 @@ class SizedFedAvg(FedAvg):
             weights[size] = sum(
                 messages.number(m, self.weighted_by_key) for m in messages.reply_metrics(group)
             )
+            if (found := self._rows(group)) is not None:
+                rows[size] = found[1]
+                means[size] |= found[0]
         contents = [reply.content for group in groups.values() for reply in group]
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
-        return self._combine(means, weights, server_round), metrics
+        if metrics is not None:
+            metrics.pop(messages.CLASSES, None)
+        return self._combine(means, weights, rows, server_round), metrics
+
+    def _rows(self, group: Sequence[Message]) -> tuple[dict[str, Tensor], Tensor] | None:
+        """The classifier of a size, each row the mean over those who have its class.
+
+        Returns
+        -------
+        dict, Tensor
+            The arrays, and the weight of each row; None where everybody has all classes.
+        """
+        found = messages.reply_metrics(group)
+        said = [metrics.get(messages.CLASSES) for metrics in found]
+        if not self.classifier or all(not isinstance(v, list) or min(v) == 1 for v in said):
+            return None
+        arrays = [messages.model_arrays(reply.content) for reply in group]
+        tensors = [messages.to_tensors(a) for a in arrays if a is not None]
+        count = len(tensors[0][self.classifier[0]])
+        weights = [
+            messages.number(metrics, self.weighted_by_key)
+            * torch.tensor(v if isinstance(v, list) else [1.0] * count, dtype=torch.float64)
+            for metrics, v in zip(found, said, strict=True)
+        ]
+        means = {
+            name: row_mean([(t[name], w) for t, w in zip(tensors, weights, strict=True)])
+            for name in self.classifier
+        }
+        return means, torch.stack(weights).sum(0)
 
     def _checked(self, reply: Message) -> str | None:
         """The size of a reply that can be averaged; None, with a warning, of another."""
@@ -360,11 +405,20 @@ class SizedFedAvg(FedAvg):
         self,
         means: Mapping[str, Mapping[str, Tensor]],
         weights: Mapping[str, float],
+        rows: Mapping[str, Tensor],
         server_round: int,
     ) -> ArrayRecord:
         """The averages of the sizes, put together entry by entry."""
         assert self._arrays is not None
         combined = messages.to_tensors(self._arrays)
+
+        def weigh(size: str, name: str) -> float | Tensor:
+            by_class = name in self.classifier and bool(rows)
+            if not by_class:
+                return weights[size]
+            all_alike = torch.full((len(means[size][name]),), weights[size]).double()
+            return by_row(rows.get(size, all_alike), means[size][name])
+
         for name in self.shapes[self.largest]:
             holders = [size for size in means if name in means[size]]
             if self.is_own(name) or not holders:
@@ -373,12 +427,12 @@ class SizedFedAvg(FedAvg):
             for size in holders:
                 chosen = self._chosen(size, name, server_round)
                 where = window(chosen, combined[name].shape)
-                parts.append((means[size][name], weights[size], where))
+                parts.append((means[size][name], weigh(size, name), where))
             combined[name] = overlap(combined[name], parts)
         for size, mean in means.items():
             for name in filter(self.is_own, mean):
                 key = self.key(size, name)
-                combined[key] = mean[name].to(combined[key].dtype)
+                combined[key] = overlap(combined[key], [(mean[name], weigh(size, name), None)])
         return messages.to_arrays(combined)
 
 
