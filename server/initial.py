@@ -10,7 +10,8 @@ from rich.console import Console
 
 from fedwsa.components import ConfigError
 from fedwsa.config import Config
-from fedwsa.data.federated import FederatedData, open_source
+from fedwsa.data.federated import FederatedData
+from fedwsa.data.loading import open_source
 from fedwsa.learngene import Standard
 from fedwsa.learngene.fit import Lesson
 from fedwsa.learngene.gene import Learngene
