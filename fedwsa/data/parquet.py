@@ -37,7 +37,7 @@ def part_files(folder: Path, part: str) -> list[Path]:
     for i in range(int(count)):
         expected = folder / f"{part}-{i:0{digits}d}-of-{count}.parquet"
         if expected not in shards:
-            raise ConfigError(f"dataset.path: there is no file {expected}, a shard of {count}")
+            raise ConfigError(f"dataset.path: there is no file {expected}, a shard of {int(count)}")
     if len(shards) != int(count):
         raise ConfigError(f"dataset.path: {folder} has {len(shards)} shards of {part}, not {count}")
     return shards
