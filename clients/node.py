@@ -66,7 +66,7 @@ def open_data(config: Config, context: Context) -> FederatedData:
                 "this node has data of its own (data-path): it takes part in runs with "
                 "partition=own; others want a node without data-path"
             )
-        return open_federated(config.data_spec)
+        return open_federated(config.data_spec, context.run_id)
     if path is None:
         raise ConfigError(
             "partition=own: this node has no data; start it with --node-config "
@@ -81,4 +81,5 @@ def open_data(config: Config, context: Context) -> FederatedData:
         client_of(context),
         config.clients.count,
         str(told[messages.DATA_REFERENCE]),
+        context.run_id,
     )

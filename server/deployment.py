@@ -38,8 +38,9 @@ def open_fleet(config: Config, grid: Grid) -> tuple[FederatedData, PartitionGrid
         return data, PartitionGrid(grid, count)
     if config.strategy.component.name == "Centralised":
         raise ConfigError("strategy=centralised: there is no pool, with partition=own")
-    fleet = PartitionGrid(grid, count, reference=open_reference(spec).model_dump_json())
-    return open_server(spec, [fleet.examples[k] for k in range(count)]), fleet
+    whole, told = open_reference(spec)
+    fleet = PartitionGrid(grid, count, reference=told.model_dump_json())
+    return open_server(spec, whole, [fleet.examples[k] for k in range(count)]), fleet
 
 
 def folder_of(context: Context) -> tuple[Path, bool]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fedwsa.components import ConfigError
 from fedwsa.config import Config
-from fedwsa.data.federated import FederatedData, open_source
+from fedwsa.data.federated import FederatedData
+from fedwsa.data.loading import open_source
 from fedwsa.learngene import Standard
 from fedwsa.learngene.fit import Lesson
 from fedwsa.learngene.gene import Learngene

@@ -20,8 +20,7 @@ from experiments.merge.cli import main
 from fedwsa import seeding
 from fedwsa.components import Component, ConfigError
 from fedwsa.config import compose
-from fedwsa.data.federated import open_source
-from fedwsa.data.loading import load
+from fedwsa.data.loading import load, open_source
 from fedwsa.merge.average import average
 from fedwsa.merge.fisher import fisher
 from fedwsa.merge.fisher_information import fisher_information

@@ -23,8 +23,8 @@ from experiments.connectivity.summary import COLUMNS, POINTS, summarise
 from experiments.help import connectivity_help
 from fedwsa.components import ConfigError
 from fedwsa.data.examples import LabelledData
-from fedwsa.data.federated import open_source, subset
-from fedwsa.data.loading import load
+from fedwsa.data.federated import subset
+from fedwsa.data.loading import load, open_source
 from fedwsa.devices import resolve_device
 from fedwsa.files import replacing, write_text
 from fedwsa.learngene.progress import watching

@@ -18,8 +18,8 @@ from experiments.learngene.schema import LearngeneConfig, compose
 from fedwsa.components import ConfigError
 from fedwsa.data.cache import require_writable
 from fedwsa.data.examples import Examples, LabelledData
-from fedwsa.data.federated import open_source, public_share
-from fedwsa.data.loading import load
+from fedwsa.data.federated import public_share
+from fedwsa.data.loading import load, open_source
 from fedwsa.devices import resolve_device
 from fedwsa.evaluation import evaluate
 from fedwsa.learngene.fit import Lesson

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from fedwsa.files import replacing
 
 _FORMAT = "1"
 
+logger = logging.getLogger("fedwsa")
+
 
 def place(path: str | Path) -> Path:
     """A path as this machine has it: ``~`` and environment variables stand for its own."""
@@ -27,16 +30,36 @@ def fetch(file: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
 
     None if there is no such file, or it is damaged or of another format: make it anew.
     """
-    if not file.exists():
-        return None
     try:
+        if not file.is_file():
+            return None
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 return None
             return {k: opened.get_tensor(k) for k in opened.keys()}, metadata  # noqa: SIM118
-    except SafetensorError:
+    except (SafetensorError, OSError):
         return None
+
+
+def keep(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
+    """Write a file for :func:`fetch` where the cache may be written; whether it was.
+
+    A cache that is full or may only be read is done without, with a warning.
+
+    Raises
+    ------
+    ConfigError
+        If ``cache_dir`` is no place for files at all.
+    """
+    try:
+        _write(file, tensors, {**metadata, "format": _FORMAT})
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"cache_dir: cannot write {file}: {error}") from None
+    except (OSError, SafetensorError) as error:
+        logger.warning("cache_dir: cannot write %s, going on without: %s", file, error)
+        return False
+    return True
 
 
 def store(
@@ -70,12 +93,16 @@ def write_tensors(
         If it cannot be written.
     """
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as part:
-            save_file({k: t.contiguous() for k, t in tensors.items()}, part, dict(metadata))
+        _write(file, tensors, metadata)
     except (OSError, SafetensorError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise ConfigError(f"{key}: cannot write {file}: {reason}") from None
+
+
+def _write(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as part:
+        save_file({k: t.contiguous() for k, t in tensors.items()}, part, dict(metadata))
 
 
 def require_writable(file: Path, key: str) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,11 +14,14 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from fedwsa import seeding
-from fedwsa.components import Component, ConfigError, build, locate
-from fedwsa.data.cache import fetch, place, store
+from fedwsa.components import Component, ConfigError, locate
+from fedwsa.data.cache import fetch, keep, place
 from fedwsa.data.examples import Examples, LabelledData
-from fedwsa.data.loading import Source, code_of, load
-from fedwsa.data.partition import Facts, Partition, describe, fingerprint, make_shares
+from fedwsa.data.keys import digest, of_component, versions
+from fedwsa.data.loading import Source, load, open_source
+from fedwsa.data.partition import Facts, Partition, Shares, describe, fingerprint, make_shares
+
+logger = logging.getLogger("fedwsa")
 
 HOLD_OUT = 0.2
 """Share of a client's samples that it keeps for evaluation."""
@@ -106,17 +109,6 @@ def validation_share(count: int, share: float, seed: int, public: Tensor) -> Ten
     return order[~torch.isin(order, public)][: round(count * share)].sort().values
 
 
-def open_source(dataset: Component) -> Source:
-    """The source that the configuration names."""
-    source = build(dataset, "dataset")
-    if not isinstance(source, Source):
-        raise ConfigError(
-            f"dataset._target_: {dataset.target} must return a fedwsa.data.loading.Source, "
-            f"not {type(source).__name__}"
-        )
-    return source
-
-
 def subset(examples: Examples, count: int | None) -> Examples:
     """So many of the examples, in their order, drawn once for all runs; None: all.
 
@@ -134,22 +126,21 @@ def subset(examples: Examples, count: int | None) -> Examples:
 
 
 @lru_cache(maxsize=1)
-def _open(described: str) -> FederatedData:
-    spec = DataSpec.model_validate_json(described)
+def _open(described: str, run: int | None) -> FederatedData:
+    return _read(DataSpec.model_validate_json(described))
+
+
+def _read(spec: DataSpec) -> FederatedData:
     source = open_source(spec.source)
     whole = load(source, spec.cache_dir)
     train, test = subset(whole.train, spec.train), subset(whole.test, spec.test)
     whole = replace(whole, train=train, test=test)
-    code = code_of(locate(spec.partition.target, "partition._target_"))
-    made_of = spec.model_copy(update={"cache_dir": "", "test": None}).model_dump(by_alias=True)
-    made_by = (source.key, version("numpy"), code, _files(spec.partition))
-    key = hashlib.sha256(repr((made_of, made_by)).encode()).hexdigest()[:24]
-    file = place(spec.cache_dir) / "partitions" / f"{key}.safetensors"
     strata, seed = whole.train.strata.numpy(), spec.seed
     public = public_share(len(strata), spec.public, seed)
     validating = validation_share(len(strata), spec.validation, seed, public)
-    cached = fetch(file)
-    if cached is None:
+    file = _place(spec, source)
+    shares = None if file is None else _as_shares(fetch(file), len(strata))
+    if shares is None:
         kept = torch.cat([public, validating])
         private = np.setdiff1d(np.arange(len(strata)), kept.numpy())
         facts, labels = _facts(whole, private), strata[private]
@@ -157,18 +148,32 @@ def _open(described: str) -> FederatedData:
         shares = [private[share] for share in shares]
         indices = torch.cat([torch.from_numpy(s) for s in shares])
         sizes = torch.tensor([len(s) for s in shares])
-        store(file, {"indices": indices, "sizes": sizes}, {})
-    else:
-        indices, sizes = cached[0]["indices"], cached[0]["sizes"]
-        shares = [part.numpy() for part in torch.split(indices, sizes.tolist())]
+        if file is not None:
+            keep(file, {"indices": indices, "sizes": sizes}, {})
     described_shares = describe(spec.partition, shares, strata, whole.strata, seed)
     return FederatedData(whole, described_shares, public, validating, seed)
 
 
-def _files(component: Component) -> list[str]:
-    """Hashes of the files that its arguments name: another content is another partition."""
-    named = [place(value) for value in component.arguments.values() if isinstance(value, str)]
-    return [hashlib.sha256(f.read_bytes()).hexdigest() for f in named if f.is_file()]
+def _place(spec: DataSpec, source: Source) -> Path | None:
+    """Where the partition is kept; None where nobody knows what it depends on."""
+    function = locate(spec.partition.target, "partition._target_")
+    made_by, content = of_component(spec.partition, function), source.content
+    if made_by is None or content is None:
+        logger.info("partition=%s is not kept in cache_dir: the code may have changed", function)
+        return None
+    made_of = spec.model_copy(update={"cache_dir": "", "test": None}).model_dump(by_alias=True)
+    key = digest(made_of, content, made_by, versions("numpy", "torch"))[:24]
+    return place(spec.cache_dir) / "partitions" / f"{key}.safetensors"
+
+
+def _as_shares(cached: tuple[dict[str, Tensor], dict[str, str]] | None, pool: int) -> Shares | None:
+    """What a file of the cache holds; None if it is no partition of ``pool`` samples."""
+    if cached is None or not {"indices", "sizes"} <= cached[0].keys():
+        return None
+    indices, sizes = cached[0]["indices"], cached[0]["sizes"]
+    if int(sizes.sum()) != len(indices) or int(indices.min()) < 0 or int(indices.max()) >= pool:
+        return None
+    return [part.numpy() for part in torch.split(indices, sizes.tolist())]
 
 
 def _facts(whole: LabelledData, private: NDArray[np.int64]) -> Facts:
@@ -182,11 +187,16 @@ def _facts(whole: LabelledData, private: NDArray[np.int64]) -> Facts:
     }
 
 
-def open_federated(spec: DataSpec) -> FederatedData:
+def open_federated(spec: DataSpec, run: int | None = None) -> FederatedData:
     """Open the data, from the caches where they have it.
 
-    The last one opened stays open, so that the clients of a process share it. The partition
-    is cached too, for the workers of a simulation.
+    The partition is cached too, for the workers of a simulation.
+
+    Parameters
+    ----------
+    run
+        The data last opened for a run stay open, so that its clients in a process share them.
+        None: opened now, as they are now.
 
     Raises
     ------
@@ -194,4 +204,4 @@ def open_federated(spec: DataSpec) -> FederatedData:
         See :func:`fedwsa.data.loading.load` and
         :func:`fedwsa.data.partition.make_shares`.
     """
-    return _open(spec.model_dump_json(by_alias=True))
+    return _read(spec) if run is None else _open(spec.model_dump_json(by_alias=True), run)

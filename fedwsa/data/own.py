@@ -7,7 +7,6 @@ test set. Nodes are told, read the training part of their own folder, and say ho
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,17 +17,19 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from fedwsa.components import Component, ConfigError, build, locate
+from fedwsa.components import Component, ConfigError, locate
+from fedwsa.data.decoding import coloured
 from fedwsa.data.examples import LabelledData
 from fedwsa.data.federated import (
     DataSpec,
     FederatedData,
-    open_source,
     public_share,
     subset,
     validation_share,
 )
-from fedwsa.data.loading import KINDS, Source, load
+from fedwsa.data.images import ImageData
+from fedwsa.data.keys import digest
+from fedwsa.data.loading import KINDS, Source, load, open_source
 from fedwsa.data.partition import Labels, Partition, Shares, describe
 
 
@@ -77,9 +78,8 @@ class Reference(BaseModel):
     facts: dict[str, Any]
 
 
-@lru_cache(maxsize=1)
-def _reference(described: str) -> tuple[LabelledData, Reference]:
-    spec = DataSpec.model_validate_json(described)
+def open_reference(spec: DataSpec) -> tuple[LabelledData, Reference]:
+    """The server's data, and what it tells of them."""
     source = open_source(spec.source)
     whole = load(source, spec.cache_dir)
     train, test = subset(whole.train, spec.train), subset(whole.test, spec.test)
@@ -92,11 +92,6 @@ def _reference(described: str) -> tuple[LabelledData, Reference]:
         facts=whole.facts(),
     )
     return whole, told
-
-
-def open_reference(spec: DataSpec) -> Reference:
-    """What the server tells of its data."""
-    return _reference(spec.model_dump_json(by_alias=True))[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,15 +110,16 @@ class Elsewhere(Partition):
         }
 
 
-def open_server(spec: DataSpec, sizes: Sequence[int]) -> FederatedData:
+def open_server(spec: DataSpec, whole: LabelledData, sizes: Sequence[int]) -> FederatedData:
     """The server's data, with a partition of as many samples as the nodes say they have.
 
     Parameters
     ----------
+    whole
+        See :func:`open_reference`.
     sizes
         Samples of each client.
     """
-    whole, _ = _reference(spec.model_dump_json(by_alias=True))
     public = public_share(len(whole.train), spec.public, spec.seed)
     validating = validation_share(len(whole.train), spec.validation, spec.seed, public)
     ends = np.cumsum(sizes)
@@ -134,10 +130,10 @@ def open_server(spec: DataSpec, sizes: Sequence[int]) -> FederatedData:
     return FederatedData(whole, partition, public, validating, spec.seed)
 
 
-def open_node(spec: DataSpec, path: str, client: int, clients: int, told: str) -> FederatedData:
+def open_node(
+    spec: DataSpec, path: str, client: int, clients: int, told: str, run: int
+) -> FederatedData:
     """A node's data: everything in its folder belongs to its client.
-
-    The last one opened stays open.
 
     Parameters
     ----------
@@ -147,19 +143,25 @@ def open_node(spec: DataSpec, path: str, client: int, clients: int, told: str) -
         Which client it is, and how many there are.
     told
         The server's :class:`Reference`, as JSON.
+    run
+        For which the data last opened stay open.
 
     Raises
     ------
     ConfigError
         If the folder has no data, or not such as the server's.
     """
-    return _open_node(spec.model_dump_json(by_alias=True), path, client, clients, told)
+    return _open_node(spec.model_dump_json(by_alias=True), path, client, clients, told, run)
 
 
 @lru_cache(maxsize=1)
-def _open_node(described: str, path: str, client: int, clients: int, told: str) -> FederatedData:
+def _open_node(
+    described: str, path: str, client: int, clients: int, told: str, run: int
+) -> FederatedData:
     spec, reference = DataSpec.model_validate_json(described), Reference.model_validate_json(told)
     whole = load(_source_at(spec.source, path, reference), spec.cache_dir)
+    if whole.kind == reference.kind == ImageData.kind:
+        whole = replace(whole, train=coloured(whole.train, reference.shape[0]))
     if (whole.kind, whole.shape) != (reference.kind, reference.shape):
         raise ConfigError(
             f"data-path: {path} has {whole.kind} of shape {whole.shape}, the server "
@@ -188,11 +190,11 @@ def _source_at(source: Component, path: str, reference: Reference) -> Source:
         )
     there = Component(**{"_target_": source.target, **source.arguments, "path": path})
     try:
-        found: Source = build(there, "dataset", supplied={"classes": reference.names})
+        found = open_source(there, supplied={"classes": reference.names})
     except ConfigError as error:
         raise ConfigError(str(error).replace("dataset.path", "data-path")) from None
     # Two nodes on one machine have caches in common.
-    key = hashlib.sha256(f"{found.key} {reference.names}".encode()).hexdigest()[:24]
+    key = digest(found.key, reference.names)[:24]
 
     def decode() -> LabelledData:
         try:
@@ -200,4 +202,4 @@ def _source_at(source: Component, path: str, reference: Reference) -> Source:
         except ConfigError as error:
             raise ConfigError(str(error).replace("dataset.path", "data-path")) from None
 
-    return Source(f"own-{key}", decode, reference.names)
+    return Source(f"own-{key}", decode, reference.names, found.made_of)

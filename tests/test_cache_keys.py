@@ -1,0 +1,88 @@
+"""Keys of caches: what a value depends on, and nothing that it does not."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedwsa.components import Component
+from fedwsa.data import sources
+from fedwsa.data.keys import of_code, of_component, of_files
+from fedwsa.data.loading import load
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder where Python finds modules, which are not imported."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keyed_helper.py").write_text("CUT = 1\n")
+    (tmp_path / "table.csv").write_text("1")
+    (tmp_path / "keyed_value.py").write_text(
+        "def score(x):\n    import keyed_helper\n    return open('table.csv'), keyed_helper.CUT\n"
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("file", ["keyed_value.py", "keyed_helper.py", "table.csv"])
+def test_code_what_it_imports_and_the_files_it_names_are_in_the_key(written, file) -> None:
+    named = Component(
+        **{"_target_": "fedwsa.data.partitioners.continuous", "value": "keyed_value.score"}
+    )
+    before = of_component(named)
+    assert before is not None
+    assert of_component(named) == before
+    (written / file).write_text((written / file).read_text() + "2\n")
+    assert of_component(named) != before
+
+
+def test_code_that_changed_since_it_was_imported_has_no_key(written) -> None:
+    __import__("keyed_helper")
+    try:
+        assert of_code(["keyed_helper"]) is None
+    finally:
+        del sys.modules["keyed_helper"]
+
+
+def test_files_of_one_size_and_time_differ_by_content(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    keys = []
+    for text in ("one", "two"):
+        file.write_text(text)
+        os.utime(file, ns=(0, 0))
+        keys.append(of_files([file]))
+    assert keys[0] != keys[1]
+
+
+def idx(root: Path, value: int) -> Path:
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        header = np.array([2051, 3, 28, 28], ">i4").tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + bytes([value] * 3 * 784))
+        labels = np.array([2049, 3], ">i4").tobytes() + bytes([2, 0, 1])
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+    return root
+
+
+def test_another_folder_in_the_format_of_mnist_is_another_data_set(tmp_path: Path) -> None:
+    for value in (1, 7):
+        source = sources.from_torchvision(name="mnist", root=str(idx(tmp_path / str(value), value)))
+        assert set(load(source, tmp_path / "cache").train.inputs.unique().tolist()) == {value}
+
+
+def test_a_full_cache_is_done_without(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # writing more fails, as if full
+    try:
+        data = load(sources.digits(), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert torch.equal(data.train.inputs, sources.digits().decode().train.inputs)
+    assert not [f for f in tmp_path.rglob("*") if f.is_file()]
