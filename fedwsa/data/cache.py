@@ -54,7 +54,7 @@ def keep(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
     """
     try:
         _write(file, tensors, {**metadata, "format": _FORMAT})
-    except (FileExistsError, NotADirectoryError) as error:
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"cache_dir: cannot write {file}: {error}") from None
     except (OSError, SafetensorError) as error:
         logger.warning("cache_dir: cannot write %s, going on without: %s", file, error)
