@@ -168,7 +168,7 @@ def places(cpus: float, gpus: float) -> int:
     return total
 
 
-def count_workers(wanted: int | None, gpus: float) -> int:
+def count_workers(wanted: int | None, gpus: float, cpus: float = 1.0) -> int:
     """How many workers to start.
 
     Raises
@@ -176,9 +176,10 @@ def count_workers(wanted: int | None, gpus: float) -> int:
     SimulationError
         If not even one fits.
     """
-    fit = places(1, gpus)
+    fit = places(cpus, gpus)
     if fit < 1:
         need = f" with {gpus:g} of a GPU each" if gpus else ""
+        need += f" with {cpus:g} CPUs" if cpus != 1 else ""
         raise SimulationError(f"Ray has no place for a worker{need}")
     if wanted is not None and wanted > fit:
         what = f"places with {gpus:g} of a GPU" if gpus else "cores"

@@ -85,12 +85,14 @@ class Pool:
     run_id, partitions
         See :class:`fedwsa.simulation.worker.Worker`.
     workers
-        How many; each has a CPU.
+        How many.
     gpus
         Share of a GPU that each has.
     keep
         Leave the workers for the next pool of this process that keeps them, and take those of the
         last: starting one takes seconds, most of them for imports.
+    cpus
+        CPUs of each; Ray gives it as many threads, at least one.
     """
 
     def __init__(
@@ -101,12 +103,13 @@ class Pool:
         workers: int,
         gpus: float = 0.0,
         keep: bool = False,
+        cpus: float = 1.0,
     ) -> None:
         app_ref = ray.put(app)
-        options = {"num_cpus": 1, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
+        options = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
         actor: Any = ray.remote(Worker).options(**options)
         self._make: Callable[[], Any] = lambda: actor.remote(app_ref, run_id, partitions)
-        self._kind = _kind(gpus) if keep else None
+        self._kind = _kind(gpus, cpus) if keep else None
         kept = _take(self._kind, workers)
         for worker in kept:
             worker.begin.remote(app_ref, run_id, partitions)
@@ -305,9 +308,9 @@ _kept: list[tuple[tuple[Any, ...], Any]] = []
 """Workers without a run, each with what it must have in common with the next one's."""
 
 
-def _kind(gpus: float) -> tuple[Any, ...]:
+def _kind(gpus: float, cpus: float) -> tuple[Any, ...]:
     """What a worker that was started now would have: Ray's job, a share, where code is found."""
-    return _session(), gpus, os.getcwd(), tuple(sys.path)
+    return _session(), gpus, cpus, os.getcwd(), tuple(sys.path)
 
 
 def _session() -> str:
