@@ -6,6 +6,7 @@ import sys
 import traceback
 
 from experiments.ray_start import RayStart, expects_local_ray
+from fedwsa import interruption
 
 
 def main() -> None:
@@ -15,19 +16,22 @@ def main() -> None:
             RayStart.at(None)
         from experiments.simulate import main as command
 
+        interruption.check()
         command()
+        interruption.check()
     except SystemExit as refused:
         RayStart.abandon(refused.code)
         raise
-    except Exception:  # HYDRA_FULL_ERROR=1 wants the traceback
-        if RayStart.pending():  # a thread that still starts Ray would crash Python's own end
+    except BaseException as error:
+        if interruption.asked() or isinstance(error, KeyboardInterrupt):  # before a run has begun
+            print("fedwsa: interrupted", file=sys.stderr)
+            RayStart.abandon(interruption.code())
+            sys.exit(interruption.code())
+        if RayStart.pending():  # HYDRA_FULL_ERROR=1 wants the traceback, and
+            # a thread that still starts Ray would crash Python's own end
             traceback.print_exc()
             RayStart.abandon(1)
         raise
-    except KeyboardInterrupt:  # before a run has begun
-        print("fedwsa: interrupted", file=sys.stderr)
-        RayStart.abandon(130)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
+from fedwsa import interruption
 from fedwsa.blame import told
 from fedwsa.components import ConfigError
 
 
 def fail(command: str, line: str) -> NoReturn:
-    """End with a line that says what is wrong and what to do."""
+    """End with a line that says what is wrong and what to do.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If what went wrong is that a signal came.
+    """
+    interruption.check()
     print(f"{command}: {line}", file=sys.stderr, flush=True)
     sys.exit(1)
 
 
-def end_on_termination() -> None:
-    """Let SIGTERM end a command as Ctrl-C does: with its line, and with all its processes."""
-    signal.signal(signal.SIGTERM, _terminated)
-
-
-def _terminated(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
+def of_system(error: OSError) -> str:
+    """What the system refused: a file that cannot be written, or whatever else it says."""
+    if error.filename is None or error.strerror is None:
+        return told(error)
+    return f"cannot write {error.filename}: {error.strerror}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,17 +67,20 @@ def in_one_line(command: str, interrupted: str = "interrupted") -> Iterator[None
     command
         Its name, which begins the line.
     interrupted
-        What is said after Ctrl-C; the exit code is 130.
+        What is said after Ctrl-C or SIGTERM; the exit code is 130 or 143.
     """
     try:
-        yield
-    except ConfigError as error:
-        fail(command, str(error))
-    except BrokenPipeError:  # fedwsa-table RUNS | head
-        sys.exit(130)
+        try:
+            interruption.check()
+            yield
+            interruption.check()
+        except ConfigError as error:
+            fail(command, str(error))
+        except BrokenPipeError:  # fedwsa-table RUNS | head
+            sys.exit(130)
     except KeyboardInterrupt:
         print(f"{command}: {interrupted}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(interruption.code())
 
 
 @contextmanager
@@ -92,10 +100,3 @@ def composing(command: str, overrides: Sequence[str], config: str = "config") ->
         raise
     except OSError as error:  # everything else says itself what it cannot do
         fail(command, of_system(error))
-
-
-def of_system(error: OSError) -> str:
-    """What the system refused: a file that cannot be written, or whatever else it says."""
-    if error.filename is None or error.strerror is None:
-        return told(error)
-    return f"cannot write {error.filename}: {error.strerror}"

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from experiments.commands import composing, fail, in_one_line
 from experiments.help import partition_help
+from fedwsa import interruption
 from fedwsa.config import Config, compose
 from fedwsa.data.cache import require_writable
 from fedwsa.data.federated import open_federated
@@ -85,7 +86,9 @@ def main() -> None:
     folder = Path(named[-1] if named else f"runs/partitions/{started}")
     sys.path.append(os.getcwd())  # a partition or data source of one's own lies there
     with in_one_line(_COMMAND), composing(_COMMAND, overrides):
-        report(compose(overrides), folder)
+        config = compose(overrides)
+        interruption.check()
+        report(config, folder)
 
 
 if __name__ == "__main__":

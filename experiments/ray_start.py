@@ -39,7 +39,8 @@ class RayStart:
         if current is None or current.address != address or current._failed_or_gone:
             if current is not None:
                 current.wait()
-                sys.modules["ray"].shutdown()
+                if "ray" in sys.modules:  # not where nobody answered at the address
+                    sys.modules["ray"].shutdown()
             cls._current = current = cls(address, **init)
         return current
 

@@ -15,13 +15,14 @@ from clients.cohort import why_not
 from clients.measure import choose_cohort
 from clients.stacking import stacking
 from experiments.ray_start import RayStart
+from fedwsa import interruption
 from fedwsa.components import ConfigError
 from fedwsa.conditions import draw_conditions
 from fedwsa.config import Config
 from fedwsa.devices import Device, resolve_device
 from fedwsa.launcher import find_apps
 from fedwsa.simulation import SimulationError, run_simulation
-from fedwsa.simulation.cluster import cores, count_workers, keep_local
+from fedwsa.simulation.cluster import connect, cores, count_workers
 from fedwsa.sizes import WHOLE
 from server import app as server
 from server.federation import Federation
@@ -49,7 +50,8 @@ def await_ray(start: RayStart | None) -> None:
     """
     error = start.wait() if start is not None else None
     if isinstance(error, SimulationError):
-        raise ConfigError(f"runtime.{error}")
+        where = "" if start is None or start.address is None else "runtime."
+        raise ConfigError(f"{where}{error}")
     if error is not None:
         raise error
 
@@ -139,6 +141,7 @@ def run(federation: Federation, client_app: ClientApp | None) -> None:
         _run_on_flower(federation, client_app)
     else:
         _run_on_ray(federation, client_app)
+    interruption.check()  # Flower's simulation ends its thread, and says nothing
 
 
 def _run_on_ray(federation: Federation, client_app: ClientApp | None) -> None:
@@ -169,7 +172,6 @@ def _work(federation: Federation) -> list[float]:
 
 def _run_on_flower(federation: Federation, client_app: ClientApp | None) -> None:
     """Flower's simulation, with a Ray worker a core."""
-    keep_local()
     import ray
     from flwr import simulation as flower
 
@@ -179,16 +181,15 @@ def _run_on_flower(federation: Federation, client_app: ClientApp | None) -> None
     gpus = _gpu_share(config, workers)
     if ray.is_initialized():  # by a run before this one, with other resources
         ray.shutdown()
+    try:
+        connect(None, num_cpus=workers)  # it takes what runs, and ends it
+    except SimulationError as error:
+        raise ConfigError(str(error)) from error
     flower.run_simulation(
         server.build(federation),
         client_app or clients.build(config),
         num_supernodes=config.clients.count,
         backend_config={
             "client_resources": {"num_cpus": 1, "num_gpus": gpus},
-            "init_args": {
-                "num_cpus": workers,
-                "log_to_driver": False,
-                "logging_level": logging.ERROR,
-            },
         },
     )

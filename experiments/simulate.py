@@ -31,9 +31,11 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from experiments.commands import end_on_termination, fail, of_system
+from experiments.commands import fail, of_system
 from experiments.help import help_text
 from experiments.ray_start import RayStart
+from fedwsa import interruption
+from fedwsa.blame import told
 from fedwsa.components import ConfigError, flat
 from fedwsa.config import CONFIG_DIR, Config, free_arguments, parse
 from fedwsa.explain import explain
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
 
 _START = time.time()
-_failures: list[str] = []  # of the runs of a sweep
+_failures: list[str] = []  # numbers of the runs of a sweep that failed
 _began: list[Path] = []  # run folders
 console = Console()
 logger = logging.getLogger("fedwsa")
@@ -56,23 +58,45 @@ _fail = partial(fail, "fedwsa")
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
 def _job(composed: DictConfig) -> float:
     """One run; returns what a sweeper that optimises may choose by, see :func:`_to_choose_by`."""
-    from server.rounds import RunError
-
     folder = Path(HydraConfig.get().runtime.output_dir)
     _began.append(folder)
     try:
-        result = simulate(parse(composed), folder)
+        return _attempt(composed, folder)
+    finally:
+        _remove_if_empty(folder)
+
+
+def _attempt(composed: DictConfig, folder: Path) -> float:
+    """One run; what fails in a sweep is told, and the other runs go on."""
+    from server.rounds import RunError
+
+    interruption.check()
+    swept = HydraConfig.get().mode is RunMode.MULTIRUN
+    try:
+        return _to_choose_by(simulate(parse(composed), folder))
     except (ConfigError, RunError) as error:
         if _TRACEBACK:
             raise
-        if HydraConfig.get().mode is not RunMode.MULTIRUN:
+        if not swept:
             _fail(str(error))  # here, since Hydra adds lines of its own to what a job raises
-        _failures.append(str(error))  # the other runs of a sweep go on
-        print(f"fedwsa: run {HydraConfig.get().job.num}: {error}", file=sys.stderr)
-        return math.nan
-    finally:
-        _remove_if_empty(folder)
-    return _to_choose_by(result)
+        return _failed(folder, str(error))
+    except (Exception, SystemExit) as error:
+        if _TRACEBACK or not swept:
+            raise
+        logger.debug("the run failed:", exc_info=error)
+        return _failed(folder, told(error))
+
+
+def _failed(folder: Path, reason: str) -> float:
+    """Say why a run of a sweep failed, here and in its folder; the others go on."""
+    from experiments.tables.runs import write_failure
+
+    interruption.check()  # what failed may be what a signal broke off
+    number = HydraConfig.get().job.num
+    _failures.append(str(number))
+    print(f"fedwsa: run {number}: {reason}", file=sys.stderr, flush=True)
+    write_failure(folder, reason)
+    return math.nan
 
 
 def _to_choose_by(result: dict[str, Any]) -> float:
@@ -150,10 +174,10 @@ def _set_up(config: Config, folder: Path, resumed: bool) -> Federation:
     if config.runtime.address is not None:  # settling asks the cluster
         runtimes.await_ray(start)
     federation.config = config = runtimes.settled(federation)
+    interruption.check()
     if not resumed:
         describe_run(config, federation.data.partition, folder, federation.sizes.of_client)
     runtimes.await_ray(start)
-    end_on_termination()  # Ray has set its own
     return federation
 
 
@@ -274,17 +298,34 @@ def main() -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         with suppress(BrokenPipeError):  # fedwsa --help | head
             print(help_text(), flush=True)
-        return None
-    end_on_termination()
+        return
     sys.argv[1:] = free_arguments([*sys.argv[1:], *_places_of_runs(sys.argv[1:])])
     sys.path.append(os.getcwd())  # a strategy, model or partition of one's own lies there
     register()  # and its yaml in conf/
     try:
+        _run_in_one_line()
+        interruption.check()
+    except KeyboardInterrupt:
+        if RayStart.pending():
+            raise
+        print(f"fedwsa: {_interrupted()}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        import ray
+
+        ray.shutdown()
+        # Flower's simulation waits for its clients in a thread that nothing stops.
+        os._exit(interruption.code())
+
+
+def _run_in_one_line() -> None:
+    try:
         if any(word.startswith("resume=") for word in sys.argv[1:]):
-            return _resume(sys.argv[1:])
+            _resume(sys.argv[1:])
+            return
         _job()
         if _failures:
-            _fail(f"{len(_failures)} of the runs failed")
+            these = ", ".join(_failures)
+            _fail(f"{len(_failures)} of the {len(_began)} runs failed: {these}")
     except (HydraException, OmegaConfBaseException) as error:
         if _TRACEBACK:
             raise
@@ -297,15 +338,6 @@ def main() -> None:
         if _TRACEBACK or _began:
             raise
         _fail(f"cannot compose {shlex.join(sys.argv[1:])}: {error}")  # unforeseen by Hydra: local=0
-    except KeyboardInterrupt:
-        if RayStart.pending():
-            raise
-        print(f"fedwsa: {_interrupted()}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        import ray
-
-        ray.shutdown()
-        os._exit(130)  # Flower's simulation waits for its clients in a thread that nothing stops
 
 
 if __name__ == "__main__":

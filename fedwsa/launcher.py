@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
+
+from fedwsa import interruption
 
 _PACKAGE = Path(__file__).resolve().parent
 _INSIDE = _PACKAGE / "_apps"
@@ -31,50 +32,55 @@ def find_apps() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([here, *inherited])
 
 
-def _start(module: str) -> None:
+def _start(name: str, module: str) -> None:
     """Run the command whose ``main`` stands in a module of ``experiments``."""
+    interruption.watch(name)
     if sys.argv[1:] == ["--version"]:
+        from importlib.metadata import version
+
         print(f"fedwsa {version('fedwsa')}")
         return
     find_apps()
+    command = import_module(module)
+    interruption.check()
     try:
-        command = import_module(module)
-    except KeyboardInterrupt:  # the commands themselves answer what comes later
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
-        sys.exit(130)
-    command.main()
+        command.main()
+        interruption.check()
+    finally:
+        if not interruption.asked():
+            interruption.end_at_once()
 
 
 def simulate() -> None:
     """``fedwsa``."""
-    _start("experiments.cli")
+    _start("fedwsa", "experiments.cli")
 
 
 def learngene() -> None:
     """``fedwsa-learngene``."""
-    _start("experiments.learngene.__main__")
+    _start("fedwsa-learngene", "experiments.learngene.__main__")
 
 
 def merge() -> None:
     """``fedwsa-merge``."""
-    _start("experiments.merge.cli")
+    _start("fedwsa-merge", "experiments.merge.cli")
 
 
 def partition() -> None:
     """``fedwsa-partition``."""
-    _start("experiments.partition")
+    _start("fedwsa-partition", "experiments.partition")
 
 
 def plot() -> None:
     """``fedwsa-plot``."""
-    _start("experiments.figures.cli")
+    _start("fedwsa-plot", "experiments.figures.cli")
 
 
 def study() -> None:
     """``fedwsa-study``."""
-    _start("experiments.studies.cli")
+    _start("fedwsa-study", "experiments.studies.cli")
 
 
 def table() -> None:
     """``fedwsa-table``."""
-    _start("experiments.tables.cli")
+    _start("fedwsa-table", "experiments.tables.cli")

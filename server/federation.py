@@ -11,6 +11,7 @@ from pathlib import Path
 from flwr.serverapp import Grid
 from rich.console import Console
 
+from fedwsa import interruption
 from fedwsa.components import ConfigError
 from fedwsa.config import Config
 from fedwsa.data.federated import FederatedData, open_federated
@@ -172,6 +173,7 @@ class Federation:
             start = time.perf_counter()
             tally = {} if self.begun is None else self.begun.tally
             for number in range(self._over + 1, config.rounds + 1):
+                interruption.check()
                 record = loop.run(number)
                 tally = add_up(tally, tally_of(record) | self._asked(record))
                 record.epsilon = self._epsilon(tally)

@@ -167,7 +167,7 @@ def test_a_failing_run_of_a_sweep_is_named_and_the_others_go_on(tmp_path: Path) 
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "fedwsa: run 0: clients.count: 3000 clients, but there are only 1437 samples",
-        "fedwsa: 1 of the runs failed",
+        "fedwsa: 1 of the 2 runs failed: 0",
     ]
     assert re.search(r"^ 3000 +0/1 +failed", done.stdout, re.M)
     assert re.search(r"^ 2 +1 +\d+\.\d{2} ", done.stdout, re.M)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from experiments.commands import in_one_line
+from fedwsa import interruption
 
 _INTERRUPTED = "interrupted; finished pairs are kept, and the same command goes on"
 
@@ -12,6 +13,7 @@ def main() -> None:
     with in_one_line("experiments.connectivity", _INTERRUPTED):
         from experiments.connectivity.cli import main as command
 
+        interruption.check()
         command()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.commands import Parser, end_on_termination, in_one_line
+from experiments.commands import Parser, in_one_line
 from fedwsa.components import ConfigError
 
 
@@ -24,7 +24,6 @@ def main() -> None:
         "--keep", type=Path, metavar="FOLDER", help="leave keys, logs and runs there"
     )
     given = parser.parse_args(sys.argv[1:])
-    end_on_termination()
     with in_one_line("deploy-demo"), ExitStack() as stack:
         from experiments.deploy.demo import demonstrate
         from experiments.deploy.federation import variables

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from experiments.commands import in_one_line
+from fedwsa import interruption
 
 _INTERRUPTED = "interrupted; distil and bench go on where they stopped when they are called again"
 
@@ -12,6 +13,7 @@ def main() -> None:
     with in_one_line("fedwsa-learngene", _INTERRUPTED):
         from experiments.learngene.cli import main as command
 
+        interruption.check()
         command()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.commands import Parser, end_on_termination, in_one_line
+from experiments.commands import Parser, in_one_line
 from experiments.studies.folder import kept_apart, state_of
 from experiments.studies.runner import Runner, write_study
 from experiments.studies.schema import Cell, expand, find, load, selected, shipped
@@ -137,7 +137,6 @@ def _show(folder: Path, console: Console) -> None:
 
 def main() -> None:
     """Entry point of ``fedwsa-study``: every error ends in one line."""
-    end_on_termination()
     with in_one_line("fedwsa-study", "interrupted; the same command goes on with what is left"):
         sys.exit(study(sys.argv[1:], Console()))
 

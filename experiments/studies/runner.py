@@ -22,6 +22,7 @@ from experiments.studies.folder import (
 from experiments.studies.pool import Job, Pool
 from experiments.studies.schema import SEED, Cell, Study, merged
 from experiments.tables.runs import STUDY, write_failure, write_json
+from fedwsa import interruption
 from fedwsa.components import ConfigError
 
 _REFRESH = 0.5  # seconds between pictures
@@ -122,6 +123,7 @@ class Runner:
         ):
             got = None
             while got is None:
+                interruption.check()
                 pool.fill(jobs)
                 got = pool.answer(_REFRESH)
             job, answer = got
@@ -157,6 +159,7 @@ class Runner:
             for _ in waiting:
                 got = None
                 while got is None:
+                    interruption.check()
                     pool.fill(jobs, begin)
                     display.refresh([cells[job.name] for job in jobs])
                     got = pool.answer(_REFRESH)

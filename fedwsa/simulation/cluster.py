@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import signal
 import socket
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 logger = logging.getLogger("fedwsa")
@@ -51,7 +56,7 @@ def connect(address: str | None, **init: Any) -> bool:
     Raises
     ------
     SimulationError
-        If nobody answers at the address.
+        If nobody answers at the address, or Ray does not start.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -72,17 +77,65 @@ def connect(address: str | None, **init: Any) -> bool:
     if address is not None:
         init = {"address": address, **{k: v for k, v in init.items() if k in _JOINING}}
     else:  # without "local" Ray would join whatever cluster runs on this machine
-        init = {"address": "local", "num_cpus": cores(), **init}
+        init = {"address": "local", "num_cpus": cores(), **_place_of_files(), **init}
     # Not catch_warnings: in a thread it would put back filters that others have set meanwhile.
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     try:
-        ray.init(**init)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        with _as_before(address is None):
+            ray.init(**init)
+    except Exception as error:  # of many kinds, of its own and of others
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
         if address is None:
-            raise
-        line = str(error).splitlines()[0]
+            raise SimulationError(f"Ray does not start: {line}") from error
         raise SimulationError(f"address={address}: no Ray cluster: {line}") from None
     return True
+
+
+@contextmanager
+def _as_before(local: bool) -> Iterator[None]:
+    """Around Ray's start: it finds the modules that we do, and our signals stay ours."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if main else None
+    paths = os.environ.get("PYTHONPATH")
+    if local:
+        os.environ["PYTHONPATH"] = os.pathsep.join(search_path())
+    try:
+        yield
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+        if local and paths is None:
+            del os.environ["PYTHONPATH"]
+        elif local and paths is not None:
+            os.environ["PYTHONPATH"] = paths
+
+
+def search_path() -> list[str]:
+    """Where this process finds modules, for processes that may be elsewhere."""
+    return [os.path.abspath(p) for p in sys.path if isinstance(p, str)]
+
+
+_LONGEST_PLACE = 40  # bytes: Ray adds 66 for a socket, whose path Linux limits to 107
+
+
+def _place_of_files() -> dict[str, str]:
+    """Ray's folder, where the one for temporary files is none in which it could work."""
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        if not (place := os.environ.get(name)):
+            continue
+        if len(os.fsencode(place)) > _LONGEST_PLACE:
+            why = "is too long for Ray's sockets"
+        elif not re.fullmatch(r"/[\w./+@=-]*", place):
+            why = "is not a path that Ray can pass on"
+        elif not (os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)):
+            why = "is no folder to write in"
+        else:
+            return {}
+        if not os.access("/tmp", os.W_OK | os.X_OK):
+            raise SimulationError(f"{name}={place} {why}, and /tmp is none to write in")
+        logger.info("%s=%s %s: Ray's files go to /tmp/ray", name, place, why)
+        return {"_temp_dir": "/tmp/ray"}
+    return {}
 
 
 _JOINING = ("log_to_driver", "logging_level", "runtime_env", "namespace")
@@ -115,7 +168,7 @@ def places(cpus: float, gpus: float) -> int:
     return total
 
 
-def count_workers(wanted: int | None, gpus: float) -> int:
+def count_workers(wanted: int | None, gpus: float, cpus: float = 1.0) -> int:
     """How many workers to start.
 
     Raises
@@ -123,9 +176,10 @@ def count_workers(wanted: int | None, gpus: float) -> int:
     SimulationError
         If not even one fits.
     """
-    fit = places(1, gpus)
+    fit = places(cpus, gpus)
     if fit < 1:
         need = f" with {gpus:g} of a GPU each" if gpus else ""
+        need += f" with {cpus:g} CPUs" if cpus != 1 else ""
         raise SimulationError(f"Ray has no place for a worker{need}")
     if wanted is not None and wanted > fit:
         what = f"places with {gpus:g} of a GPU" if gpus else "cores"

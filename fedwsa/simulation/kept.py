@@ -12,9 +12,9 @@ _waiting: list[tuple[tuple[Any, ...], Any]] = []
 """Workers without a run, each with what it must have in common with the next one's."""
 
 
-def kind_of(gpus: float) -> tuple[Any, ...]:
+def kind_of(gpus: float, cpus: float) -> tuple[Any, ...]:
     """What a worker that was started now would have: Ray's job, a share, where code is found."""
-    return _session(), gpus, os.getcwd(), tuple(sys.path)
+    return _session(), gpus, cpus, os.getcwd(), tuple(sys.path)
 
 
 def _session() -> str:

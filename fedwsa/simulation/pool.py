@@ -90,12 +90,14 @@ class Pool:
     run_id, partitions
         See :class:`fedwsa.simulation.worker.Worker`.
     workers
-        How many; each has a CPU.
+        How many.
     gpus
         Share of a GPU that each has.
     keep
         Leave the workers for the next pool of this process that keeps them, and take those of the
         last: starting one takes seconds, most of them for imports.
+    cpus
+        CPUs of each; Ray gives it as many threads, at least one.
 
     Attributes
     ----------
@@ -119,12 +121,13 @@ class Pool:
         workers: int,
         gpus: float = 0.0,
         keep: bool = False,
+        cpus: float = 1.0,
     ) -> None:
         app_ref = ray.put(app)
-        options = {"num_cpus": 1, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
+        options = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
         actor: Any = ray.remote(Worker).options(**options)
         self._make: Callable[[], Any] = lambda: actor.remote(app_ref, run_id, partitions)
-        self._kind = kept_workers.kind_of(gpus) if keep else None
+        self._kind = kept_workers.kind_of(gpus, cpus) if keep else None
         taken = kept_workers.take(self._kind, workers)
         for worker in taken:
             worker.begin.remote(app_ref, run_id, partitions)

@@ -51,14 +51,16 @@ def run_simulation(
     backend_name
         Only "ray".
     backend_config
-        As Flower's: ``client_resources`` (``num_gpus``) and ``init_args`` (for ``ray.init``).
-        A worker has one CPU; ``num_cpus`` of ``client_resources`` above one makes fewer of them.
+        As Flower's: ``client_resources`` (``num_cpus``, ``num_gpus``) and ``init_args`` (for
+        ``ray.init``).
+        A worker has one CPU, or ``num_cpus`` of ``client_resources``, and as many threads; as many
+        workers are started as fit. Keys may have dashes; ``address`` of ``init_args`` is ours.
     enable_tf_gpu_growth
         Not supported: set ``TF_FORCE_GPU_ALLOW_GROWTH=true``.
     verbose_logging
         Show Flower's debug messages.
     workers
-        Ray actors, a CPU each. None: as many as there are CPUs.
+        Ray actors. None: as many as fit.
     gpus_per_worker
         Share of a GPU for each worker.
     address
@@ -90,6 +92,9 @@ def run_simulation(
         logging.getLogger("flwr").setLevel(logging.DEBUG)
     init, cpus, gpus = _from_backend(backend_config or {}, gpus_per_worker)
 
+    named = init.pop("address", None)
+    if address is None and named != "local":
+        address = named
     ours = connect(address, **init)
     # Only now: importing Ray reads what connect() has set.
     import ray
@@ -99,13 +104,11 @@ def run_simulation(
 
     pool = None
     try:
-        if workers is None and cpus > 1:
-            workers = max(1, int(count_workers(None, gpus) / cpus))
         run = Run.create_empty(secrets.randbits(63))
         # Flower asks who is speaking when a Message is made, and has no public way to say it.
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run.run_id, 1, 1
-        count = count_workers(workers, gpus)
-        pool = Pool(client_app, run.run_id, num_supernodes, count, gpus, keep_workers)
+        count = count_workers(workers, gpus, cpus)
+        pool = Pool(client_app, run.run_id, num_supernodes, count, gpus, keep_workers, cpus)
         grid = RayGrid(pool, run, num_supernodes, work, cohort)
         server_app(grid, Context(run.run_id, 0, {}, RecordDict(), {}))
     finally:
@@ -131,12 +134,21 @@ def _check_numbers(
 
 def _from_backend(config: dict[str, Any], gpus: float) -> tuple[dict[str, Any], float, float]:
     """Arguments of ``ray.init``, CPUs and GPUs of a worker, from Flower's ``backend_config``."""
+    config = _underscored(config)
     resources = config.get("client_resources", {})
     # What clients print is shown, as in Flower's simulation.
     init: dict[str, Any] = {"log_to_driver": True}
-    init |= {k.replace("-", "_"): v for k, v in config.get("init_args", {}).items()}
-    cpus = float(resources.get("num_cpus", resources.get("num-cpus", 1)))
-    gpus = float(gpus or resources.get("num_gpus", resources.get("num-gpus", 0)))
+    init |= config.get("init_args", {})
+    cpus = float(resources.get("num_cpus", 1))
+    gpus = float(gpus or resources.get("num_gpus", 0))
     if not (cpus > 0 and gpus >= 0):
         raise SimulationError(f"a worker cannot have {cpus:g} CPUs and {gpus:g} GPUs")
     return init, cpus, gpus
+
+
+def _underscored(config: dict[str, Any]) -> dict[str, Any]:
+    """The same with underscores for the dashes in its keys, as Flower reads it."""
+    return {
+        key.replace("-", "_"): _underscored(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+    }

@@ -1,0 +1,94 @@
+"""Ctrl-C and SIGTERM end a command at any moment, even where Python swallows what they raise.
+
+A ``KeyboardInterrupt`` that is raised in a callback of the garbage collector or of the import
+machinery is printed and forgotten. So the handler also leaves a note, and whatever works for long
+asks by :func:`check` whether it is there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType, TracebackType
+
+_name = ""  # of the command
+_number = 0  # the signal that came
+_ending = False
+
+
+def watch(name: str) -> None:
+    """Answer both signals from now on; for commands alone, a library leaves them to its user.
+
+    The first raises ``KeyboardInterrupt``, another one ends the process at once. What is ignored,
+    as it is in the background of a shell, stays so.
+
+    Parameters
+    ----------
+    name
+        The command, which begins the line that is said where nobody else answers.
+    """
+    global _name
+    _name = name
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _came)
+    sys.excepthook = _end_in_one_line
+    os.register_at_fork(after_in_child=_leave_to_python)
+
+
+def asked() -> bool:
+    """Whether the command is to end."""
+    return _number != 0
+
+
+def check() -> None:
+    """Go on only if the command is not to end.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If it is.
+    """
+    if _number:
+        raise KeyboardInterrupt
+
+
+def code() -> int:
+    """The exit code of a command that was interrupted: 130, after SIGTERM 143."""
+    return 128 + (_number or signal.SIGINT)
+
+
+def end_at_once() -> None:
+    """What comes from now on, while the process ends, is not worth a word."""
+    global _ending
+    _ending = True
+
+
+def _came(number: int, frame: FrameType | None) -> None:
+    global _number
+    first, _number = not _number, number
+    if _ending or not first:
+        os._exit(code())
+    raise KeyboardInterrupt
+
+
+def _end_in_one_line(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Show an exception that nobody caught, if it is not a signal's, however disguised."""
+    if not asked():
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f"{_name}: interrupted", file=sys.stderr, flush=True)
+    os._exit(code())
+
+
+def _leave_to_python() -> None:
+    """A forked process is not the command."""
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is _came:
+            signal.signal(number, handler)
