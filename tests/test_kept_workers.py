@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -15,12 +16,12 @@ from fedwsa.simulation import kept, run_simulation
 from fedwsa.simulation.cluster import connect
 
 
-@pytest.fixture
-def running_ray() -> Iterator[None]:
-    ours = connect(None, num_cpus=2)
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    """One Ray for all tests here; the engine uses what is running."""
+    connect(None, num_cpus=2)
     yield
-    if ours:
-        ray.shutdown()
+    ray.shutdown()
 
 
 def clients(says: str) -> ClientApp:
@@ -62,7 +63,7 @@ def run(says: str, workers: int, keep: bool, count: int = 6) -> tuple[set[int], 
     return pids, {name for c in good for name in c.array_records}, knew
 
 
-def test_the_next_run_has_the_same_processes_and_nothing_else_of_the_last(running_ray) -> None:
+def test_the_next_run_has_the_same_processes_and_nothing_else_of_the_last() -> None:
     first, said, _ = run("one", 2, True)
     assert said == {"one"}
     second, said, knew = run("two", 2, True)
@@ -71,7 +72,7 @@ def test_the_next_run_has_the_same_processes_and_nothing_else_of_the_last(runnin
     assert knew == {0}  # a client's state belongs to its run
 
 
-def test_workers_that_are_not_wanted_make_place(running_ray) -> None:
+def test_workers_that_are_not_wanted_make_place() -> None:
     first, _, _ = run("one", 2, True)
     second, _, _ = run("two", 1, True)
     assert len(second) == 1
@@ -82,7 +83,7 @@ def test_workers_that_are_not_wanted_make_place(running_ray) -> None:
     assert kept._waiting == []
 
 
-def test_a_worker_that_died_is_not_kept(running_ray) -> None:
+def test_a_worker_that_died_is_not_kept() -> None:
     first, _, _ = run("one", 1, True)
     assert run("dies", 1, True, 1)[0] == set()
     after, said, _ = run("two", 1, True)
@@ -90,7 +91,17 @@ def test_a_worker_that_died_is_not_kept(running_ray) -> None:
     assert after != first
 
 
-def test_code_that_is_found_elsewhere_gets_new_workers(running_ray, monkeypatch, tmp_path) -> None:
+def test_workers_that_died_while_they_waited_are_replaced_and_no_client_fails() -> None:
+    waiting, _, _ = run("one", 2, True)
+    for pid in waiting:
+        os.kill(pid, signal.SIGKILL)
+    # With one client alone, a second try would meet the other dead worker.
+    pids, said, _ = run("two", 2, True, 1)
+    assert said == {"two"}
+    assert not pids & waiting
+
+
+def test_code_that_is_found_elsewhere_gets_new_workers(monkeypatch, tmp_path) -> None:
     first, _, _ = run("one", 1, True)
     monkeypatch.syspath_prepend(str(tmp_path))
     second, _, _ = run("two", 1, True)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -20,61 +20,14 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from fedwsa.simulation import kept as kept_workers
 from fedwsa.simulation.contexts import Kept
 from fedwsa.simulation.transport import PackedContent
-from fedwsa.simulation.worker import Answers, Job, Order, Worker
+from fedwsa.simulation.underway import Finished, Number, Running, Waiting
+from fedwsa.simulation.worker import Answers, Job, Worker
 
 logger = logging.getLogger("fedwsa")
 
 _PATIENCE = 1.0  # seconds that a worker has to end what it does, where its time is over
+_LONG_PATIENCE = 10.0  # seconds for what takes none, unless the machine is very busy
 _POLL = 0.05  # seconds until jobs that were sent meanwhile are listened to
-
-Number = tuple[int, int, int]
-"""The exchange that a job belongs to, and where it stands in the order of sums: its own number,
-and which part of it, if it was cut."""
-
-
-@dataclass
-class Finished:
-    """What became of a message.
-
-    Attributes
-    ----------
-    order : Order
-        The message.
-    reply : Message or None
-        Without content; None: there is none.
-    content : dict or None
-        Packed.
-    kept : ObjectRef or None
-        What the client keeps from now on, if that changed.
-    reason : str
-        Why there is no reply; empty: its time was over.
-    """
-
-    order: Order
-    reply: Message | None
-    content: PackedContent | None = None
-    kept: ObjectRef[Kept] | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class _Waiting:
-    job: Job
-    number: Number
-    again: bool = False  # a second try, after the death of a worker
-
-
-@dataclass
-class _Running:
-    job: Job
-    worker: int
-    number: Number
-    again: bool
-    left: dict[str, Order]  # whose answers have not come
-    held: list[Finished] = field(default_factory=list)  # until the job's average is there
-    keeping: deque[Finished] = field(default_factory=deque)  # what they keep comes next
-    over: bool = False  # all has come but the end of the stream
-
 
 _Thing = Answers | ObjectRef[Kept] | RayError | None
 """What comes in the stream of a job; None: its end."""
@@ -135,8 +88,8 @@ class Pool:
         self._starting = [actor.ready.remote() for actor in self._actors]
         self._warm: set[int] = set()
         self._free = deque(range(workers))
-        self._queue: deque[_Waiting] = deque()
-        self._running: dict[Any, _Running] = {}
+        self._queue: deque[Waiting] = deque()
+        self._running: dict[Any, Running] = {}
         self._warned: set[str] = set()
         self._exchanges = count()
         self._averages: dict[Number, tuple[Message, PackedContent]] = {}
@@ -196,7 +149,7 @@ class Pool:
         for i, job in enumerate(jobs):
             for order in job.orders:
                 self._turns.setdefault(order.node, deque()).append(order.key)
-            self._queue.append(_Waiting(job, (exchange, i, 0)))
+            self._queue.append(Waiting(job, (exchange, i, 0)))
         self._dispatch()
         self._news.notify()
         return exchange
@@ -205,10 +158,18 @@ class Pool:
         """End the actors, or leave those that have nothing to do for the next pool."""
         with self.lock:
             self._queue.clear()
-            self._end = time.monotonic() + (_PATIENCE if self._kind is not None else 0.0)
+            # Where all has come, the ends of the streams are as good as here.
+            done = all(running.over for running in self._running.values())
+            patience = 0.0 if self._kind is None else _LONG_PATIENCE if done else _PATIENCE
+            self._end = time.monotonic() + patience
             self._news.notify()
             self.broken()
-        self._thread.join()
+        self._thread.join(2 * _LONG_PATIENCE)
+        if self._thread.is_alive():  # it waits for a worker, and ends with it
+            self._kind = None
+            for actor in list(self._actors):
+                ray.kill(actor)
+            self._thread.join(_LONG_PATIENCE)
         working = {running.worker for running in self._running.values()}
         for i, actor in enumerate(self._actors):
             if self._kind is None or i in working or self.error is not None:
@@ -263,9 +224,9 @@ class Pool:
             job = replace(next_.job, orders=orders)
             stream = self._actors[worker].run.options(num_returns="streaming").remote(job)
             left = {order.key: order for order in orders}
-            self._running[stream] = _Running(job, worker, next_.number, next_.again, left)
+            self._running[stream] = Running(job, worker, next_.number, next_.again, left)
 
-    def _is_next(self, waiting: _Waiting) -> bool:
+    def _is_next(self, waiting: Waiting) -> bool:
         return all(self._turns[o.node][0] == o.key for o in waiting.job.orders)
 
     def _settle(self, finished: Finished) -> None:
@@ -327,7 +288,7 @@ class Pool:
             finished.kept = thing
             yield from self._finish(running, [finished])
 
-    def _take(self, running: _Running, part: Answers) -> Iterator[Finished]:
+    def _take(self, running: Running, part: Answers) -> Iterator[Finished]:
         complete = []
         for reply, content in part.rows:
             key = reply.metadata.reply_to_message_id
@@ -352,7 +313,7 @@ class Pool:
             yield finished
         running.held = []
 
-    def _finish(self, running: _Running, answers: Sequence[Finished]) -> Iterator[Finished]:
+    def _finish(self, running: Running, answers: Sequence[Finished]) -> Iterator[Finished]:
         """Hand answers on; those of a job that is averaged wait for the average."""
         if running.job.rules is not None:
             running.held.extend(answers)
@@ -361,7 +322,7 @@ class Pool:
             del running.left[finished.order.key]
             yield finished
 
-    def _ended(self, stream: Any, running: _Running, error: RayError | None) -> Iterator[Finished]:
+    def _ended(self, stream: Any, running: Running, error: RayError | None) -> Iterator[Finished]:
         """A stream is at its end: a worker is free, or died with clients left.
 
         Those are tried once more, singly. What a client keeps is replaced only by what has
@@ -384,7 +345,7 @@ class Pool:
         )
         exchange, number, _ = running.number
         singles = [
-            _Waiting(
+            Waiting(
                 replace(running.job, orders=[order], cohort=1),
                 (exchange, number, 1 + i),
                 again=True,
