@@ -15,7 +15,7 @@ from clients.fisher import asks_for_fisher, fisher_if_asked
 from clients.memory import alike_but_for_memory, keep, recalled
 from clients.network import Network, network_for
 from clients.node import client_of as _client
-from clients.node import introduce, open_data
+from clients.node import introduce, open_data, require_same_data
 from clients.privacy import asks_to_clip, clip_if_asked, noise_if_wished
 from clients.scaling import scaled
 from clients.training import Samples, train_augmented
@@ -31,6 +31,7 @@ from fedwsa.evaluation import evaluate
 from fedwsa.models.flops import training_flops
 from fedwsa.objectives import Content, LocalRun, Objective, Weights, find_record, personal
 from fedwsa.objectives.all import OBJECTIVES, own_objectives, require_numbers
+from fedwsa.remembered import enter
 from fedwsa.simulation.cohort import CohortApp
 from fedwsa.systems import Task
 
@@ -45,11 +46,15 @@ def build(config: Config | None = None) -> CohortApp:
     """
     app = CohortApp()
 
+    def of_run(context: Context) -> Config:
+        enter(context.run_id)
+        return config or from_run_config(context.run_config)
+
     @app.query()
     def query(message: Message, context: Context) -> Message:
         """Say which partition this node has, and which size; or why it cannot take part."""
         try:
-            run = config or from_run_config(context.run_config)
+            run = of_run(context)
             answer = RecordDict({messages.CONFIG: introduce(run, message, context)})
         except ConfigError as error:
             return Message(Error(messages.REFUSED, str(error)), reply_to=message)
@@ -57,7 +62,7 @@ def build(config: Config | None = None) -> CohortApp:
 
     @app.train(mods=[clip_if_asked])
     def train_client(message: Message, context: Context) -> Message:
-        run = config or from_run_config(context.run_config)
+        run = of_run(context)
 
         def trained(message: Message, context: Context) -> Message:
             received = _receive(run, message, context)
@@ -70,12 +75,12 @@ def build(config: Config | None = None) -> CohortApp:
     def train_clients(
         received: Sequence[Message], contexts: Sequence[Context]
     ) -> list[Message] | None:
-        run = config or from_run_config(contexts[0].run_config)
+        run = of_run(contexts[0])
         return _train_together(run, received, contexts)
 
     @app.evaluate()
     def evaluate_client(message: Message, context: Context) -> Message:
-        run = config or from_run_config(context.run_config)
+        run = of_run(context)
         return _evaluate(run, message, context)
 
     return app
@@ -123,6 +128,7 @@ def _receive(config: Config, message: Message, context: Context) -> Received:
     network = network_for(
         component, whole.shape, whole.classes, device, tensors, config.seed, layout
     )
+    require_same_data(data, content)
     network.require_built_alike(content)
     network.load(tensors)
     return Received(data, network, device, content, state)

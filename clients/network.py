@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from fedwsa.models import InputShape, build_model, state
 from fedwsa.models.architecture import architecture_of
 from fedwsa.moments import precise
 from fedwsa.objectives import Content, Weights, find_record
+from fedwsa.remembered import in_run
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +164,7 @@ def network_for(
     return _network(described, shape, classes, device, shapes, seed, layout)
 
 
-@lru_cache(maxsize=8)  # a few sizes
+@in_run(8)  # a few sizes
 def _network(
     described: str,
     shape: InputShape,

@@ -7,9 +7,9 @@ from flwr.app import ConfigRecord, Context, Message
 from fedwsa import messages
 from fedwsa.components import ConfigError
 from fedwsa.config import Config
-from fedwsa.data.federated import FederatedData, open_federated
+from fedwsa.data.federated import FederatedData, shared_federated
 from fedwsa.data.own import is_own, open_node
-from fedwsa.objectives import find_record
+from fedwsa.objectives import Content, find_record
 
 
 def client_of(context: Context) -> int:
@@ -66,7 +66,7 @@ def open_data(config: Config, context: Context) -> FederatedData:
                 "this node has data of its own (data-path): it takes part in runs with "
                 "partition=own; others want a node without data-path"
             )
-        return open_federated(config.data_spec, context.run_id)
+        return shared_federated(config.data_spec)
     if path is None:
         raise ConfigError(
             "partition=own: this node has no data; start it with --node-config "
@@ -81,5 +81,20 @@ def open_data(config: Config, context: Context) -> FederatedData:
         client_of(context),
         config.clients.count,
         str(told[messages.DATA_REFERENCE]),
-        context.run_id,
     )
+
+
+def require_same_data(data: FederatedData, content: Content) -> None:
+    """Refuse to train on other data, or other shares of them, than the server has.
+
+    Raises
+    ------
+    ConfigError
+        If they differ.
+    """
+    told = find_record(content, messages.DATA_MARK)
+    if told is not None and told[messages.DATA_MARK] != data.mark:
+        raise ConfigError(
+            "partition: the data or their shares here are not the server's: a data set or a "
+            "partition function must make the same each time, drawing from the seed alone"
+        )

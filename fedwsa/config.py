@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
@@ -28,6 +27,7 @@ from fedwsa.data.federated import DataSpec, open_federated
 from fedwsa.devices import Device
 from fedwsa.launcher import APPS
 from fedwsa.models import InputShape
+from fedwsa.remembered import in_run
 from fedwsa.sections import (
     Checkpoint,
     Clients,
@@ -339,7 +339,7 @@ def from_run_config(run_config: Mapping[str, object]) -> Config:
         raise ConfigError(f"overrides: {error}") from None
 
 
-@lru_cache(maxsize=1)  # a client asks at every message
+@in_run(1)  # a client asks at every message
 def _composed(overrides: str) -> Config:
     return compose(shlex.split(overrides))
 

@@ -13,7 +13,8 @@ train, evaluate  ``arrays``              the model's floating-point state, half 
                                          strategies whose clients remember ``accepted-round``, the
                                          last one of which the receiver's answer counts, 0 if none
 train (down)     ``config``              ``model-staying``: marks of the tensors that do not travel,
-                                         which a client has built like the server's (JSON)
+                                         which a client has built like the server's (JSON);
+                                         ``data-mark``: likewise of the data and their shares
 train (down)     ``wsa-target``          FedWSA: ``mean`` and ``variance``, a number per layer
 train (up)       ``arrays``, ``metrics``  the trained model; ``num-examples``, ``train_loss``; from
                                          FedWSA's clients ``wsa-mean``, ``wsa-spread``,
@@ -70,6 +71,7 @@ NOVA_WEIGHT, NOVA_LENGTH, NOVA_SQUARE = "fednova-weight", "fednova-length", "fed
 DYN_ALPHA, DYN_COUNT, DYN_PULL = "feddyn-alpha", "feddyn-count", "feddyn-pull"
 DEADLINE = "deadline"
 DATA_PATH, DATA_REFERENCE = "data-path", "data-reference"
+DATA_MARK = "data-mark"
 
 NUMBER_BYTES = 8
 """Of a metric on the wire."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from functools import lru_cache
 from math import floor
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import nn
 from fedwsa import seeding
 from fedwsa.components import Component
 from fedwsa.models import InputShape, build_model, flops
+from fedwsa.remembered import in_run
 
 WHOLE = "model"
 """Name of the size that the configuration's ``model`` has as it stands."""
@@ -160,7 +160,7 @@ def model_cost(component: Component, shape: InputShape, classes: int) -> float:
     return _cost(component.model_dump_json(by_alias=True), shape, classes)
 
 
-@lru_cache(maxsize=64)
+@in_run(64)
 def _cost(component: str, shape: InputShape, classes: int) -> float:
     model = build_model(Component.model_validate_json(component), shape, classes, seed=0)
     return forward_flops(model, shape)

@@ -6,6 +6,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedwsa.config import from_run_config
+from fedwsa.remembered import enter
 from server.deployment import folder_of, open_fleet, require_no_memory, told
 from server.federation import Federation
 from server.folder import describe_run, held
@@ -28,6 +29,7 @@ def build(federation: Federation | None = None) -> ServerApp:
         if federation is not None:
             federation.start(grid)
             return
+        enter(context.run_id)
         with told():
             folder, resumed = folder_of(context)
             config = from_run_config(context.run_config)

@@ -15,11 +15,13 @@ from fedwsa import interruption
 from fedwsa.components import ConfigError
 from fedwsa.config import Config
 from fedwsa.data.federated import FederatedData, open_federated
+from fedwsa.data.own import is_own
 from fedwsa.data.skew import open_skew
 from fedwsa.devices import resolve_device
 from fedwsa.files import sync
 from fedwsa.identity import described
 from fedwsa.learngene import wave
+from fedwsa.remembered import enter
 from fedwsa.strategies.fedwsa import FedWSA
 from fedwsa.strategies.privacy import local_spent, spent
 from fedwsa.strategies.sizes import sized
@@ -82,6 +84,7 @@ class Federation:
         resumed: bool = False,
         data: FederatedData | None = None,
     ) -> None:
+        enter(None)  # files may have changed since this process had a run
         self.config, self.folder = config, folder
         self.console = console or Console()
         self.device = resolve_device(config.device)
@@ -256,6 +259,8 @@ class Federation:
             self.guard, fleet, arrays, config, self.model.score, systems, validate, is_over
         )
         loop.staying = self.sizes.marks
+        if not is_own(config.partition):
+            loop.data_mark = self.data.mark
         return loop
 
     def _checkpoint(

@@ -173,6 +173,7 @@ class RoundLoop:
         self.is_over = is_over
         self.on_event = on_event
         self.staying: Mapping[str, str] = {}  # size → marks, see SizedModels.marks
+        self.data_mark: str | None = None  # see FederatedData.mark
         self._reference = messages.to_tensors(arrays)
 
     def run(self, number: int) -> RoundRecord:
@@ -267,12 +268,15 @@ class RoundLoop:
         return asked
 
     def _with_marks(self, content: RecordDict) -> RecordDict:
-        """A content that says what the tensors that do not travel are like."""
+        """A content that says what the data are, and the tensors that do not travel."""
         for name, record in content.config_records.items():
+            if messages.SERVER_ROUND not in record:
+                continue
             marks = self.staying.get(str(record.get(messages.SIZE, WHOLE)), "{}")
-            if messages.SERVER_ROUND in record and marks != "{}":
-                told = ConfigRecord({**record, messages.STAYING: marks})
-                return RecordDict({**content, name: told})
+            added = {} if marks == "{}" else {messages.STAYING: marks}
+            if self.data_mark is not None:
+                added[messages.DATA_MARK] = self.data_mark
+            return RecordDict({**content, name: ConfigRecord({**record, **added})})
         return content
 
     def _aggregate(self, record: RoundRecord, replies: list[Message]) -> None:

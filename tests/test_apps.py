@@ -149,3 +149,16 @@ def test_what_nodes_remember_no_server_s_checkpoint_has(
     with pytest.raises(ConfigError, match=f"checkpoint.every: with {name} the nodes"):
         run(tmp_path, f"strategy={strategy} checkpoint.every=1")
     assert not (tmp_path / "runs").exists()
+
+
+def test_clients_refuse_shares_that_are_not_the_server_s(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    # Written after this process began: what it makes is not kept, and each side makes its own.
+    (tmp_path / "unseeded.py").write_text(
+        "import numpy as np\nmade = []\n\n\ndef shares(labels, clients, seed):\n"
+        "    made.append(None)\n"
+        "    return np.array_split(np.roll(np.arange(len(labels)), len(made)), clients)\n"
+    )
+    with pytest.raises(ConfigError, match=r"^partition: the data or their shares here are not"):
+        run(tmp_path, "partition=iid partition._target_=unseeded.shares rounds=1")

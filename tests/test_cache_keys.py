@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from fedwsa.components import Component
-from fedwsa.data import sources
+from fedwsa.config import compose
+from fedwsa.data import keys, sources
+from fedwsa.data.federated import open_federated
 from fedwsa.data.keys import of_code, of_component, of_files
 from fedwsa.data.loading import load
 
@@ -48,6 +50,23 @@ def test_code_that_changed_since_it_was_imported_has_no_key(written) -> None:
         assert of_code(["keyed_helper"]) is None
     finally:
         del sys.modules["keyed_helper"]
+
+
+def test_edited_code_makes_another_partition_and_the_same_code_none(written, monkeypatch) -> None:
+    monkeypatch.setattr(keys, "_BEGAN", 2**63)  # each time as if in a process that begins later
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # which knows a file by whole seconds
+    words = ["partition=continuous", "partition.strictness=1.0", "partition.value=edited.score"]
+    code = "score = lambda pixels: pixels.flatten(1).float().{}(1).numpy()\n"
+
+    def made(cache: str, statistic: str) -> str:
+        (written / "edited.py").write_text(code.format(statistic))
+        sys.modules.pop("edited", None)
+        spec = compose([*words, "clients.count=4", f"cache_dir={written / cache}"]).data_spec
+        return open_federated(spec).partition.hash
+
+    first, second, again = made("cache", "mean"), made("cache", "std"), made("cache", "mean")
+    assert len(list((written / "cache" / "partitions").iterdir())) == 2
+    assert made("fresh", "std") == second != first == again
 
 
 def test_files_of_one_size_and_time_differ_by_content(tmp_path: Path) -> None:

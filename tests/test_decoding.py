@@ -16,6 +16,7 @@ from PIL import Image
 from fedwsa.components import ConfigError
 from fedwsa.data import sources
 from fedwsa.data.decoding import decode_image, decode_images
+from fedwsa.data.parquet import natural_ids, read_part
 
 SIDE = np.arange(20, dtype=np.uint8).reshape(4, 5) * 10
 
@@ -73,6 +74,15 @@ def test_exif_orientations_are_applied(orientation: int) -> None:
     assert np.array_equal(found[..., 0], upright)
 
 
+def test_cmyk_becomes_rgb() -> None:
+    ink = np.zeros((8, 8, 4), dtype=np.uint8)
+    ink[..., 0], ink[..., 3] = 200, 50
+    found = decode_image(encoded(Image.fromarray(ink, "CMYK"), "JPEG", quality=100), 255)
+    # 255 · (1 − C) · (1 − K), C = 200 / 255, K = 50 / 255; JPEG rounds.
+    assert found.shape == (8, 8, 3)
+    assert np.abs(found.astype(int) - [44, 205, 205]).max() <= 2
+
+
 FRAMES = encoded(
     Image.fromarray(SIDE), "GIF", save_all=True, append_images=[Image.fromarray(SIDE[::-1])]
 )
@@ -83,6 +93,11 @@ FRAMES = encoded(
     [
         (ink(255), r"image 1 is all white over a white background: .*dataset\.background=black"),
         (deep(), r"image 1 has more than 8 bits a channel \(RGB;16B\)"),
+        (
+            encoded(Image.fromarray(SIDE.astype(np.uint16) * 300), "TIFF"),
+            r"8 bits .*mode I;16",
+        ),
+        (b"P6 1 1 65535\n" + bytes(6), r"image 1 has more than 8 bits a channel \(up to 65535\)"),
         (FRAMES, "image 1 holds more than one picture"),
         (encoded(Image.fromarray(SIDE))[:-30], "image 1 is not a readable image"),
         (None, "image 1 has no image"),
@@ -96,19 +111,74 @@ def test_what_would_be_lost_is_refused_by_name(image: bytes | str | None, messag
     assert "\n" not in str(caught.value)
 
 
+def write(folder: Path, name: str, **columns: object) -> None:
+    images = pa.array([encoded(Image.fromarray(SIDE + i)) for i in range(3)])
+    pq.write_table(pa.table({"image": images, "label": [0, 1, 2], **columns}), folder / name)
+
+
+ONE = encoded(Image.fromarray(SIDE))
+FAR = [{"bytes": ONE, "path": None}, {"bytes": None, "path": "far.png"}, {"bytes": ONE, "path": ""}]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"label": [0, None, 1]}, "row 1: label is missing"),
+        ({"label": pa.array([0, 1, None]).dictionary_encode()}, "row 2: label is missing"),
+        ({"label": [0, 1, -1]}, "row 2: label is -1"),
+        ({"image": [ONE, None, ONE]}, "row 1 has no image"),
+        ({"image": FAR}, r"row 1 has no image, only the path far\.png: write the bytes"),
+        ({"image": [ONE, ONE, FRAMES]}, "row 2 holds more than one picture"),
+    ],
+)
+def test_rows_that_lack_something_are_named(tmp_path: Path, columns: dict, message: str) -> None:
+    write(tmp_path, "train.parquet", **columns)
+    write(tmp_path, "test.parquet")
+    with pytest.raises(ConfigError, match=rf"train\.parquet, {message}"):
+        sources.parquet(path=str(tmp_path)).decode()
+
+
+def test_columns_are_read_whatever_they_are_wrapped_into(tmp_path: Path) -> None:
+    fixed = encoded(Image.fromarray(SIDE), "BMP")
+    names = pa.array(["ann", "bob", "ann"]).dictionary_encode()
+    columns = {
+        "image": pa.array([fixed] * 3, pa.binary(len(fixed))),
+        "label": pa.array([7, 0, 2]).dictionary_encode(),  # whose indices are 0, 1, 2
+        "who": names,
+    }
+    write(tmp_path, "train.parquet", **columns)
+    files = [tmp_path / "train.parquet"]
+    train = read_part(files, {"image": "image", "label": None, "id": "who"}, "white")
+    assert train.labels.tolist() == [7, 0, 2]
+    assert np.array_equal(train.inputs[2, 0], SIDE)
+    assert natural_ids(files, "who").tolist() == [0, 1, 0]
+
+
+def test_images_that_lie_deeper_are_not_passed_over(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            (tmp_path / part / name / "0.png").write_bytes(ONE)
+    assert len(sources.image_folder(path=str(tmp_path)).decode().train) == 2
+    deeper = tmp_path / "train" / "dog" / "more"
+    deeper.mkdir()
+    (deeper / "1.png").write_bytes(ONE)
+    with pytest.raises(ConfigError, match=r"more is a folder; images lie in .*train/CLASS/ itself"):
+        sources.image_folder(path=str(tmp_path))
+
+
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
 def test_shards_are_one_part_whatever_binary_they_are(tmp_path: Path, kind: pa.DataType) -> None:
     images = [encoded(Image.fromarray(SIDE + i)) for i in range(4)]
 
-    def write(name: str, chosen: slice) -> None:
-        columns = {"image": pa.array(images[chosen], kind), "label": pa.array([0, 1])}
-        pq.write_table(pa.table(columns), tmp_path / name)
+    def part(name: str, chosen: slice) -> None:
+        write(tmp_path, name, image=pa.array(images[chosen], kind), label=[0, 1])
 
-    write("train-00000-of-00002.parquet", slice(0, 2))
-    write("test.parquet", slice(0, 2))
+    part("train-00000-of-00002.parquet", slice(0, 2))
+    part("test.parquet", slice(0, 2))
     with pytest.raises(ConfigError, match=r"no file .*train-00001-of-00002\.parquet, a shard of 2"):
         sources.parquet(path=str(tmp_path))
-    write("train-00001-of-00002.parquet", slice(2, 4))
+    part("train-00001-of-00002.parquet", slice(2, 4))
     train = sources.parquet(path=str(tmp_path)).decode().train
     assert train.inputs[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
     assert train.labels.tolist() == [0, 1, 0, 1]

@@ -12,7 +12,7 @@ import pytest
 
 from fedwsa.components import Component, ConfigError
 from fedwsa.config import Config, compose, from_run_config
-from fedwsa.data.federated import FederatedData, _open, open_federated
+from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.partition import Facts, Shares, make_shares
 from fedwsa.data.sources import parquet
 from tests.test_images import png
@@ -142,7 +142,6 @@ def natural_run(tmp_path: Path, *overrides: str) -> Config:
 def test_ids_of_a_parquet_column_are_clients(tmp_path: Path, ids: list) -> None:
     write_images(tmp_path / "d", ids)
     for _ in range(2):  # decoded, then from the cache
-        _open.cache_clear()
         data = open_federated(natural_run(tmp_path, "clients.count=2").data_spec)
         assert data.whole.train.ids is not None
         assert data.whole.train.ids.tolist() == [2, 1, 2, 1, 0, 2]
@@ -212,7 +211,6 @@ def test_a_changed_file_is_another_partition(tmp_path: Path) -> None:
     values = json.loads(file.read_text())
     values["indices"].reverse()
     file.write_text(json.dumps(values))
-    _open.cache_clear()
     reversed_shares = digits(tmp_path, *again).partition.shares
     assert np.array_equal(reversed_shares[0], data.partition.shares[-1])
 

@@ -26,6 +26,7 @@ from fedwsa.evaluation import evaluate
 from fedwsa.merge.average import average
 from fedwsa.models import build_model, state
 from fedwsa.models.files import load_network
+from fedwsa.remembered import enter
 from server.sizes import SizedModels
 from tests.odd_models import everything
 
@@ -77,6 +78,25 @@ def test_a_client_that_built_another_network_says_so() -> None:
     client(7, sent).require_built_alike(content)
     with pytest.raises(ConfigError, match=r"^model: (mask|order|shift), which does not travel"):
         client(8, sent).require_built_alike(content)
+
+
+def masked(shape: object, classes: int, *, path: str) -> nn.Module:
+    """A builder that reads a file."""
+    return Holding(torch.tensor([float(Path(path).read_text())]))
+
+
+def test_in_another_run_a_process_reads_anew_what_a_builder_reads(tmp_path: Path) -> None:
+    (file := tmp_path / "mask").write_text("1")
+    known = Component(_target_="tests.test_network.masked", path=str(file))
+
+    def extra(run: int) -> float:
+        enter(run)
+        return network_for(known, IMAGE, CLASSES, "cpu", {}, 0).model.extra.item()
+
+    assert extra(1) == 1.0
+    file.write_text("2")
+    assert extra(1) == 1.0  # a run has one network from its first round to its last
+    assert extra(2) == 2.0
 
 
 def test_marks_tell_a_single_bit_and_forgive_rounding() -> None:

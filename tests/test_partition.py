@@ -15,7 +15,7 @@ from fedwsa.components import Component, ConfigError
 from fedwsa.config import compose
 from fedwsa.data import by_size
 from fedwsa.data.by_size import proportional
-from fedwsa.data.federated import DataSpec, FederatedData, _open, open_federated
+from fedwsa.data.federated import DataSpec, FederatedData, open_federated
 from fedwsa.data.partition import describe, make_shares
 
 LABELS = np.random.default_rng(0).integers(0, 10, 2000)
@@ -162,7 +162,6 @@ def test_a_changed_partition_function_is_run_again(tmp_path: Path, monkeypatch) 
         module.write_text(code.format(order))
         sys.modules.pop("own_partition", None)
         importlib.invalidate_caches()
-        _open.cache_clear()
         hashes.append(digits(tmp_path / "c", own, 2, 0).partition.hash)
     assert hashes[0] != hashes[1]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.keys import digest, of_component, versions
 from fedwsa.data.loading import Source, load, open_source
 from fedwsa.data.partition import Facts, Partition, Shares, describe, fingerprint, make_shares
+from fedwsa.remembered import in_run
 
 logger = logging.getLogger("fedwsa")
 
@@ -86,6 +87,11 @@ class FederatedData:
     validation: Tensor
     seed: int
 
+    @cached_property
+    def mark(self) -> str:
+        """Differs where the labels of the pool are others, or are shared out otherwise."""
+        return digest(self.partition.hash, self.partition.fingerprint)
+
     def split(self, client: int) -> tuple[Tensor, Tensor]:
         """Indices of a client's training samples and of its hold-out (maybe none)."""
         share = torch.from_numpy(self.partition.shares[client])
@@ -125,12 +131,17 @@ def subset(examples: Examples, count: int | None) -> Examples:
     return examples[order[:count].sort().values]
 
 
-@lru_cache(maxsize=1)
-def _open(described: str, run: int | None) -> FederatedData:
-    return _read(DataSpec.model_validate_json(described))
+def open_federated(spec: DataSpec) -> FederatedData:
+    """Open the data, from the caches where they have it.
 
+    The partition is cached too, for the workers of a simulation.
 
-def _read(spec: DataSpec) -> FederatedData:
+    Raises
+    ------
+    ConfigError
+        See :func:`fedwsa.data.loading.load` and
+        :func:`fedwsa.data.partition.make_shares`.
+    """
     source = open_source(spec.source)
     whole = load(source, spec.cache_dir)
     train, test = subset(whole.train, spec.train), subset(whole.test, spec.test)
@@ -187,21 +198,11 @@ def _facts(whole: LabelledData, private: NDArray[np.int64]) -> Facts:
     }
 
 
-def open_federated(spec: DataSpec, run: int | None = None) -> FederatedData:
-    """Open the data, from the caches where they have it.
+def shared_federated(spec: DataSpec) -> FederatedData:
+    """As :func:`open_federated`; what was opened last is shared by all clients of a process."""
+    return _opened(spec.model_dump_json(by_alias=True))
 
-    The partition is cached too, for the workers of a simulation.
 
-    Parameters
-    ----------
-    run
-        The data last opened for a run stay open, so that its clients in a process share them.
-        None: opened now, as they are now.
-
-    Raises
-    ------
-    ConfigError
-        See :func:`fedwsa.data.loading.load` and
-        :func:`fedwsa.data.partition.make_shares`.
-    """
-    return _read(spec) if run is None else _open(spec.model_dump_json(by_alias=True), run)
+@in_run(1)
+def _opened(described: str) -> FederatedData:
+    return open_federated(DataSpec.model_validate_json(described))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, NoReturn
 
 import numpy as np
@@ -31,6 +30,7 @@ from fedwsa.data.images import ImageData
 from fedwsa.data.keys import digest
 from fedwsa.data.loading import KINDS, Source, load, open_source
 from fedwsa.data.partition import Labels, Partition, Shares, describe
+from fedwsa.remembered import in_run
 
 
 def own(labels: Labels, clients: int, seed: int) -> NoReturn:
@@ -130,10 +130,8 @@ def open_server(spec: DataSpec, whole: LabelledData, sizes: Sequence[int]) -> Fe
     return FederatedData(whole, partition, public, validating, spec.seed)
 
 
-def open_node(
-    spec: DataSpec, path: str, client: int, clients: int, told: str, run: int
-) -> FederatedData:
-    """A node's data: everything in its folder belongs to its client.
+def open_node(spec: DataSpec, path: str, client: int, clients: int, told: str) -> FederatedData:
+    """A node's data: everything in its folder belongs to its client; opened once in a run.
 
     Parameters
     ----------
@@ -143,21 +141,17 @@ def open_node(
         Which client it is, and how many there are.
     told
         The server's :class:`Reference`, as JSON.
-    run
-        For which the data last opened stay open.
 
     Raises
     ------
     ConfigError
         If the folder has no data, or not such as the server's.
     """
-    return _open_node(spec.model_dump_json(by_alias=True), path, client, clients, told, run)
+    return _open_node(spec.model_dump_json(by_alias=True), path, client, clients, told)
 
 
-@lru_cache(maxsize=1)
-def _open_node(
-    described: str, path: str, client: int, clients: int, told: str, run: int
-) -> FederatedData:
+@in_run(1)
+def _open_node(described: str, path: str, client: int, clients: int, told: str) -> FederatedData:
     spec, reference = DataSpec.model_validate_json(described), Reference.model_validate_json(told)
     whole = load(_source_at(spec.source, path, reference), spec.cache_dir)
     if whole.kind == reference.kind == ImageData.kind:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Annotated, Protocol
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from fedwsa import seeding
 from fedwsa.components import Component, ConfigError, build
+from fedwsa.remembered import in_run
 
 
 class Skew(Protocol):
@@ -164,7 +164,7 @@ def open_skew(component: Component, pixels: Tensor | None = None) -> Skew:
     return skew  # type: ignore[no-any-return]
 
 
-@lru_cache(maxsize=1)  # a client asks at every message
+@in_run(1)  # a client asks at every message
 def _opened(component: str) -> Skew:
     return open_skew(Component.model_validate_json(component))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedwsa.blame import told
 from fedwsa.components import Component, ConfigError
 from fedwsa.models import InputShape, blank_inputs, build_model
+from fedwsa.remembered import in_run
 
 
 def forward_flops(model: nn.Module, shape: InputShape, batch: int) -> int:
@@ -68,7 +68,7 @@ def training_flops(component: Component, shape: InputShape, classes: int) -> flo
     return _training(component.model_dump_json(by_alias=True), shape, classes)
 
 
-@lru_cache(maxsize=64)
+@in_run(64)
 def _training(component: str, shape: InputShape, classes: int) -> float:
     batch = 2  # a norm over the batch has none over a single example
     known = Component.model_validate_json(component)
