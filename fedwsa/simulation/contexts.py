@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import Context, RecordDict
+from flwr.app import Context, RecordDict, UserConfig
 
 from fedwsa.simulation.transport import PackedContent, Record, each, own_record, pack, same, unpack
 
@@ -35,16 +35,25 @@ class OwnContext:
         Of the run and the client.
     node_config
         That the client began with.
+    run_config
+        Of the run.
     kept
         What it keeps since its last message; None: nothing.
     """
 
     def __init__(
-        self, run_id: int, node_id: int, node_config: dict[str, Any], kept: Kept | None
+        self,
+        run_id: int,
+        node_id: int,
+        node_config: UserConfig,
+        run_config: UserConfig,
+        kept: Kept | None,
     ) -> None:
         kept = kept or Kept()
-        self.context = Context(run_id, node_id, dict(node_config), unpack(kept.state), {})
-        self._new = dict(vars(self.context), node_config=node_config)
+        self.context = Context(
+            run_id, node_id, dict(node_config), unpack(kept.state), dict(run_config)
+        )
+        self._new = dict(vars(self.context), node_config=node_config, run_config=run_config)
         del self._new["state"]
         self._before: dict[str, Record] = each(self.context.state, own_record)
         self._had_others = bool(kept.others)
@@ -59,7 +68,7 @@ class OwnContext:
             If the app has changed the ``run_config``, as in Flower.
         """
         now = dict(vars(self.context))
-        if now["run_config"] != {}:
+        if now["run_config"] != self._new["run_config"]:
             raise ValueError("The `run_config` field of the `Context` object cannot be modified")
         state = now["state"]
         others = {k: v for k, v in now.items() if k != "state" and not self._as_new(k, v)}

@@ -12,12 +12,13 @@ from itertools import count
 from typing import Any
 
 import ray
-from flwr.app import Message
+from flwr.app import Message, UserConfig
 from flwr.clientapp import ClientApp
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from fedwsa.simulation import kept as kept_workers
+from fedwsa.simulation.cluster import search_path
 from fedwsa.simulation.contexts import Kept
 from fedwsa.simulation.transport import PackedContent
 from fedwsa.simulation.underway import Finished, Number, Running, Waiting
@@ -51,6 +52,8 @@ class Pool:
         last: starting one takes seconds, most of them for imports.
     cpus
         CPUs of each; Ray gives it as many threads, at least one.
+    run_config
+        What the context of each client has.
 
     Attributes
     ----------
@@ -75,17 +78,19 @@ class Pool:
         gpus: float = 0.0,
         keep: bool = False,
         cpus: float = 1.0,
+        run_config: UserConfig | None = None,
     ) -> None:
-        app_ref = ray.put(app)
+        app_ref, paths = ray.put(app), search_path()
         options = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
         actor: Any = ray.remote(Worker).options(**options)
-        self._make: Callable[[], Any] = lambda: actor.remote(app_ref, run_id, partitions)
+        self._make: Callable[[], Any] = lambda: actor.remote(paths)
+        self._begin: Callable[[Any], Any] = lambda worker: worker.begin.remote(
+            [app_ref], run_id, partitions, run_config or {}
+        )
         self._kind = kept_workers.kind_of(gpus, cpus) if keep else None
         taken = kept_workers.take(self._kind, workers)
-        for worker in taken:
-            worker.begin.remote(app_ref, run_id, partitions)
         self._actors: list[Any] = taken + [self._make() for _ in range(workers - len(taken))]
-        self._starting = [actor.ready.remote() for actor in self._actors]
+        self._starting = [self._begin(worker) for worker in self._actors]
         self._warm: set[int] = set()
         self._free = deque(range(workers))
         self._queue: deque[Waiting] = deque()
@@ -357,7 +362,7 @@ class Pool:
     def _replace(self, worker: int) -> None:
         ray.kill(self._actors[worker])
         self._actors[worker] = self._make()
-        self._starting[worker] = self._actors[worker].ready.remote()
+        self._starting[worker] = self._begin(self._actors[worker])
         self._warm.discard(worker)
 
 

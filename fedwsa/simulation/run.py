@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import secrets
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from flwr.app import Context, RecordDict
+from flwr.app import Context, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.supercore.run import Run
@@ -34,10 +36,12 @@ def run_simulation(
     work: Sequence[float] | None = None,
     cohort: int = 1,
     keep_workers: bool = False,
+    run_config: UserConfig | None = None,
 ) -> None:
     """Run a Flower app on this machine or on a Ray cluster; a drop-in for Flower's function.
 
-    The ServerApp runs in the calling thread, so that its errors and Ctrl-C reach the caller.
+    The ServerApp runs in the calling thread, so that its errors and Ctrl-C reach the caller; in one
+    of its own where an event loop runs, as in Jupyter, so that it may run another.
     Clients are played by persistent Ray actors; what many messages share lies once in Ray's
     object store. Replies to messages that a strategy marks as
     :class:`~fedwsa.strategies.averaging.Averaged` are averaged where the clients are.
@@ -75,6 +79,9 @@ def run_simulation(
         Leave the workers to the next call of this process that keeps them, and take those of the
         last one, while Ray stays up between them. Their processes remember what the apps before
         left in globals.
+    run_config
+        What the contexts of the ServerApp and of all clients have as ``run_config``: names with
+        values that are strings, numbers, true or false. Flower's function has no such argument.
 
     Raises
     ------
@@ -88,6 +95,7 @@ def run_simulation(
     if not isinstance(server_app, ServerApp) or not isinstance(client_app, ClientApp):
         raise SimulationError("server_app must be a ServerApp and client_app a ClientApp")
     _check_numbers(num_supernodes, workers, cohort, work)
+    settings = _checked(run_config or {})
     if verbose_logging:
         logging.getLogger("flwr").setLevel(logging.DEBUG)
     init, cpus, gpus = _from_backend(backend_config or {}, gpus_per_worker)
@@ -108,14 +116,50 @@ def run_simulation(
         # Flower asks who is speaking when a Message is made, and has no public way to say it.
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run.run_id, 1, 1
         count = count_workers(workers, gpus, cpus)
-        pool = Pool(client_app, run.run_id, num_supernodes, count, gpus, keep_workers, cpus)
+        pool = Pool(
+            client_app, run.run_id, num_supernodes, count, gpus, keep_workers, cpus, settings
+        )
         grid = RayGrid(pool, run, num_supernodes, work, cohort)
-        server_app(grid, Context(run.run_id, 0, {}, RecordDict(), {}))
+        context = Context(run.run_id, 0, {}, RecordDict(), dict(settings))
+        _outside_of_event_loops(lambda: server_app(grid, context))
     finally:
         if pool is not None:
             pool.close()
         if ours:
             ray.shutdown()
+
+
+def _outside_of_event_loops(call: Callable[[], object]) -> None:
+    """Call in this thread, or in another if an event loop runs in it; errors are the caller's."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        call()
+        return
+    errors: list[BaseException] = []
+
+    def caught() -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=caught, daemon=True)  # Ctrl-C leaves it behind
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _checked(run_config: UserConfig) -> UserConfig:
+    """Refuse what a Flower app's configuration cannot hold."""
+    for key, value in run_config.items():
+        if not isinstance(key, str) or not isinstance(value, bool | int | float | str):
+            raise SimulationError(
+                f"run_config: {key!r} must be a string, and its value a string, a number, true or "
+                f"false, not {type(value).__name__}; nested names are written with dots"
+            )
+    return run_config
 
 
 def _check_numbers(

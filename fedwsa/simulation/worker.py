@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import ray
-from flwr.app import ArrayRecord, Error, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Error, Message, MessageType, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 from ray import ObjectRef
@@ -134,22 +135,41 @@ class Worker:
 
     Parameters
     ----------
-    app
-        The ClientApp.
-    run_id
-        Of the run.
-    partitions
-        How many there are.
+    paths
+        Where the driver finds modules, which it may have found after Ray was started.
     """
 
-    def __init__(self, app: ClientApp, run_id: int, partitions: int) -> None:
-        self.begin(app, run_id, partitions)
+    def __init__(self, paths: Sequence[str]) -> None:
+        sys.path += [path for path in paths if path not in sys.path]
 
-    def begin(self, app: ClientApp, run_id: int, partitions: int) -> None:
-        """Serve a run; what the process has loaded and cached for another one stays."""
+    def begin(
+        self,
+        app: list[ObjectRef[ClientApp]],
+        run_id: int,
+        partitions: int,
+        run_config: UserConfig,
+    ) -> None:
+        """Serve a run; what the process has loaded and cached for another one stays.
+
+        Parameters
+        ----------
+        app
+            The one ClientApp, which is loaded here: it may lie in a module that only now is found.
+        run_id
+            Of the run.
+        partitions
+            How many there are.
+        run_config
+            What every client's context has.
+        """
         # Flower asks who is speaking, and has no public way to say it.
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 1, 1
-        self._app, self._run_id, self._partitions = app, run_id, partitions
+        self._run_id, self._partitions, self._run_config = run_id, partitions, run_config
+        self._app, self._missing = ClientApp(), ""
+        try:
+            self._app = ray.get(app[0])
+        except Exception as error:
+            self._missing = f"the ClientApp cannot be loaded at the workers: {told(error)}"
         self._warnings: list[str] = []
 
     def ready(self) -> bool:
@@ -164,6 +184,8 @@ class Worker:
 
     def run(self, job: Job) -> Iterator[Answers | Kept]:
         """Answer a job bit by bit; see :class:`Answers`."""
+        if self._missing:
+            raise RuntimeError(self._missing)
         start = flushed = time.monotonic()
         contents = _fetch(job.contents)
         average = PartialAverage(job.rules) if job.rules else None
@@ -273,8 +295,8 @@ class Worker:
 
     def _context(self, order: Order) -> OwnContext:
         kept = None if order.kept is None else ray.get(order.kept)
-        node = {"partition-id": order.partition, "num-partitions": self._partitions}
-        return OwnContext(self._run_id, order.node, node, kept)
+        node: UserConfig = {"partition-id": order.partition, "num-partitions": self._partitions}
+        return OwnContext(self._run_id, order.node, node, self._run_config, kept)
 
 
 def _fetch(
