@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -16,34 +17,40 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from fedwsa.simulation import pool, run_simulation
+from experiments.simulate import simulate
+from fedwsa.config import compose
+from fedwsa.simulation import pool, run_simulation, worker
 from fedwsa.simulation.cluster import connect
 from fedwsa.simulation.worker import Job, Worker
 from fedwsa.strategies.averaging import averaged
+from tests.test_checkpoint import assert_same_run
 
 CLIENTS = 3
 
 
 class Mortal(Worker):
-    """Dies instead of sending the object of its stream that a file names; once."""
+    """Dies once in a round that a file is named after, instead of sending the object it says."""
 
     place: ClassVar[Path] = Path(os.environ.get("FEDWSA_TEST_KILL", "/nowhere"))
 
     def run(self, job: Job) -> Iterator[object]:
+        worker._FLUSH_SECONDS = math.inf  # all rows in one part, however long they take
+        records = [record for content in job.contents for record in content.values()]
+        configs = [record for record in records if isinstance(record, ConfigRecord)]
+        order = self.place / str(next((c["server-round"] for c in configs), None))
         for number, thing in enumerate([*super().run(job), None]):
-            kind = "end" if thing is None else type(thing).__name__
-            if self.place.exists() and self.place.read_text() == f"{number}":
-                self.place.unlink()
-                with self.place.with_name("killed").open("a") as file:
-                    file.write(f"{kind} ")
+            if order.exists() and int(order.read_text()) == number:
+                order.unlink()
+                with (self.place / "killed").open("a") as file:
+                    file.write(f"{'end' if thing is None else type(thing).__name__} ")
                 os.kill(os.getpid(), signal.SIGKILL)
             if thing is not None:
                 yield thing
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    place = tmp_path_factory.mktemp("kills") / "number"
+def ray_of_mortals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    place = tmp_path_factory.mktemp("kills")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool, "Worker", Mortal)
         patch.setenv("FEDWSA_TEST_KILL", str(place))  # Ray's workers inherit it
@@ -51,6 +58,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         connect(None, num_cpus=1)
         yield place
         ray.shutdown()
+
+
+@pytest.fixture
+def place(ray_of_mortals: Path) -> Iterator[Path]:
+    yield ray_of_mortals
+    for file in ray_of_mortals.iterdir():
+        file.unlink()
 
 
 def remembering() -> ClientApp:
@@ -77,12 +91,12 @@ def test_a_worker_killed_at_each_object_of_its_stream_loses_nothing(
 ) -> None:
     server = ServerApp()
     # A part with all rows, what each client keeps, the closing answer, the end of the stream.
-    objects = 1 + CLIENTS + 1 + 1
+    kinds = ["Answers", *["Kept"] * CLIENTS, "Answers", "end"]
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        for number in range(objects + 1):  # the last round is one that nobody disturbs
-            place.write_text(str(number))
+        for number in range(len(kinds) + 1):  # the last round is one that nobody disturbs
+            (place / str(number)).write_text(str(number))
             arrays = ArrayRecord({"w": Array(np.zeros(3, np.float32))})
             content = RecordDict({"arrays": arrays, "c": ConfigRecord({"server-round": number})})
             sent = [Message(content, node, "train") for node in sorted(grid.get_node_ids())]
@@ -99,9 +113,28 @@ def test_a_worker_killed_at_each_object_of_its_stream_loses_nothing(
             kept = {p: float(s["w"]["w"].numpy()[0]) for p, s in states.items()}
             assert kept == dict.fromkeys(range(CLIENTS), number + 1.0)
 
-    # One worker, all the work with the first clients of the plan: one job.
-    run_simulation(server, remembering(), CLIENTS, workers=1, work=[1, 0, 0])
-    killed = place.with_name("killed")
-    kinds = killed.read_text().split()
-    killed.unlink()
-    assert {"Answers", "Kept", "end"} <= set(kinds)
+    # Without work to divide, the plan is one job.
+    run_simulation(server, remembering(), CLIENTS, workers=1, work=[0] * CLIENTS)
+    assert (place / "killed").read_text().split() == kinds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["moon", "feddyn", "scaffold"])
+def test_a_run_whose_worker_is_killed_at_each_object_ends_as_one_that_nobody_disturbs(
+    strategy: str, place: Path, tmp_path: Path
+) -> None:
+    # Three equal clients: the first job has two, the second what is left.
+    kinds = ["Answers", "Kept", "Kept", "Answers", "end"]
+    config = compose(
+        [
+            *(f"strategy={strategy}", f"rounds={len(kinds) + 1}", f"clients.count={CLIENTS}"),
+            *("partition=iid", "local.epochs=1", "model.width=0.2", "clients.table=true"),
+            *("runtime.workers=1", "runtime.cohort=off", f"cache_dir={tmp_path / 'cache'}"),
+        ]
+    )
+    simulate(config, tmp_path / "whole")
+    for number in range(len(kinds)):
+        (place / str(number + 1)).write_text(str(number))
+    simulate(config, tmp_path / "killed")
+    assert (place / "killed").read_text().split() == kinds
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
