@@ -15,7 +15,7 @@ from fedwsa.objectives import memory
 from fedwsa.strategies.feddyn import FedDyn
 from fedwsa.strategies.guard import Guard
 from fedwsa.strategies.scaffold import Scaffold
-from tests.quadratics import JOINT, Descent, Exact, app, begin, run
+from tests.quadratics import JOINT, A, B, Descent, Exact, app, begin, run
 from tests.test_fedwsa import Nodes
 
 pytestmark = pytest.mark.usefixtures("task_identity")
@@ -30,6 +30,10 @@ def refused(client: int, reply: Message) -> list[Message]:
     bad = messages.to_arrays({"w": torch.full((2,), torch.nan, dtype=torch.float64)})
     reply.content["arrays"] = bad
     return [reply]
+
+
+def restarted(client: int, reply: Message) -> list[Message]:
+    return [reply]  # and :func:`rounds` takes what it kept
 
 
 def lost(client: int, reply: Message) -> list[Message]:
@@ -53,16 +57,21 @@ def rounds(strategy: Strategy, training, count: int, fates: dict[int, Fate]) -> 
         replies: list[Message] = []
         for message in sorted(sent, key=lambda m: m.metadata.dst_node_id):
             node = message.metadata.dst_node_id
-            reply = client(message, contexts[node])
             unharmed: Fate = lambda _, r: [r]  # noqa: E731
             fate = fates.get(number, unharmed) if node == number % 3 + 1 else unharmed
+            if fate is restarted:
+                contexts[node].state = RecordDict()
+            try:
+                reply = client(message, contexts[node])
+            except memory.LostMemory as error:
+                reply = Message(Error(messages.LOST_MEMORY, str(error)), reply_to=message)
             replies += fate(node - 1, reply)
         new, _ = strategy.aggregate_train(number, replies)
         arrays = arrays if new is None else new
     return arrays["w"].numpy()
 
 
-@pytest.mark.parametrize("fate", [refused, lost, crashed, doubled])
+@pytest.mark.parametrize("fate", [refused, lost, crashed, doubled, restarted])
 @pytest.mark.parametrize(
     ("make", "training", "count"),
     [(Scaffold, STEPS, 120), (lambda **k: FedDyn(0.5, **k), Exact(0.5), 160)],
@@ -76,6 +85,30 @@ def test_answers_that_do_not_count_leave_the_fixed_point_where_it_was(
     strategy = Guard(make(**ALL), min_results=1)
     w = rounds(strategy, training, count, dict.fromkeys(range(1, 9), fate))
     np.testing.assert_allclose(w, JOINT, atol=1e-4)
+
+
+def test_after_a_restart_the_server_s_memory_fits_what_the_clients_keep() -> None:
+    # Client 3 restarts in round 2, is lost there, and all begin anew in round 3: FedAvg's round
+    # from the mean of the others, in which c_i is the mean gradient of the client's steps.
+    scaffold, dyn = Scaffold(**ALL), FedDyn(0.5, **ALL)
+    two = rounds(scaffold, STEPS, 2, {2: restarted})
+    assert scaffold.accepted == {}
+    assert scaffold.control is not None
+    assert not scaffold.control["w"].any()
+    rounds(dyn, Exact(0.5), 2, {2: restarted})
+    assert dyn.accepted == dyn.h == {}
+    scaffold = Scaffold(**ALL)
+    rounds(scaffold, STEPS, 3, {2: restarted})
+    assert scaffold.accepted == {1: 3, 2: 3, 3: 3}
+    gradients = []
+    for a, b in zip(A, B, strict=True):
+        w, seen = two.copy(), []
+        for _ in range(5):
+            seen.append(a * (w - np.array(b)))
+            w = w - 0.1 * seen[-1]
+        gradients.append(np.mean(seen, axis=0))
+    assert scaffold.control is not None
+    np.testing.assert_allclose(scaffold.control["w"], np.mean(gradients, axis=0), rtol=1e-12)
 
 
 def test_without_a_guard_a_doubled_answer_counts_once() -> None:
@@ -152,8 +185,6 @@ def test_messages_of_one_round_share_their_content_and_all_share_the_model() -> 
 @pytest.mark.parametrize("weighted", ["examples", "clients"])
 def test_scaffold_has_one_objective_for_models_and_variates(weighted: str) -> None:
     # p = (0.9, 0.05, 0.05) or a third each: the minimum of Σ p_i a_i/2 (w − b_i)².
-    from tests.quadratics import A, B
-
     p = np.array([90, 5, 5]) / 100 if weighted == "examples" else np.full(3, 1 / 3)
     expected = np.average(np.array(B), axis=0, weights=p * A)
     strategy = Scaffold(weighted=weighted, **ALL)
