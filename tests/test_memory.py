@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.serverapp.strategy import Strategy
 
 from fedwsa import messages
-from fedwsa.objectives import memory
+from fedwsa.objectives import Objective, gradients, memory, trainable
 from fedwsa.strategies.feddyn import FedDyn
 from fedwsa.strategies.guard import Guard
 from fedwsa.strategies.scaffold import Scaffold
@@ -48,9 +48,9 @@ def doubled(client: int, reply: Message) -> list[Message]:
     return [reply, reply]
 
 
-def rounds(strategy: Strategy, training, count: int, fates: dict[int, Fate]) -> np.ndarray:
+def rounds(strategy: Strategy, training, count: int, fates: dict[int, Fate], more=()) -> np.ndarray:
     """Rounds over contexts as a node keeps them: it never hears what became of its answer."""
-    client, arrays = app(training), begin()
+    client, arrays = app(training, more=more), begin()
     contexts = {n: Context(1, n, {"partition-id": n - 1}, RecordDict(), {}) for n in (1, 2, 3)}
     for number in range(1, count + 1):
         sent = strategy.configure_train(number, arrays, ConfigRecord(), Nodes(3))
@@ -213,3 +213,31 @@ def test_a_pull_beside_the_loss_stays_out_of_the_variate(momentum: float) -> Non
         optimizer.step()
     correction.end()
     torch.testing.assert_close(state["scaffold"]["w"], torch.full((2,), 2.0, dtype=torch.float64))
+
+
+PULL = torch.tensor([0.3, -0.2], dtype=torch.float64)
+
+
+class Constant(Objective):
+    """A gradient that is the same everywhere, and not of the loss."""
+
+    def __init__(self, model, content, local=None) -> None:
+        self.weights = list(trainable(model).values())
+        local.pulls.append(lambda: {"w": PULL})
+
+    def add_gradient(self) -> None:
+        for gradient in gradients(self.weights):
+            gradient += PULL
+
+
+def test_feddyn_with_a_pull_beside_the_loss_ends_where_both_are_in_balance() -> None:
+    # At rest g_k = ∇L_k(w_k), so of ∇L_k − g_k + p + α(w_k − w_g) = 0 stays w_k = w_g − p/α =: w,
+    # the same for all. That mean(w_k) − h/α is w_g again makes h = mean ∇L_k(w) = −p:
+    # Σ a_k(w − b_k)/3 + p = 0, and the server's model is w + p/α.
+    pull, alpha = PULL.numpy(), 0.5
+    balance = (np.array(A) @ np.array(B) - 3 * pull) / sum(A)
+    for count in (160, 320):  # it stays there
+        strategy = FedDyn(alpha, **ALL)
+        model = rounds(strategy, Exact(alpha), count, {}, [Constant])
+        np.testing.assert_allclose(strategy.h["w"], -pull, atol=1e-5)
+        np.testing.assert_allclose(model, balance + pull / alpha, atol=1e-4)
