@@ -31,6 +31,7 @@ from fedwsa.evaluation import evaluate
 from fedwsa.models.flops import training_flops
 from fedwsa.objectives import Content, LocalRun, Objective, Weights, find_record, personal
 from fedwsa.objectives.all import OBJECTIVES, own_objectives, require_numbers
+from fedwsa.objectives.memory import LostMemory
 from fedwsa.remembered import enter
 from fedwsa.simulation.cohort import CohortApp
 from fedwsa.systems import Task
@@ -69,7 +70,12 @@ def build(config: Config | None = None) -> CohortApp:
             with borrowed(received.network.model):
                 return _train(run, message, context, received)
 
-        return noise_if_wished(run, message, context, trained, _round(message), _client(context))
+        try:
+            return noise_if_wished(
+                run, message, context, trained, _round(message), _client(context)
+            )
+        except LostMemory as error:
+            return _lost(message, error)
 
     @app.cohort
     def train_clients(
@@ -81,9 +87,16 @@ def build(config: Config | None = None) -> CohortApp:
     @app.evaluate()
     def evaluate_client(message: Message, context: Context) -> Message:
         run = of_run(context)
-        return _evaluate(run, message, context)
+        try:
+            return _evaluate(run, message, context)
+        except LostMemory as error:
+            return _lost(message, error)
 
     return app
+
+
+def _lost(message: Message, error: LostMemory) -> Message:
+    return Message(Error(messages.LOST_MEMORY, str(error)), reply_to=message)
 
 
 @dataclass(frozen=True, eq=False)

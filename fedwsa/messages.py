@@ -82,6 +82,9 @@ UNUSABLE_REPLY = 1001
 REFUSED = 1002
 """Likewise of a node that cannot take part in the run; its reason is one line."""
 
+LOST_MEMORY = 1003
+"""Likewise of a client that does not have what it kept after its accepted round."""
+
 SCAFFOLD_CONTROL, SCAFFOLD_CHANGE = "scaffold-control", "scaffold-change"
 
 CLASS_ROWS, CLASSES = "class-rows", "classes"

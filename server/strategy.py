@@ -25,6 +25,7 @@ from fedwsa.components import Component, ConfigError, build, check_arguments, lo
 from fedwsa.config import Config
 from fedwsa.merge import needs
 from fedwsa.merge.average import average
+from fedwsa.models import state
 from fedwsa.models.architecture import Units
 from fedwsa.models.weights import open_weights
 from fedwsa.objectives.all import own_objectives
@@ -32,6 +33,7 @@ from fedwsa.scope import WeightScope
 from fedwsa.sections import Wsa
 from fedwsa.sizes import WHOLE
 from fedwsa.strategies.averaging import averages_by
+from fedwsa.strategies.fedper import FedPer
 from fedwsa.strategies.fedwsa import FedWSA
 from fedwsa.strategies.guard import Guard
 from fedwsa.strategies.local import LocalOnly
@@ -276,7 +278,7 @@ def _check_majority(strategy: Strategy, config: Config, cohort: int) -> None:
 
 
 def _check_personal(strategy: Strategy, sizes: SizedModels) -> None:
-    """Refuse a pattern that leaves nothing, or everything, with the clients."""
+    """Refuse a pattern that leaves nothing, everything, or half of a tie with the clients."""
     for part in chain(strategy):
         if not isinstance(part, Personal) or isinstance(part, LocalOnly):
             continue
@@ -290,6 +292,14 @@ def _check_personal(strategy: Strategy, sizes: SizedModels) -> None:
             raise ConfigError(
                 "strategy.args.personal: leaves everything with the clients; that is strategy=local"
             )
+        if not isinstance(part, FedPer):  # who tells by names
+            continue
+        for same in (tie for model in sizes.models.values() for tie in state.tied(model)):
+            if len({part.is_personal(name) for name in same}) > 1:
+                raise ConfigError(
+                    f"strategy.args.personal: {' and '.join(same)} are one tied array, of which "
+                    "one name would stay with the clients and the other not; match all or none"
+                )
 
 
 def _set_sampling(strategy: Strategy, config: Config) -> None:

@@ -78,7 +78,11 @@ def gradient(model: Point, client: int) -> torch.Tensor:
     return A[client] * (model.w.detach() - torch.tensor(B[client], dtype=torch.float64))
 
 
-def app(training: Training, examples: Sequence[int] = (10, 10, 10)) -> ClientApp:
+def app(
+    training: Training,
+    examples: Sequence[int] = (10, 10, 10),
+    more: Sequence[type[Objective]] = (),
+) -> ClientApp:
     """Clients that train so, and report what they keep as ``control`` where it is SCAFFOLD's."""
     made = ClientApp()
 
@@ -95,7 +99,9 @@ def app(training: Training, examples: Sequence[int] = (10, 10, 10)) -> ClientApp
         local = LocalRun(training.lr, training.momentum, state, examples[client])
         model = Point()
         messages.load_arrays(model, message.content["arrays"])
-        objectives = [o for kind in OBJECTIVES if (o := kind(model, content, local)).active]
+        objectives = [
+            o for kind in (*OBJECTIVES, *more) if (o := kind(model, content, local)).active
+        ]
         training(model, client, objectives)
         metrics = MetricRecord({"num-examples": examples[client]})
         records = {}

@@ -22,6 +22,7 @@ DATA = {
 REFUSED = {  # strategy, model or WSA → why
     ("fedbn", "mlp"): "no normalisation layers",
     ("fedbn", "cnn"): "no normalisation layers",
+    ("wave", "all"): "no weight that templates could make",
     ("local", "on"): "no weights are averaged",
     ("centralised", "on"): "trained in one place",
     ("oneshot", "on"): "trains its clients once",  # its own rounds: tests/test_oneshot.py

@@ -11,11 +11,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.serverapp.strategy import Strategy
 
 from fedwsa import messages
-from fedwsa.objectives import memory
+from fedwsa.objectives import Objective, gradients, memory, trainable
 from fedwsa.strategies.feddyn import FedDyn
 from fedwsa.strategies.guard import Guard
 from fedwsa.strategies.scaffold import Scaffold
-from tests.quadratics import JOINT, Descent, Exact, app, begin, run
+from tests.quadratics import JOINT, A, B, Descent, Exact, app, begin, run
 from tests.test_fedwsa import Nodes
 
 pytestmark = pytest.mark.usefixtures("task_identity")
@@ -32,6 +32,10 @@ def refused(client: int, reply: Message) -> list[Message]:
     return [reply]
 
 
+def restarted(client: int, reply: Message) -> list[Message]:
+    return [reply]  # and :func:`rounds` takes what it kept
+
+
 def lost(client: int, reply: Message) -> list[Message]:
     return []
 
@@ -44,25 +48,30 @@ def doubled(client: int, reply: Message) -> list[Message]:
     return [reply, reply]
 
 
-def rounds(strategy: Strategy, training, count: int, fates: dict[int, Fate]) -> np.ndarray:
+def rounds(strategy: Strategy, training, count: int, fates: dict[int, Fate], more=()) -> np.ndarray:
     """Rounds over contexts as a node keeps them: it never hears what became of its answer."""
-    client, arrays = app(training), begin()
+    client, arrays = app(training, more=more), begin()
     contexts = {n: Context(1, n, {"partition-id": n - 1}, RecordDict(), {}) for n in (1, 2, 3)}
     for number in range(1, count + 1):
         sent = strategy.configure_train(number, arrays, ConfigRecord(), Nodes(3))
         replies: list[Message] = []
         for message in sorted(sent, key=lambda m: m.metadata.dst_node_id):
             node = message.metadata.dst_node_id
-            reply = client(message, contexts[node])
             unharmed: Fate = lambda _, r: [r]  # noqa: E731
             fate = fates.get(number, unharmed) if node == number % 3 + 1 else unharmed
+            if fate is restarted:
+                contexts[node].state = RecordDict()
+            try:
+                reply = client(message, contexts[node])
+            except memory.LostMemory as error:
+                reply = Message(Error(messages.LOST_MEMORY, str(error)), reply_to=message)
             replies += fate(node - 1, reply)
         new, _ = strategy.aggregate_train(number, replies)
         arrays = arrays if new is None else new
     return arrays["w"].numpy()
 
 
-@pytest.mark.parametrize("fate", [refused, lost, crashed, doubled])
+@pytest.mark.parametrize("fate", [refused, lost, crashed, doubled, restarted])
 @pytest.mark.parametrize(
     ("make", "training", "count"),
     [(Scaffold, STEPS, 120), (lambda **k: FedDyn(0.5, **k), Exact(0.5), 160)],
@@ -76,6 +85,30 @@ def test_answers_that_do_not_count_leave_the_fixed_point_where_it_was(
     strategy = Guard(make(**ALL), min_results=1)
     w = rounds(strategy, training, count, dict.fromkeys(range(1, 9), fate))
     np.testing.assert_allclose(w, JOINT, atol=1e-4)
+
+
+def test_after_a_restart_the_server_s_memory_fits_what_the_clients_keep() -> None:
+    # Client 3 restarts in round 2, is lost there, and all begin anew in round 3: FedAvg's round
+    # from the mean of the others, in which c_i is the mean gradient of the client's steps.
+    scaffold, dyn = Scaffold(**ALL), FedDyn(0.5, **ALL)
+    two = rounds(scaffold, STEPS, 2, {2: restarted})
+    assert scaffold.accepted == {}
+    assert scaffold.control is not None
+    assert not scaffold.control["w"].any()
+    rounds(dyn, Exact(0.5), 2, {2: restarted})
+    assert dyn.accepted == dyn.h == {}
+    scaffold = Scaffold(**ALL)
+    rounds(scaffold, STEPS, 3, {2: restarted})
+    assert scaffold.accepted == {1: 3, 2: 3, 3: 3}
+    gradients = []
+    for a, b in zip(A, B, strict=True):
+        w, seen = two.copy(), []
+        for _ in range(5):
+            seen.append(a * (w - np.array(b)))
+            w = w - 0.1 * seen[-1]
+        gradients.append(np.mean(seen, axis=0))
+    assert scaffold.control is not None
+    np.testing.assert_allclose(scaffold.control["w"], np.mean(gradients, axis=0), rtol=1e-12)
 
 
 def test_without_a_guard_a_doubled_answer_counts_once() -> None:
@@ -152,8 +185,6 @@ def test_messages_of_one_round_share_their_content_and_all_share_the_model() -> 
 @pytest.mark.parametrize("weighted", ["examples", "clients"])
 def test_scaffold_has_one_objective_for_models_and_variates(weighted: str) -> None:
     # p = (0.9, 0.05, 0.05) or a third each: the minimum of Σ p_i a_i/2 (w − b_i)².
-    from tests.quadratics import A, B
-
     p = np.array([90, 5, 5]) / 100 if weighted == "examples" else np.full(3, 1 / 3)
     expected = np.average(np.array(B), axis=0, weights=p * A)
     strategy = Scaffold(weighted=weighted, **ALL)
@@ -182,3 +213,31 @@ def test_a_pull_beside_the_loss_stays_out_of_the_variate(momentum: float) -> Non
         optimizer.step()
     correction.end()
     torch.testing.assert_close(state["scaffold"]["w"], torch.full((2,), 2.0, dtype=torch.float64))
+
+
+PULL = torch.tensor([0.3, -0.2], dtype=torch.float64)
+
+
+class Constant(Objective):
+    """A gradient that is the same everywhere, and not of the loss."""
+
+    def __init__(self, model, content, local=None) -> None:
+        self.weights = list(trainable(model).values())
+        local.pulls.append(lambda: {"w": PULL})
+
+    def add_gradient(self) -> None:
+        for gradient in gradients(self.weights):
+            gradient += PULL
+
+
+def test_feddyn_with_a_pull_beside_the_loss_ends_where_both_are_in_balance() -> None:
+    # At rest g_k = ∇L_k(w_k), so of ∇L_k − g_k + p + α(w_k − w_g) = 0 stays w_k = w_g − p/α =: w,
+    # the same for all. That mean(w_k) − h/α is w_g again makes h = mean ∇L_k(w) = −p:
+    # Σ a_k(w − b_k)/3 + p = 0, and the server's model is w + p/α.
+    pull, alpha = PULL.numpy(), 0.5
+    balance = (np.array(A) @ np.array(B) - 3 * pull) / sum(A)
+    for count in (160, 320):  # it stays there
+        strategy = FedDyn(alpha, **ALL)
+        model = rounds(strategy, Exact(alpha), count, {}, [Constant])
+        np.testing.assert_allclose(strategy.h["w"], -pull, atol=1e-5)
+        np.testing.assert_allclose(model, balance + pull / alpha, atol=1e-4)

@@ -132,6 +132,24 @@ def test_a_pattern_that_leaves_nothing_or_everything_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("pattern", ["first", "second"])
+def test_a_pattern_that_parts_tied_weights_is_refused(
+    cache: str, tmp_path: Path, pattern: str
+) -> None:
+    odd = ["~model.depth", "~model.width", "model._target_=tests.odd_models.everything"]
+    words = [o for o in TINY if "width" not in o] + odd + ["strategy=fedper", "rounds=1"]
+    parted = compose([*words, f"cache_dir={cache}", f"strategy.args.personal={pattern}\\."])
+    with pytest.raises(
+        ConfigError, match=r"personal: first\.weight and second\.weight are one tied"
+    ):
+        simulate(parted, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    whole = compose([*words, f"cache_dir={cache}", "strategy.args.personal='(first|second)'"])
+    simulate(whole, tmp_path / "run", watched(whole, tmp_path))
+    kept = json.loads((tmp_path / "1-0.json").read_text())["kept"]["personal"]
+    assert set(kept) == {"first.weight", "first.bias", "second.bias"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

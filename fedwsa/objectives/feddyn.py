@@ -28,6 +28,7 @@ class FedDyn(Objective):
     What other objectives add that is not of L_k (:attr:`LocalRun.pulls`, WSA's term for instance)
     is kept out of g_k: with its gradient p_k where the training ended, g_k − α(w − w_g) − p_k. In
     g_k the next round would cancel it. p_k goes to the server, for h is the mean of all g_k (ours).
+    At rest all clients are where mean ∇L_k + p = 0, and the server's model lies p/α beside that.
 
     Source: arXiv 2111.04263, algorithm 1.
     """

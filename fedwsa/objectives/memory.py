@@ -23,6 +23,10 @@ _ROUNDS, _NEWEST, _BEGUN = "rounds", "newest", "begun"
 _BEFORE = "before/"
 
 
+class LostMemory(ValueError):
+    """A client does not have what the server supposes it to have; the message is one line."""
+
+
 def recall(content: Records, kept: Mapping[str, Mapping[str, Tensor]]) -> State:
     """What the client goes on from.
 
@@ -41,9 +45,9 @@ def recall(content: Records, kept: Mapping[str, Mapping[str, Tensor]]) -> State:
 
     Raises
     ------
-    ValueError
-        If the client does not have the version of the accepted round. To begin anew would be
-        wrong: the server's memory (c of SCAFFOLD, h of FedDyn) contains what the client lost.
+    LostMemory
+        If the client does not have the version of the accepted round. To begin anew by itself
+        would be wrong: the server's memory (c of SCAFFOLD, h of FedDyn) contains what it lost.
     """
     newest = {k: dict(t) for k, t in kept.items() if k != _ROUNDS and not k.startswith(_BEFORE)}
     record = find_record(content, messages.ACCEPTED_ROUND)
@@ -58,9 +62,9 @@ def recall(content: Records, kept: Mapping[str, Mapping[str, Tensor]]) -> State:
     if accepted == rounds.get(_BEGUN):
         return {k.removeprefix(_BEFORE): dict(t) for k, t in kept.items() if k.startswith(_BEFORE)}
     there = " and ".join(str(number) for number in sorted(set(rounds.values()) - {0})) or "none"
-    raise ValueError(
+    raise LostMemory(
         f"the client has lost what it kept after round {accepted}, the last that the server "
-        f"accepted from it (there is: {there}); begin the run again"
+        f"accepted from it (there is: {there}), as after a restart; it is to begin anew"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Unpack
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from fedwsa import messages
 from fedwsa.strategies.averaging import Sampling, weighing
 from fedwsa.strategies.memory import Remembering
+
+logger = logging.getLogger("fedwsa")
 
 
 class FedDyn(Remembering):
@@ -71,8 +74,8 @@ class FedDyn(Remembering):
         pulls = [p for r in given if r.has_content() and (p := _pull(r)) is not None]
         with weighing(self, messages.DYN_COUNT):
             averaged, metrics = super().aggregate_train(server_round, given)
-        if averaged is None:
-            return None, metrics
+        if averaged is None or not self.accepted:  # all begin anew
+            return averaged, metrics
         count = sum(messages.number(m, messages.DYN_COUNT) for m in messages.reply_metrics(given))
         share = count / self._nodes  # |S|/N: partial averages add their counts up
         new = messages.to_tensors(averaged)
@@ -85,6 +88,11 @@ class FedDyn(Remembering):
                 self.h[name] -= sum(own[1:], start=own[0]) / self._nodes
             new[name] = mean - self.h[name] / self.alpha
         return messages.to_arrays(new), metrics
+
+    def forget(self, nodes: Sequence[int]) -> None:
+        """Let all clients begin anew: h is the mean of all g_k, lost ones included."""
+        logger.warning("all gradients are zero again, as node %d has lost its own", nodes[0])
+        self.accepted, self.h = {}, {}
 
 
 def _pull(reply: Message) -> dict[str, Tensor] | None:

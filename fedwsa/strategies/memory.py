@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Unpack
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -61,7 +61,17 @@ class Remembering(FedAvg):
             if node not in given or (given[node].has_error() and reply.has_content()):
                 given[node] = reply
         self.accepted |= {node: server_round for node, r in given.items() if r.has_content()}
+        if lost := [node for node, reply in given.items() if _has_lost(reply)]:
+            self.forget(lost)
         return list(replies) if isinstance(replies, AveragedReplies) else list(given.values())
+
+    def forget(self, nodes: Sequence[int]) -> None:
+        """Let clients begin anew that have lost what they kept, as a node that was restarted.
+
+        Where the server's memory is a sum over what clients keep, it cannot take out what one has
+        lost: such a strategy lets all begin anew, and its answers of this round are not accepted.
+        """
+        self.accepted = {node: r for node, r in self.accepted.items() if node not in nodes}
 
     def _named(self, configured: Iterable[Message]) -> list[Message]:
         """The messages with their receivers' rounds; one content for those that are alike."""
@@ -77,3 +87,7 @@ class Remembering(FedAvg):
                 contents[id(plain), accepted] = plain, own
             message.content = contents[id(plain), accepted][1]
         return sent
+
+
+def _has_lost(reply: Message) -> bool:
+    return reply.has_error() and reply.error.code == messages.LOST_MEMORY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Unpack
 
@@ -16,6 +17,8 @@ from fedwsa.scope import choose
 from fedwsa.strategies.averaging import Sampling
 from fedwsa.strategies.memory import Remembering
 from fedwsa.strategies.sizes import Weighted
+
+logger = logging.getLogger("fedwsa")
 
 
 class Scaffold(Remembering):
@@ -97,6 +100,8 @@ class Scaffold(Remembering):
                     "a client does not report the change of its control variate; "
                     "it must train with fedwsa.objectives.scaffold.Scaffold"
                 )
+            if reply.metadata.src_node_id not in self.accepted:  # forgotten in this round
+                continue
             [metrics] = messages.reply_metrics([reply])
             # n_i as it was at first: c_i then counts in the sum by one number.
             count = self._counts.setdefault(
@@ -114,6 +119,13 @@ class Scaffold(Remembering):
                 for name, c in self.control.items()
             }
         return super().aggregate_train(server_round, given)
+
+    def forget(self, nodes: Sequence[int]) -> None:
+        """Let all clients begin anew: c is the sum of all c_i, lost ones included."""
+        logger.warning("all control variates are zero again, as node %d has lost its own", nodes[0])
+        assert self.control is not None
+        self.accepted, self._total = {}, {}
+        self.control = {name: torch.zeros_like(c) for name, c in self.control.items()}
 
     def _counted(self, reply: Message) -> Message:
         """A reply of its own to change, counting once where that is wished."""
