@@ -102,10 +102,9 @@ def test_a_strategy_for_sizes_without_them_is_fedavg_to_the_bit(
 ) -> None:
     for name, overrides in {
         "fedavg": ["strategy=fedavg"],
-        "alone": [f"strategy={strategy}", "strategy.args.class_rows=false"],
+        "alone": [f"strategy={strategy}"],
         "all large": [
             f"strategy={strategy}",
-            "strategy.args.class_rows=false",
             "clients.sizes={L: 1}",
         ],
     }.items():
