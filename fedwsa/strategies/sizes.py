@@ -67,12 +67,10 @@ class SizedFedAvg(FedAvg):
         whole. Off by default, since a norm behind a layer undoes it.
     class_rows : bool
         Average a row of the classifier over the clients that have samples of its class, and keep
-        it where none has: averaged over all, two of ten classes a client dilute it five times.
-        Clients say which they have as ``classes`` in their metrics, 1 or 0 for each; one that does
-        not counts as having all. Where all have all, this is the average over all, to the bit.
+        it where none has; averaged over all, two of ten classes a client dilute it five times. See
+        :func:`fedwsa.strategies.class_rows.by_class`. Where all have all, nothing changes.
     classifier : sequence of str
-        Names of the arrays that have a row for each class. Without any, ``class_rows``
-        changes nothing.
+        Names of the arrays that have a row for each class.
     sampling
         As for Flower's FedAvg.
 
