@@ -27,7 +27,8 @@ from fedwsa.data.examples import Examples
 from fedwsa.data.federated import FederatedData
 from fedwsa.data.skew import skewed
 from fedwsa.devices import resolve_device
-from fedwsa.evaluation import evaluate
+from fedwsa.evaluation import evaluate, measure_statistics
+from fedwsa.models import state as model_state
 from fedwsa.models.flops import training_flops
 from fedwsa.objectives import Content, LocalRun, Objective, Weights, find_record, personal
 from fedwsa.objectives.all import OBJECTIVES, own_objectives, require_numbers
@@ -382,11 +383,17 @@ def _train_together(
 
 
 def _evaluate(config: Config, message: Message, context: Context) -> Message:
-    """Score the received model on the client's own hold-out; no samples, no weight."""
+    """Score the received model on the client's own hold-out; no samples, no weight.
+
+    Statistics of static norms are measured on its own training samples first.
+    """
     received = _receive(config, message, context)
     data, network, device = received.data, received.network, received.device
     own = _seen(config, data, _client(context), held=True)
     with borrowed(network.model):
+        if len(own) and model_state.measured(network.model):
+            trained_on = _seen(config, data, _client(context), held=False)
+            measure_statistics(network.model, trained_on.inputs, data.whole.prepare, device)
         score = evaluate(network.model, own, data.whole, device, config.evaluation.batch_size)
     metrics = MetricRecord(
         {

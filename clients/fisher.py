@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedwsa import messages
+from fedwsa.evaluation import measure_statistics
 from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.objectives import Content, find_record
 
@@ -43,6 +44,7 @@ def fisher_if_asked(
     if asked is None:
         return {}
     observed = asked[messages.FISHER_LABELS] == "observed"
+    measure_statistics(model, inputs, prepare, inputs.device)
     names: Iterable[str] = asked[messages.FISHER_LAYERS]
     found = fisher_information(
         model, inputs, labels if observed else None, random=random, prepare=prepare

@@ -36,7 +36,7 @@ class Network:
     keys : mapping
         Name of a tensor that travels → its name in the model.
     rest : mapping
-        What does not travel, as it begins.
+        What does not travel, as it begins: statistics of static norms are not measured yet.
     shape : tuple of int
         Of an example.
     classes : int
@@ -106,7 +106,9 @@ class Network:
         told = find_record(content, messages.STAYING)
         if told is None:
             return
-        if name := state.unlike(json.loads(str(told[messages.STAYING])), self.rest):
+        own = state.measured(self.model)
+        alike = {name: tensor for name, tensor in self.rest.items() if name not in own}
+        if name := state.unlike(json.loads(str(told[messages.STAYING])), alike):
             raise ConfigError(
                 f"model: {name}, which does not travel, is not as the server has built it: the "
                 "builder must draw from torch's, NumPy's or Python's global generator alone, and "
@@ -177,7 +179,7 @@ def _network(
     component = Component.model_validate_json(described)
     model = build_model(component, shape, classes, seed)
     keys = {name: name for name in state.travelling(model)}
-    rest = [*state.staying(model)]
+    rest = [*state.staying(model), *state.measured(model)]
     if templates:
         known = architecture_of(component)
         given = {k.removeprefix(wave.TEMPLATES): torch.zeros(shape) for k, shape in templates}

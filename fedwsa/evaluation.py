@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fedwsa.conditions import batch_sizes
 from fedwsa.data.examples import Examples, LabelledData
+from fedwsa.merge.batch_norm import reestimate
+from fedwsa.models.norms import StaticBatchNorm2d, static_norms
 from fedwsa.moments import precise
+
+_LOOKED_AT, _AT_ONCE = 5000, 128  # not evaluation.batch_size: a score must not depend on it
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,38 @@ class Score:
     examples: int
 
 
+def measure_statistics(
+    model: nn.Module,
+    inputs: Tensor,
+    prepare: Callable[[Tensor], Tensor],
+    device: str | torch.device,
+) -> None:
+    """Measure the statistics of a network's static norms on training inputs, in place.
+
+    Parameters
+    ----------
+    model
+        On ``device``. Without such norms it is left as it is.
+    inputs
+        As stored, in random order; the first 5000 are looked at, in batches of 128.
+    prepare
+        Inputs as stored → inputs of the network.
+
+    Raises
+    ------
+    ValueError
+        If there are no inputs.
+    """
+
+    def batches() -> Iterator[Tensor]:
+        chosen = inputs[:_LOOKED_AT]
+        for part in torch.split(chosen, batch_sizes(len(chosen), _AT_ONCE)):
+            if len(part):
+                yield prepare(part.to(device))
+
+    reestimate(model, batches(), StaticBatchNorm2d)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module, examples: Examples, data: LabelledData, device: str, batch_size: int
@@ -31,7 +68,15 @@ def evaluate(
 
     A sequence has a label at each position: its accuracy and loss are per position. Without
     samples, both are zero.
+
+    Raises
+    ------
+    ValueError
+        If statistics of a static norm were not measured: scores would go by the batches.
     """
+    unmeasured = [name for name, norm in static_norms(model).items() if not norm.measured]
+    if unmeasured and len(examples):
+        raise ValueError(f"{unmeasured[0]}: its statistics are not measured yet")
     model.eval()
     hits, loss = 0, 0.0
     for inputs, truth in zip(

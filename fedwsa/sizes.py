@@ -182,3 +182,19 @@ def by_wish(wish: object, clients: int, seed: int) -> list[str]:
     if len(wish) != clients:
         raise ValueError(f"{len(wish)} sizes are listed for {clients} clients")
     return list(wish)
+
+
+def hidden_rate(part: Mapping[str, tuple[int, ...]], whole: Mapping[str, tuple[int, ...]]) -> float:
+    """Hidden units of a size, as a part of the largest one's; 1 where no layer is narrower.
+
+    Parameters
+    ----------
+    part, whole
+        Name of an array → its shape, of the size and of the largest.
+    """
+    pairs = [
+        (shape[0], whole[name][0])
+        for name, shape in part.items()
+        if name in whole and len(shape) >= 2 and shape[0] != whole[name][0]
+    ]
+    return sum(a for a, _ in pairs) / sum(b for _, b in pairs) if pairs else 1.0

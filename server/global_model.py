@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
-from torch import nn
+from torch import Tensor, nn
 
-from fedwsa import messages
+from fedwsa import messages, seeding
 from fedwsa.blame import told
 from fedwsa.config import Config
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import FederatedData
-from fedwsa.evaluation import Score, evaluate
+from fedwsa.data.own import is_own
+from fedwsa.evaluation import Score, evaluate, measure_statistics
+from fedwsa.models import state
 from fedwsa.models.files import save_network
 from fedwsa.sizes import WHOLE
 from fedwsa.strategies.personal import has_global_model
@@ -83,14 +87,37 @@ class GlobalModel:
         return self._score_on(chosen, arrays, self.largest, number)
 
     def _score_on(self, examples: Examples, arrays: ArrayRecord, size: str, number: int) -> Score:
-        model = self.sizes.models[size]
-        messages.load_arrays(model, self._state(arrays, size, number))
         batch = self.config.evaluation.batch_size
         try:
+            model = self._loaded(arrays, size, number)
             return evaluate(model, examples, self.data.whole, self.device, batch)
         except Exception as error:  # a stranger's code may raise anything
             logger.debug("in the evaluation:", exc_info=error)  # for run.log
             raise RunError(f"round {number}: evaluating the model raised {told(error)}") from error
+
+    def _loaded(self, arrays: ArrayRecord, size: str, number: int) -> nn.Module:
+        """The network of a size after a round, statistics of static norms measured anew."""
+        model = self.sizes.models[size]
+        messages.load_arrays(model, self._state(arrays, size, number))
+        if state.measured(model):
+            measure_statistics(model, self._trained_on, self.data.whole.prepare, self.device)
+        return model
+
+    @cached_property
+    def _trained_on(self) -> Tensor:
+        """Inputs, as stored, in a random order: of the clients' training samples.
+
+        Where these are at their nodes, of what the server has and does not validate on.
+        """
+        if is_own(self.config.partition):
+            kept = torch.ones(len(self.data.whole.train), dtype=torch.bool)
+            kept[self.data.validation] = False
+            chosen = kept.nonzero().flatten()
+        else:
+            clients = range(len(self.data.partition.shares))
+            chosen = torch.cat([self.data.split(client)[0] for client in clients])
+        random = seeding.generator(self.config.seed, "statistics")
+        return self.data.whole.train.inputs[chosen[torch.randperm(len(chosen), generator=random)]]
 
     def _state(self, arrays: ArrayRecord, size: str, number: int) -> ArrayRecord:
         """The state of a size's model in the arrays after a round."""
@@ -110,8 +137,7 @@ class GlobalModel:
 
     def save(self, file: str, size: str, arrays: ArrayRecord, number: int) -> None:
         """The network of a size, after a round: all that its state dict has."""
-        model = self.sizes.models[size]
-        messages.load_arrays(model, self._state(arrays, size, number))
+        model = self._loaded(arrays, size, number)
         component, seed = self.config.model_of(size), self.config.seed
         save_network(self.folder / file, model.state_dict(), component, self.data.whole, seed)
 

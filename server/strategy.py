@@ -23,6 +23,7 @@ from fedwsa import messages
 from fedwsa.augment import kernels
 from fedwsa.components import Component, ConfigError, build, check_arguments, locate
 from fedwsa.config import Config
+from fedwsa.data.own import is_own
 from fedwsa.merge import needs
 from fedwsa.merge.average import average
 from fedwsa.models import state
@@ -96,7 +97,7 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
     _check_majority(strategy, config, cohort)
     _check_personal(strategy, sizes)
     _check_augmentation(strategy, config, sizes)
-    _check_learned(strategy, config)
+    _warn_of_learned(strategy, config)
     own_objectives(config.local.objectives)
     if config.private:
         _check_private(strategy, config, sizes)
@@ -240,18 +241,22 @@ def _check_augmentation(strategy: Strategy, config: Config, sizes: SizedModels) 
             ) from None
 
 
-def _check_learned(strategy: Strategy, config: Config) -> None:
-    """Refuse to scale what is loud enough: a part of a learned network.
+def _warn_of_learned(strategy: Strategy, config: Config) -> None:
+    """Say that a scaler makes a part of a learned network too loud.
 
-    The scaler makes up for standard weights, whose activations are small in a small part. Of a
-    network that init=wave has learned on digits, the largest curvature of a quarter's loss grows
-    from 18 to 752 by it, where SGD with lr 0.03 and momentum 0.9 is stable up to 127.
+    It makes up for standard weights, whose activations are small in a small part. Of a network
+    that init=wave has learned on digits, the largest curvature of a quarter's loss grows from 18
+    to 752 by it, where SGD with momentum 0.9 is stable up to 3.8/lr: lr 0.01 was borne, and
+    better than without, 0.03 not. Weights cannot make up for it: sizes share their entries, and
+    each would need them divided by another rate.
     """
     scales = any(isinstance(s, SizedFedAvg) and s.scaler for s in chain(strategy))
     if scales and config.init.method.name != "Standard":
-        raise ConfigError(
-            f"strategy.args.scaler: init={config.init.method.name.lower()} gives weights that are "
-            "at scale already, and training would be unstable; set it to false"
+        logger.warning(
+            "strategy.args.scaler: init=%s gives weights that are at scale already, and small "
+            "sizes may become unstable (on digits, at local.lr=0.03 and above): if their accuracy "
+            "falls, lower local.lr or set it to false",
+            config.init.method.name.lower(),
         )
 
 
@@ -364,6 +369,11 @@ def _check_private(strategy: Strategy, config: Config, sizes: SizedModels) -> No
         raise ConfigError(f"strategy: {name} needs more of a client than one noised model")
     if isinstance(inner, QFedAvg) and config.withheld:
         raise ConfigError(f"strategy: {name} needs the clients' losses: privacy.reports=clear")
+    if not is_own(config.partition) and any(map(state.measured, sizes.models.values())):
+        raise ConfigError(
+            "model.norm=static: its statistics are measured on the clients' images, and saved, "
+            "which privacy does not cover; take model.norm=group"
+        )
     if sizes.buffers:
         logger.warning(
             "model: running statistics (%s) get noise as weights do, and a variance below zero "

@@ -141,13 +141,6 @@ def test_a_transformer_that_cannot_be_is_refused(changes: dict[str, object], tex
         network("vit.vit", **changes)
 
 
-def test_static_batch_norm_keeps_nothing() -> None:
-    model = network("resnet.resnet", norm="static")
-    assert not list(model.buffers())
-    x = torch.randn(4, *IMAGE)
-    assert torch.equal(model.train()(x), model.eval()(x))
-
-
 def test_an_architecture_without_groups_or_blocks_says_so() -> None:
     assert Architecture().group("weight") is None
     assert Architecture().block("blocks.0.weight") is None

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from flwr.app import Message, MetricRecord, RecordDict
 
-from fedwsa.components import ConfigError
-from fedwsa.config import compose
+from fedwsa.components import ConfigError, locate
+from fedwsa.config import compose, options
 from fedwsa.simulation.averaging import PartialAverage
+from fedwsa.strategies.depthfl import DepthFL
 from fedwsa.strategies.fedrolex import FedRolex
 from fedwsa.strategies.heterofl import HeteroFL
 from fedwsa.strategies.replies import Rules, unusable_reply
 from server.federation import Federation
+from server.sizes import SizedModels
+from server.strategy import build_strategy
+from server.wants import FACTS, wants_of
 from tests.test_sized_strategies import alternating, arrays, plain, sent
 
 pytestmark = pytest.mark.usefixtures("task_identity")
@@ -81,8 +87,11 @@ def test_a_client_that_says_impossible_classes_is_refused(said: list[float]) -> 
     [
         (["privacy.local={clipping_norm: 1.0, epsilon: 5.0}"], "strategy.args.class_rows: Heter"),
         (
-            ["init=wave", "strategy.args.scaler=true"],
-            "strategy.args.scaler: init=wave gives weights that are at scale already",
+            [
+                *("privacy.local={clipping_norm: 1.0, epsilon: 5.0}", "model=resnet20"),
+                *("model.norm=static", "model.depth=8", "strategy.args.class_rows=false"),
+            ],
+            "model.norm=static: its statistics are measured on the clients' images",
         ),
     ],
 )
@@ -91,3 +100,63 @@ def test_what_does_not_go_together_is_refused(tmp_path, overrides, message: str)
     with pytest.raises(ConfigError, match=message):
         Federation(compose([*words, *overrides]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_scaler_on_learned_weights_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    words = ["strategy=heterofl", "clients.sizes={S: 0.5, L: 0.5}", "strategy.args.scaler=true"]
+    for extra in ([], ["init=wave", "init.public=0.1"]):
+        config = compose([*words, *extra])
+        caplog.clear()
+        build_strategy(config, SizedModels.of(config, (1, 8, 8), 10))
+        warned = [r.message for r in caplog.records if "strategy.args.scaler: init=" in r.message]
+        assert len(warned) == len(extra[:1])
+
+
+@pytest.mark.parametrize(
+    ("words", "attribute", "names"),
+    [
+        (["strategy=heterofl"], "classifier", {"head.weight", "head.bias"}),
+        (["strategy=fedrolex"], "classifier", {"head.weight", "head.bias"}),
+        (["strategy=depthfl"], "classifier", {"head.weight", "head.bias"}),
+        (["strategy=heterofl", "strategy.args.class_rows=false"], "classifier", set()),
+    ],
+)
+def test_a_run_s_strategy_knows_of_the_models_what_it_goes_by(words, attribute, names) -> None:
+    config = compose(words)
+    strategy = build_strategy(config, SizedModels.of(config, (1, 8, 8), 10))
+    assert set(getattr(strategy, attribute)) == names
+
+
+def test_scaffold_is_told_what_no_client_trains() -> None:
+    config = compose(["strategy=scaffold", "model=resnet20", "model.norm=batch", "model.depth=8"])
+    sizes = SizedModels.of(config, (1, 8, 8), 10)
+    buffers = {name for name, b in sizes.models["model"].named_buffers() if b.dim()}
+    assert buffers
+    assert build_strategy(config, sizes).untrained == buffers
+
+
+def test_every_strategy_declares_the_facts_that_its_constructor_takes() -> None:
+    for name, option in options("strategy").items():
+        kind = locate(option.target, name)
+        if kind.__module__.startswith("fedwsa."):
+            asked = inspect.signature(kind).parameters.keys() & {*FACTS}
+            assert asked == {*wants_of(option, name)}, name
+
+
+def test_a_depth_s_classifier_is_averaged_by_class_too() -> None:
+    shapes = {"L": {"h": (2, 1), "head": (3,)}, "S": {"h": (2, 1), "head": (3,)}}
+    strategy = DepthFL(shapes, size_of=alternating, head="head", classifier=["head"])
+    start = arrays(**{"h": [[0.0]] * 2, "L/head": [9.0] * 3, "S/head": [8.0] * 3})
+    to = sent(strategy, start, nodes=3)
+    rows = ([1.0, 2.0, 3.0], [5.0, 6.0, 7.0], [3.0, 4.0, 5.0])
+    said = ([1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0])
+    replies = []
+    for message, values, classes, examples in zip(to, rows, said, (1, 2, 3), strict=True):
+        metrics = MetricRecord({"num-examples": examples, "classes": classes})
+        model = arrays(h=[[1.0]] * 2, head=values)
+        content = RecordDict({"arrays": model, "metrics": metrics})
+        replies.append(Message(content, reply_to=message))
+    result = plain(strategy.aggregate_train(1, replies)[0])
+    # One and three are of size L: (1·1 + 3·3)/4 = 2.5, three alone 4, nobody 9 as it was.
+    assert result["L/head"] == [2.5, 4.0, 9.0]
+    assert result["S/head"] == [8.0, 6.0, 7.0]

@@ -29,7 +29,7 @@ from fedwsa.data.federated import public_share
 from fedwsa.data.images import ImageData
 from fedwsa.data.sources import digits
 from fedwsa.devices import resolve_device
-from fedwsa.evaluation import evaluate
+from fedwsa.evaluation import evaluate, measure_statistics
 from fedwsa.files import whole_lines, write_text
 from fedwsa.learngene import METHODS
 from fedwsa.learngene.base import Method, Target, Task, frozen
@@ -278,7 +278,9 @@ class SeedRun:
             epoch, rest = divmod(step, per_epoch)
             if rest or epoch not in self.bench.epochs:
                 return
-            found = evaluate(model, test, self.down.data, self.device, 512)
+            data = self.down.data
+            measure_statistics(model, lesson.examples.inputs, data.prepare, self.device)
+            found = evaluate(model, test, data, self.device, 512)
             model.train()
             rows.append({**facts, "epoch": epoch, "accuracy": found.accuracy, "loss": found.loss})
 

@@ -21,7 +21,7 @@ from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.federated import public_share
 from fedwsa.data.loading import load, open_source
 from fedwsa.devices import resolve_device
-from fedwsa.evaluation import evaluate
+from fedwsa.evaluation import evaluate, measure_statistics
 from fedwsa.learngene.fit import Lesson
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.pretrain import School
@@ -95,6 +95,7 @@ def init(config: LearngeneConfig) -> None:
         state = school.make(gene, wanted)
     model = build_model(wanted, data.shape, data.classes, config.seed)
     model.load_state_dict(state)
+    measure_statistics(model, data.train.inputs, data.prepare, "cpu")
     score = evaluate(model, data.test, data, "cpu", 512)
     save_network(out, state, wanted, data)
     numbers = sum(t.numel() for t in state.values())

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fedwsa.components import Component, ConfigError, build
-from fedwsa.evaluation import evaluate
+from fedwsa.evaluation import evaluate, measure_statistics
 from fedwsa.learngene.base import Method, Target, Task
 from fedwsa.learngene.fit import Lesson, Recipe, Report, fit, plain_loss
 from fedwsa.learngene.gene import Learngene
@@ -199,7 +199,9 @@ class School:
         if teacher is not None and task.teacher_model is not None:
             forward = forward_flops(teacher, shape, size)
             facts["flops"]["learn"] += forward * task.recipe.steps * trains
-            score = evaluate(teacher, test, self.lesson.data, self.lesson.device, 512)
+            data, device = self.lesson.data, self.lesson.device
+            measure_statistics(teacher, self.lesson.examples.inputs, data.prepare, device)
+            score = evaluate(teacher, test, data, device, 512)
             facts["teacher"] = {
                 "model": task.teacher_model.model_dump(by_alias=True),
                 "file": self.pretraining.teacher,

@@ -11,7 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @torch.no_grad()
-def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> bool:
+def reestimate(
+    model: nn.Module, batches: Iterable[Tensor], kind: type[_BatchNorm] = _BatchNorm
+) -> bool:
     """Measure the running statistics of a network on data, in place.
 
     Each becomes the plain mean over the batches of what a batch shows (torch's
@@ -25,6 +27,8 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> bool:
         statistics is left as it is, and no batch is drawn.
     batches
         Inputs of the network, on its device.
+    kind
+        Of the norms that are measured; others keep what they have.
 
     Returns
     -------
@@ -40,7 +44,7 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> bool:
     ----------
     Stochastic Weight Averaging, arXiv 1803.05407, section 3.2.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [m for m in model.modules() if isinstance(m, kind) and m.track_running_stats]
     if not norms:
         return False
     modes = [(module, module.training) for module in model.modules()]

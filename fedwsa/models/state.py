@@ -7,6 +7,8 @@ floating-point, in the state dict           travels, and is averaged; one that h
                                             (tied weights) once, under the first of a parameter
 integer or boolean, or not in the state     stays: server and clients build it alike, by the
 dict (a buffer that is not persistent)      run's seed; a file has it if a state dict does
+statistics of a static BatchNorm            stay: of one network, and measured where it is scored
+                                            (:mod:`fedwsa.models.norms`); a file has them
 complex in the state dict, sparse,          is refused: it has no average that we know, or no
 quantised, without a shape, float8          file holds it
 ==========================================  =====================================================
@@ -22,6 +24,7 @@ from torch.nn.parameter import is_lazy
 
 from fedwsa import seeding
 from fedwsa.components import ConfigError
+from fedwsa.models.norms import static_norms
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Dtypes that can be trained and averaged."""
@@ -32,14 +35,24 @@ _ALIKE = 1e-4  # of a root mean square: a single bit of a million differs by ten
 def travelling(model: nn.Module) -> dict[str, Tensor]:
     """The network's own tensors that travel, each once, by name: parameters, then buffers."""
     saved = model.state_dict(keep_vars=True)
-    found = {name: t for name, t in _held(model).items() if name in saved}
+    own = measured(model)
+    found = {name: t for name, t in _held(model).items() if name in saved and name not in own}
     return {name: t for name, t in found.items() if t.is_floating_point()}
 
 
 def staying(model: nn.Module) -> dict[str, Tensor]:
-    """The network's own tensors that do not travel, each once, by name."""
-    there = travelling(model)
+    """The network's own tensors that all build alike, each once, by name."""
+    there = travelling(model) | measured(model)
     return {name: t for name, t in _held(model).items() if name not in there}
+
+
+def measured(model: nn.Module) -> dict[str, Tensor]:
+    """Statistics that belong to one network on one set of data, by name: static BatchNorm's."""
+    return {
+        f"{prefix}.{leaf}".lstrip("."): buffer
+        for prefix, norm in static_norms(model).items()
+        for leaf, buffer in norm.named_buffers(recurse=False)
+    }
 
 
 def _held(model: nn.Module) -> dict[str, Tensor]:

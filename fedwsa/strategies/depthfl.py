@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Unpack
 
 from fedwsa.models.architecture import Axes
@@ -13,13 +13,14 @@ from fedwsa.strategies.sizes import Shapes, SizedFedAvg, Weighted
 class DepthFL(SizedFedAvg):
     """Sizes differ in depth alone: a client has the first blocks, and its depth's own classifier.
 
-    As in DepthFL (ICLR 2023), blocks are averaged over the clients that reach them. Its
+    As in DepthFL (ICLR 2023), blocks are averaged over the clients that reach them. Rows of a
+    depth's classifier are averaged over its clients that have the class (ours, after HeteroFL). Its
     self-distillation among the classifiers on a client's way is not part of this: a client here
     has one classifier, at its end.
 
     Parameters
     ----------
-    shapes, axes, size_of, weighted
+    shapes, axes, size_of, weighted, class_rows, classifier
         See :class:`fedwsa.strategies.sizes.SizedFedAvg`, as for the other parameters.
     head : str
         A regular expression over what stands behind the last block, matched at the beginning of
@@ -31,7 +32,7 @@ class DepthFL(SizedFedAvg):
         If an array has different shapes in two sizes.
     """
 
-    wants: ClassVar[tuple[str, ...]] = ("shapes", "axes", "head")
+    wants: ClassVar[tuple[str, ...]] = ("shapes", "axes", "head", "classifier")
 
     averages_by = SizedFedAvg.averages_by
     most_alike = "sizes may differ in depth only"
@@ -44,6 +45,8 @@ class DepthFL(SizedFedAvg):
         size_of: Callable[[int], str] | None = None,
         head: str = r"head\.",
         weighted: Weighted = "examples",
+        class_rows: bool = True,
+        classifier: Sequence[str] = (),
         **sampling: Unpack[Sampling],
     ) -> None:
         super().__init__(
@@ -52,6 +55,8 @@ class DepthFL(SizedFedAvg):
             size_of=size_of,
             own=head,
             weighted=weighted,
+            class_rows=class_rows,
+            classifier=classifier,
             **sampling,
         )
 

@@ -9,7 +9,7 @@ class HeteroFL(SizedFedAvg):
     """Each size has the first units of every layer; entries are averaged over who has them.
 
     The paper counts each client once (``weighted="clients"``), leaves the classes that a client
-    has no sample of out of its loss (``local.mask_absent=true``), normalises by the batch at hand
+    has no sample of out of its loss (``local.mask_absent=true``), normalises statically
     (``model.norm=static``) and has a scaler (``scaler=True``). All of these are options here; by
     default clients count by their examples, so that with one size this is FedAvg.
 

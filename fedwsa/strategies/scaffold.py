@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -44,6 +44,8 @@ class Scaffold(Remembering):
     sampling
         As for Flower's FedAvg.
     """
+
+    wants: ClassVar[tuple[str, ...]] = ("untrained",)
 
     needs_sgd = True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO, WARNING
@@ -18,9 +17,11 @@ from torch import Tensor
 from fedwsa import messages
 from fedwsa.models.architecture import Axes, Pick, first_units, selection, take
 from fedwsa.objectives import find_record
-from fedwsa.overlap import by_row, overlap, row_mean, window
+from fedwsa.overlap import by_row, overlap, window
 from fedwsa.scope import choose
+from fedwsa.sizes import hidden_rate
 from fedwsa.strategies.averaging import Sampling
+from fedwsa.strategies.class_rows import by_class, once
 from fedwsa.strategies.wrapping import chain
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
@@ -66,12 +67,10 @@ class SizedFedAvg(FedAvg):
         whole. Off by default, since a norm behind a layer undoes it.
     class_rows : bool
         Average a row of the classifier over the clients that have samples of its class, and keep
-        it where none has: averaged over all, two of ten classes a client dilute it five times.
-        Clients say which they have as ``classes`` in their metrics, 1 or 0 for each; one that does
-        not counts as having all. Where all have all, this is the average over all, to the bit.
+        it where none has; averaged over all, two of ten classes a client dilute it five times. See
+        :func:`fedwsa.strategies.class_rows.by_class`. Where all have all, nothing changes.
     classifier : sequence of str
-        Names of the arrays that have a row for each class. Without any, ``class_rows``
-        changes nothing.
+        Names of the arrays that have a row for each class.
     sampling
         As for Flower's FedAvg.
 
@@ -81,7 +80,7 @@ class SizedFedAvg(FedAvg):
         If no size is the largest, or a shape holds no whole units; the first misfit is named.
     """
 
-    wants: ClassVar[tuple[str, ...]] = ("shapes", "axes")
+    wants: ClassVar[tuple[str, ...]] = ("shapes", "axes", "classifier")
 
     transient = ("_arrays", "size_of", "axes")  # no memory: set in each round, and for each run
     most_alike: ClassVar[str] = "each must fit into the largest"
@@ -178,13 +177,7 @@ class SizedFedAvg(FedAvg):
 
     def rate(self, size: str) -> float:
         """Hidden units of a size, as a part of the largest one's, for the scaler."""
-        whole = self.shapes[self.largest]
-        pairs = [
-            (shape[0], whole[name][0])
-            for name, shape in self.shapes[size].items()
-            if name in whole and len(shape) >= 2 and shape[0] != whole[name][0]
-        ]
-        return sum(a for a, _ in pairs) / sum(b for _, b in pairs) if pairs else 1.0
+        return hidden_rate(self.shapes[size], self.shapes[self.largest])
 
     # --- taking apart, putting together ------------------------------------------------------
 
@@ -328,7 +321,8 @@ class SizedFedAvg(FedAvg):
                 reason = reply.error.reason
                 log(INFO, "\t> error from node %d: %s", reply.metadata.src_node_id, reason)
             elif size := self._checked(reply):
-                groups[size].append(self._counted(reply))
+                by_examples = self.weighted == "examples"
+                groups[size].append(reply if by_examples else once(reply, self.weighted_by_key))
         # In the order of the sizes, whatever the order of the replies.
         groups = {size: group for size, group in groups.items() if group}
         if not groups or self._arrays is None:
@@ -343,7 +337,8 @@ class SizedFedAvg(FedAvg):
             weights[size] = sum(
                 messages.number(m, self.weighted_by_key) for m in messages.reply_metrics(group)
             )
-            if (found := self._rows(group)) is not None:
+            found = by_class(group, self.classifier, self.weighted_by_key)
+            if found is not None:
                 rows[size] = found[1]
                 means[size] |= found[0]
         contents = [reply.content for group in groups.values() for reply in group]
@@ -351,32 +346,6 @@ class SizedFedAvg(FedAvg):
         if metrics is not None:
             metrics.pop(messages.CLASSES, None)
         return self._combine(means, weights, rows, server_round), metrics
-
-    def _rows(self, group: Sequence[Message]) -> tuple[dict[str, Tensor], Tensor] | None:
-        """The classifier of a size, each row the mean over those who have its class.
-
-        Returns
-        -------
-        dict, Tensor
-            The arrays, and the weight of each row; None where everybody has all classes.
-        """
-        found = messages.reply_metrics(group)
-        said = [metrics.get(messages.CLASSES) for metrics in found]
-        if not self.classifier or all(not isinstance(v, list) or min(v) == 1 for v in said):
-            return None
-        arrays = [messages.model_arrays(reply.content) for reply in group]
-        tensors = [messages.to_tensors(a) for a in arrays if a is not None]
-        count = len(tensors[0][self.classifier[0]])
-        weights = [
-            messages.number(metrics, self.weighted_by_key)
-            * torch.tensor(v if isinstance(v, list) else [1.0] * count, dtype=torch.float64)
-            for metrics, v in zip(found, said, strict=True)
-        ]
-        means = {
-            name: row_mean([(t[name], w) for t, w in zip(tensors, weights, strict=True)])
-            for name in self.classifier
-        }
-        return means, torch.stack(weights).sum(0)
 
     def _checked(self, reply: Message) -> str | None:
         """The size of a reply that can be averaged; None, with a warning, of another."""
@@ -390,16 +359,6 @@ class SizedFedAvg(FedAvg):
             log(WARNING, "node %d of size %s is left out: %s", node, size, problem)
             return None
         return size
-
-    def _counted(self, reply: Message) -> Message:
-        """The reply, counting once instead of by its examples where that is wished."""
-        if self.weighted == "examples":
-            return reply
-        [(name, metrics)] = reply.content.metric_records.items()
-        once = MetricRecord({**metrics, self.weighted_by_key: 1})
-        counted = copy.copy(reply)
-        counted.content = RecordDict({**reply.content, name: once})
-        return counted
 
     def _combine(
         self,
