@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from fedwsa.blame import told
+from fedwsa.blame import place_of, telling_theirs, told
 from fedwsa.components import ConfigError
 
 
@@ -65,7 +65,8 @@ def in_one_line(command: str, interrupted: str = "interrupted") -> Iterator[None
         What is said after Ctrl-C; the exit code is 130.
     """
     try:
-        yield
+        with telling_theirs(ConfigError):
+            yield
     except ConfigError as error:
         fail(command, str(error))
     except BrokenPipeError:  # fedwsa-table RUNS | head
@@ -96,6 +97,6 @@ def composing(command: str, overrides: Sequence[str], config: str = "config") ->
 
 def of_system(error: OSError) -> str:
     """What the system refused: a file that cannot be written, or whatever else it says."""
-    if error.filename is None or error.strerror is None:
+    if not isinstance(error.filename, str) or not error.strerror or place_of(error):
         return told(error)
     return f"cannot write {error.filename}: {error.strerror}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedwsa.blame import telling_theirs
 from fedwsa.config import from_run_config
 from server.deployment import folder_of, open_fleet, require_no_memory, told
 from server.federation import Federation
 from server.folder import describe_run, held
+from server.rounds import RunError
 
 
 def build(federation: Federation | None = None) -> ServerApp:
@@ -28,7 +30,7 @@ def build(federation: Federation | None = None) -> ServerApp:
         if federation is not None:
             federation.start(grid)
             return
-        with told():
+        with told(), telling_theirs(RunError):
             folder, resumed = folder_of(context)
             config = from_run_config(context.run_config)
             data, fleet = open_fleet(config, grid)

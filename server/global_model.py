@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedwsa import messages
-from fedwsa.blame import told
+from fedwsa.blame import blaming
 from fedwsa.config import Config
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import FederatedData
@@ -83,14 +83,11 @@ class GlobalModel:
         return self._score_on(chosen, arrays, self.largest, number)
 
     def _score_on(self, examples: Examples, arrays: ArrayRecord, size: str, number: int) -> Score:
-        model = self.sizes.models[size]
-        messages.load_arrays(model, self._state(arrays, size, number))
+        model, state = self.sizes.models[size], self._state(arrays, size, number)
         batch = self.config.evaluation.batch_size
-        try:
+        with blaming(RunError, f"round {number}: evaluating the model raised "):
+            messages.load_arrays(model, state)
             return evaluate(model, examples, self.data.whole, self.device, batch)
-        except Exception as error:  # a stranger's code may raise anything
-            logger.debug("in the evaluation:", exc_info=error)  # for run.log
-            raise RunError(f"round {number}: evaluating the model raised {told(error)}") from error
 
     def _state(self, arrays: ArrayRecord, size: str, number: int) -> ArrayRecord:
         """The state of a size's model in the arrays after a round."""
