@@ -67,12 +67,12 @@ def stacking(model: nn.Module, shape: InputShape, classes: int) -> Stacking:
             ]
         except _Unstackable as error:
             return Stacking(str(error))
-        except Exception as error:  # a stranger's code may raise anything
+        except (Exception, SystemExit) as error:  # a stranger's code may raise anything
             return Stacking(f"it cannot be trained on examples drawn at random: {told(error)}")
         for padded in (True, False):
             try:
                 stacked = _stacked(model, examples, padded)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 return Stacking(f"torch cannot stack it: {told(error)}")
             other = _differing(alone, stacked)
             if not other:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from fedwsa import interruption
-from fedwsa.blame import told
+from fedwsa.blame import place_of, telling_theirs, told
 from fedwsa.components import ConfigError
 
 
@@ -28,7 +28,7 @@ def fail(command: str, line: str) -> NoReturn:
 
 def of_system(error: OSError) -> str:
     """What the system refused: a file that cannot be written, or whatever else it says."""
-    if error.filename is None or error.strerror is None:
+    if not isinstance(error.filename, str) or not error.strerror or place_of(error):
         return told(error)
     return f"cannot write {error.filename}: {error.strerror}"
 
@@ -72,7 +72,8 @@ def in_one_line(command: str, interrupted: str = "interrupted") -> Iterator[None
     try:
         try:
             interruption.check()
-            yield
+            with telling_theirs(ConfigError):
+                yield
             interruption.check()
         except ConfigError as error:
             fail(command, str(error))

@@ -35,7 +35,7 @@ from experiments.commands import fail, of_system
 from experiments.help import help_text
 from experiments.ray_start import RayStart
 from fedwsa import interruption
-from fedwsa.blame import told
+from fedwsa.blame import telling_theirs, told
 from fedwsa.components import ConfigError, flat
 from fedwsa.config import CONFIG_DIR, Config, free_arguments, parse
 from fedwsa.explain import explain
@@ -141,23 +141,39 @@ def simulate(
     """
     from experiments import runtimes
     from experiments.runs import draw_pictures, read_result
-    from experiments.tables.runs import FAILED, write_failure
+    from experiments.tables.runs import FAILED
     from server.folder import held
     from server.rounds import RunError
 
-    federation = _set_up(config, folder, resumed)
+    with telling_theirs(ConfigError):
+        federation = _set_up(config, folder, resumed)
+    label = federation.config.label
     with held(folder):
         (folder / FAILED).unlink(missing_ok=True)  # why it ended early is over
         try:
-            runtimes.run(federation, client_app)
-        except RunError as error:
-            write_failure(folder, str(error))
+            with telling_theirs(RunError):
+                runtimes.run(federation, client_app)
+        except BaseException as error:
+            _leave(folder, label, error)
             raise
-        finally:
-            draw_pictures(folder, federation.config.label)
+        draw_pictures(folder, label)
     result = read_result(folder)
     _show(result, folder)
     return result
+
+
+def _leave(folder: Path, label: str, error: BaseException) -> None:
+    """Why a run ended early, and its pictures so far; what fails here does not hide the reason."""
+    from experiments.runs import draw_pictures
+    from experiments.tables.runs import write_failure
+    from server.rounds import RunError
+
+    try:
+        if isinstance(error, RunError):
+            write_failure(folder, str(error))
+        draw_pictures(folder, label)
+    except Exception as other:
+        logger.warning("the run folder is incomplete: %s", told(other))
 
 
 def _set_up(config: Config, folder: Path, resumed: bool) -> Federation:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import site
 import sysconfig
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedwsa.launcher import APPS
 
+logger = logging.getLogger("fedwsa")
+
 _OURS = tuple(str(APPS / name) + os.sep for name in ("fedwsa", "server", "clients", "experiments"))
+_PACKAGES = {"site-packages", "dist-packages"}  # of whatever environment
 _INSTALLED = tuple(
     str(Path(folder)) + os.sep
     for folder in {
@@ -31,24 +37,78 @@ def told(error: BaseException, kind: bool = True) -> str:
     kind
         Whether to name the exception's class: errors that were written for a person do without.
     """
-    reason = " ".join(str(error).split())
-    if isinstance(error, SyntaxError):  # of a file that was imported: Python names it in brackets
-        reason = error.msg
+    reason = _said(error)
     name = type(error).__name__
     text = (f"{name}: {reason}" if reason else name) if kind or not reason else reason
-    place = _place(error)
-    return f"{text} ({place})" if place else text
+    place = place_of(error)
+    text = f"{text} ({place})" if place else text
+    if isinstance(error, BaseExceptionGroup):  # the first of them stands for all
+        text = f"{text}: {told(error.exceptions[0])}"
+    return text
 
 
-def _place(error: BaseException) -> str | None:
-    if isinstance(error, SyntaxError) and error.filename:
+def place_of(error: BaseException) -> str | None:
+    """``FILE:LINE``, the innermost place in a file that is neither ours nor installed, if any."""
+    if isinstance(error, SyntaxError) and error.filename and not error.filename.startswith("<"):
         return f"{_short(error.filename)}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
         file = frame.filename
-        if not file.startswith((*_OURS, *_INSTALLED, "<")):
+        if not file.startswith((*_OURS, *_INSTALLED, "<")) and not _PACKAGES & {*Path(file).parts}:
             return f"{_short(file)}:{frame.lineno}"
     return None
+
+
+@contextmanager
+def blaming(refusal: type[Exception], begin: str, kinds: bool = True) -> Iterator[None]:
+    """Around a call into somebody else's code: all that it raises is told in a line.
+
+    ``sys.exit()`` is, too, which would end a run as if all were well; Ctrl-C goes on.
+
+    Parameters
+    ----------
+    refusal
+        What is raised in its place; one that is raised inside stays as it is.
+    begin
+        How the line begins.
+    kinds
+        Whether to name the class of a ValueError; many were written for a person.
+    """
+    try:
+        yield
+    except (refusal, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        logger.debug("in somebody's own code:", exc_info=error)  # for run.log
+        kind = kinds or not isinstance(error, ValueError)
+        raise refusal(f"{begin}{told(error, kind)}") from error
+
+
+@contextmanager
+def telling_theirs(refusal: type[Exception]) -> Iterator[None]:
+    """Around everything: the same for what was raised in a file of somebody else's, and only that.
+
+    What has no place in such a file is a fault of ours, and goes on with its traceback.
+    """
+    try:
+        yield
+    except (refusal, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if place_of(error) is None:
+            raise
+        logger.debug("in somebody's own code:", exc_info=error)  # for run.log
+        raise refusal(told(error)) from error
+
+
+def _said(error: BaseException) -> str:
+    """The message on one line; of a class that cannot say it, none."""
+    if isinstance(error, SyntaxError):  # of a file that was imported: Python names it in brackets
+        return error.msg or ""
+    try:
+        return " ".join(str(error).split())
+    except Exception:
+        return ""
 
 
 def _short(file: str) -> str:

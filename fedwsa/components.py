@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PydanticSchemaGenerationError
 from pydantic import ValidationError as PydanticError
 from pydantic.errors import PydanticUserError
 
-from fedwsa.blame import told
+from fedwsa.blame import blaming, told
 
 
 class ConfigError(ValueError):
@@ -52,16 +52,16 @@ def locate(target: str, key: str) -> Callable[..., Any]:
         If there is none; ``key`` is the one to blame.
     """
     module, _, name = target.rpartition(".")
-    try:
-        there = import_module(module) if module else None
-    except ImportError as error:
-        raise ConfigError(f"{key}: cannot import {target}: {error}") from None
-    except Exception as error:  # a stranger's module may raise anything
-        raise ConfigError(f"{key}: importing {module} failed: {told(error)}") from error
-    if there is not None and not hasattr(there, name):
-        hint = _hidden(module)
-        raise ConfigError(f"{key}: {module} has no {name}{hint}") from None
-    found = getattr(there, name, None)
+    found = None
+    with blaming(ConfigError, f"{key}: importing {module} failed: "):
+        try:
+            there = import_module(module) if module else None
+        except ImportError as error:
+            line = f"{key}: cannot import {target}: {told(error, kind=False)}"
+            raise ConfigError(line) from None
+        if there is not None and not hasattr(there, name):
+            raise ConfigError(f"{key}: {module} has no {name}{_hidden(module)}")
+        found = getattr(there, name, None)
     if not callable(found):
         raise ConfigError(f"{key}: {target} is not a dotted path to a class or function")
     return typing.cast(Callable[..., Any], found)
@@ -109,7 +109,7 @@ def check_arguments(
     ConfigError
         One line: the key, what is wrong, what is allowed.
     """
-    parameters = list(inspect.signature(function).parameters.values())[given:]
+    parameters = list(signature_of(function, where).parameters.values())[given:]
     hints = _hints(function)
     parameters = [p for p in parameters if p.name not in supplied]
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -133,12 +133,35 @@ def check_arguments(
     return {k: _checked(hints.get(k, Any), v, f"{where}.{k}") for k, v in arguments.items()}
 
 
+def signature_of(function: Callable[..., Any], where: str) -> inspect.Signature:
+    """The signature of a callable.
+
+    Raises
+    ------
+    ConfigError
+        If it has none, as many that are written in C.
+    """
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        name = getattr(function, "__name__", str(function))
+        raise ConfigError(
+            f"{where}: {name} does not say which arguments it takes: name a function of your own "
+            "that calls it"
+        ) from None
+
+
+def hints_of(function: Callable[..., Any], include_extras: bool = False) -> dict[str, Any]:
+    """The annotations of a callable; those of strangers that do not resolve say nothing."""
+    try:
+        return typing.get_type_hints(function, include_extras=include_extras)
+    except Exception:  # they are code
+        return {}
+
+
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     source = function.__init__ if inspect.isclass(function) else function
-    try:
-        return typing.get_type_hints(source, include_extras=True)
-    except (NameError, TypeError):  # a stranger's annotations that do not resolve say nothing
-        return {}
+    return hints_of(source, include_extras=True)
 
 
 def _checked(hint: Any, value: Any, key: str) -> Any:
@@ -183,20 +206,15 @@ def build(
     supplied = supplied or {}
     arguments = check_arguments(function, component.arguments, where, len(given), supplied)
     _require_call(function, given, {**arguments, **supplied}, where)
-    try:
+    with blaming(ConfigError, f"{where}: ", kinds=False):
         return function(*given, **arguments, **supplied)
-    except ConfigError:
-        raise
-    except Exception as error:  # a stranger's code may raise anything; the cause is kept
-        kind = not isinstance(error, ValueError)
-        raise ConfigError(f"{where}: {told(error, kind)}") from error
 
 
 def _require_call(
     function: Callable[..., Any], given: Sequence[Any], arguments: Mapping[str, Any], where: str
 ) -> None:
     """Refuse a callable that cannot be called as it is to be."""
-    signature = inspect.signature(function)
+    signature = signature_of(function, where)
     try:
         signature.bind(*given, **arguments)
     except TypeError as error:

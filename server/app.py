@@ -5,11 +5,13 @@ from __future__ import annotations
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedwsa.blame import telling_theirs
 from fedwsa.config import from_run_config
 from fedwsa.remembered import enter
 from server.deployment import folder_of, open_fleet, require_no_memory, told
 from server.federation import Federation
 from server.folder import describe_run, held
+from server.rounds import RunError
 
 
 def build(federation: Federation | None = None) -> ServerApp:
@@ -30,7 +32,7 @@ def build(federation: Federation | None = None) -> ServerApp:
             federation.start(grid)
             return
         enter(context.run_id)
-        with told():
+        with told(), telling_theirs(RunError):
             folder, resumed = folder_of(context)
             config = from_run_config(context.run_config)
             data, fleet = open_fleet(config, grid)

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from rich.console import Console
 
 from fedwsa import interruption
+from fedwsa.blame import blaming
 from fedwsa.components import ConfigError
 from fedwsa.config import Config
 from fedwsa.data.federated import FederatedData, open_federated
@@ -121,8 +122,9 @@ class Federation:
         if isinstance(self.strategy, FedWSA):
             check_alignment(config, self.strategy, self.sizes, self.model.largest)
         self._early_stop, self._best = self._choosing()
-        for model in self.sizes.models.values():
-            model.to(self.device)
+        with blaming(ConfigError, "model: "):
+            for model in self.sizes.models.values():
+                model.to(self.device)
 
     def _choosing(self) -> tuple[EarlyStop | None, BestModel | None]:
         """What goes by the validation accuracy, as it was at the checkpoint."""

@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedwsa import messages, seeding
-from fedwsa.blame import told
+from fedwsa.blame import blaming
 from fedwsa.config import Config
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import FederatedData
@@ -88,12 +88,9 @@ class GlobalModel:
 
     def _score_on(self, examples: Examples, arrays: ArrayRecord, size: str, number: int) -> Score:
         batch = self.config.evaluation.batch_size
-        try:
+        with blaming(RunError, f"round {number}: evaluating the model raised "):
             model = self._loaded(arrays, size, number)
             return evaluate(model, examples, self.data.whole, self.device, batch)
-        except Exception as error:  # a stranger's code may raise anything
-            logger.debug("in the evaluation:", exc_info=error)  # for run.log
-            raise RunError(f"round {number}: evaluating the model raised {told(error)}") from error
 
     def _loaded(self, arrays: ArrayRecord, size: str, number: int) -> nn.Module:
         """The network of a size after a round, statistics of static norms measured anew."""

@@ -12,7 +12,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedwsa import messages, seeding
-from fedwsa.blame import told
+from fedwsa.blame import blaming
 from fedwsa.config import Config
 from fedwsa.evaluation import Score, jain_index
 from fedwsa.sizes import WHOLE
@@ -309,14 +309,10 @@ class RoundLoop:
     @contextmanager
     def _hook(self, name: str, number: int) -> Iterator[None]:
         """Around a call into the strategy: keyed global generators, errors that say where."""
-        try:
-            kind = self.config.privacy.noise if name == "aggregate_train" else "repeatable"
-            with seeding.noise(self.config.seed, kind, name, number):
-                yield
-        except Exception as error:
-            logger.debug("in %s:", name, exc_info=error)  # for run.log
-            where = f"round {number}: {type(self.strategy).__name__}.{name}"
-            raise RunError(f"{where} raised {told(error)}") from error
+        begin = f"round {number}: {type(self.strategy).__name__}.{name} raised "
+        kind = self.config.privacy.noise if name == "aggregate_train" else "repeatable"
+        with blaming(RunError, begin), seeding.noise(self.config.seed, kind, name, number):
+            yield
 
     def _evaluate_clients(self, record: RoundRecord) -> None:
         number = record.round

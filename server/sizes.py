@@ -10,6 +10,7 @@ from functools import cached_property
 from torch import nn
 
 from fedwsa import messages
+from fedwsa.blame import blaming
 from fedwsa.components import Component, ConfigError
 from fedwsa.config import Config
 from fedwsa.models import InputShape, build_model, require_answers, state
@@ -62,7 +63,9 @@ class SizedModels:
         for name in names:
             component, where = config.model_of(name), WHOLE if name == WHOLE else f"sizes.{name}"
             models[name] = build_model(component, shape, classes, config.seed, where)
-            state.require_shareable(models[name], where)
+            with blaming(ConfigError, f"{where}: "):  # a stranger's has its own state_dict, perhaps
+                state.require_shareable(models[name], where)
+                messages.travelling_state(models[name])
             require_answers(models[name], shape, classes, where)
             _require_repeatable(
                 models[name], build_model(component, shape, classes, config.seed, where), where

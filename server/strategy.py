@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,14 @@ from safetensors import SafetensorError
 
 from fedwsa import messages
 from fedwsa.augment import kernels
-from fedwsa.components import Component, ConfigError, build, check_arguments, locate
+from fedwsa.components import (
+    Component,
+    ConfigError,
+    build,
+    check_arguments,
+    locate,
+    signature_of,
+)
 from fedwsa.config import Config
 from fedwsa.data.own import is_own
 from fedwsa.merge import needs
@@ -167,7 +173,7 @@ def _operator(config: Config) -> Operator:
             f"merge: {config.strategy.component.name} puts models together by its own rule; "
             f"{component.name} needs strategy=oneshot"
         )
-    parameters = inspect.signature(operator).parameters
+    parameters = signature_of(operator, "merge").parameters
     if "weights" not in parameters:
         raise ConfigError(f"merge._target_: {component.name} takes no weights; see fedwsa.merge")
     missing = parameters.get("base_fisher")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideAdaptiveClipping,
     DifferentialPrivacyClientSideFixedClipping,
@@ -11,7 +9,7 @@ from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
 )
 
-from fedwsa.components import Component, ConfigError, locate
+from fedwsa.components import Component, ConfigError, locate, signature_of
 
 FACTS = (
     "shapes",
@@ -56,5 +54,5 @@ def wants_of(component: Component, where: str) -> list[str]:
             f"{where}: {component.name}.wants must be a tuple of names among {', '.join(FACTS)}; "
             f"it is {wants!r}"
         )
-    asked = inspect.signature(kind).parameters
+    asked = signature_of(kind, where).parameters
     return [name for name in wants if name in asked]

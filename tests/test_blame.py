@@ -37,12 +37,12 @@ def wide(shape, classes):
 def narrow(shape, classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(65, 10))
 
-class Pair(nn.Module):
+class Pair(nn.Linear):
     def forward(self, x):
         return x, x
 
 def pair(shape, classes):
-    return Pair()
+    return Pair(64, 10)
 
 class Trains(nn.Module):
     def __init__(self):
@@ -107,7 +107,10 @@ def test_a_model_that_cannot_be_used(name, line, folder, monkeypatch, capsys) ->
     [
         ("def f(:", "importing my_module failed: SyntaxError: invalid syntax (my_module.py:1)"),
         ("\n{}['x']", "importing my_module failed: KeyError: 'x' (my_module.py:2)"),
-        ("import nowhere", "cannot import my_module.net: No module named 'nowhere'"),
+        (
+            "import nowhere",
+            "cannot import my_module.net: No module named 'nowhere' (my_module.py:1)",
+        ),
     ],
 )
 def test_a_module_that_cannot_be_imported(text, line, folder, monkeypatch, capsys) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedwsa.blame import told
+from fedwsa.blame import blaming
 from fedwsa.components import Component, ConfigError, build
 from fedwsa.data.cache import fetch, keep, place
 from fedwsa.data.examples import Examples, LabelledData
@@ -117,17 +117,12 @@ def _as_data(cached: tuple[dict[str, Tensor], dict[str, str]] | None) -> Labelle
 
 def _decoded(source: Source) -> LabelledData:
     """What a source makes, if it is a data set."""
-    try:
+    with blaming(ConfigError, f"dataset: {source.key}: ", kinds=False):
         decoded = source.decode()
         if not isinstance(decoded, LabelledData):
             kinds = " or ".join(kind.__name__ for kind in KINDS.values())
             raise TypeError(f"decode must return {kinds}, not {type(decoded).__name__}")
         decoded.require()
-    except ConfigError:
-        raise
-    except Exception as error:  # a stranger's code may raise anything
-        kind = not isinstance(error, ValueError)
-        raise ConfigError(f"dataset: {source.key}: {told(error, kind)}") from error
     return decoded
 
 

@@ -6,17 +6,17 @@ The functions that make them stand in :mod:`fedwsa.data.partitioners`.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import logging
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedwsa.components import Component, ConfigError, build, locate
+from fedwsa.blame import blaming
+from fedwsa.components import Component, ConfigError, build, hints_of, locate, signature_of
 from fedwsa.data.severity import severity
 
 Labels = NDArray[np.int64]
@@ -134,15 +134,10 @@ def make_shares(
         raise ConfigError(
             f"clients.count: {clients} clients, but there are only {len(labels)} samples"
         )
-    asked = inspect.signature(function).parameters
+    asked = signature_of(function, where).parameters
     supplied = {name: fact() for name, fact in (facts or {}).items() if name in asked}
     made = build(component, "partition", labels, clients, seed, supplied=supplied)
-    try:
-        shares = [np.sort(np.asarray(s, dtype=np.int64)) for s in made]
-    except (TypeError, ValueError):
-        raise ConfigError(
-            f"{where}: must return a list of arrays of indices, one for each client"
-        ) from None
+    shares = _as_shares(made, where)
     if clients not in (None, len(shares)):
         raise ConfigError(f"{where}: made {len(shares)} shares for {clients} clients")
     may_lose = getattr(function, "leaves_out", False)
@@ -153,14 +148,22 @@ def make_shares(
     return shares
 
 
+def _as_shares(made: Any, where: str) -> Shares:
+    """What a partition returned, sorted, if it is arrays of indices."""
+    with blaming(ConfigError, f"{where}: "):  # it may be a generator
+        arrays = [np.asarray(s) for s in made] if isinstance(made, Iterable) else None
+    if arrays is None or not all(
+        a.ndim == 1 and (a.dtype.kind in "iu" or not a.size) for a in arrays
+    ):
+        raise ConfigError(f"{where}: must return a list of arrays of indices, one for each client")
+    return [np.sort(a.astype(np.int64)) for a in arrays]
+
+
 def _knows_its_clients(function: Callable[..., Any]) -> bool:
     """Whether it takes None for the number of clients: its annotation says so."""
-    clients = list(inspect.signature(function).parameters)[1]
-    try:
-        hint = typing.get_type_hints(function).get(clients)
-    except (NameError, TypeError):  # a stranger's annotations that do not resolve say nothing
-        return False
-    return type(None) in typing.get_args(hint)
+    hints = hints_of(function)
+    clients = list(signature_of(function, "partition").parameters)[1:2]
+    return any(type(None) in typing.get_args(hints.get(name)) for name in clients)
 
 
 def _check(shares: Shares, labels: Labels, classes: int, where: str, may_lose: bool) -> list[int]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from fedwsa import seeding
+from fedwsa.blame import blaming
 from fedwsa.components import Component, ConfigError, build
 from fedwsa.remembered import in_run
 
@@ -172,7 +173,8 @@ def _opened(component: str) -> Skew:
 def drawn(component: Component, seed: int, clients: int) -> list[dict[str, float]]:
     """What each client draws."""
     skew = _opened(component.model_dump_json(by_alias=True))
-    return [_draw(skew, seed, client) for client in range(clients)]
+    with blaming(ConfigError, f"skew={component.name}: "):
+        return [_draw(skew, seed, client) for client in range(clients)]
 
 
 def _draw(skew: Skew, seed: int, client: int) -> dict[str, float]:

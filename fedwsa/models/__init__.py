@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fedwsa import seeding
-from fedwsa.blame import told
-from fedwsa.components import Component, ConfigError, build, locate
+from fedwsa.blame import blaming
+from fedwsa.components import Component, ConfigError, build, hints_of, locate
 
 ImageShape = tuple[int, int, int]
 """Channels, height, width of an image; the network answers ``(N, C, H, W)`` by ``(N, classes)``."""
@@ -62,11 +62,7 @@ def blank_inputs(shape: InputShape, count: int, device: str | torch.device = "cp
 
 def takes(builder: Callable[..., Any]) -> int | None:
     """Length of the shapes that a builder is for; None: any, or it does not say."""
-    try:
-        hints = typing.get_type_hints(builder)
-    except (NameError, TypeError):  # a stranger's annotations that do not resolve say nothing
-        return None
-    sizes = typing.get_args(next(iter(hints.values()), None))
+    sizes = typing.get_args(next(iter(hints_of(builder).values()), None))
     return len(sizes) if sizes and all(size is int for size in sizes) else None
 
 
@@ -106,7 +102,8 @@ def build_model(
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise ConfigError(f"{where}: {component.name} must return a torch.nn.Module, not {kind}")
-    values = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with blaming(ConfigError, f"{where}: "):
+        values = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if lazy := next((name for name, value in values.items() if is_lazy(value)), None):
         raise ConfigError(
             f"{where}: {lazy} has no shape yet (a lazy module, as nn.LazyLinear); name its number "
@@ -128,13 +125,10 @@ def require_answers(
     """
     wanted = (2, classes, *shape) if len(shape) == 1 else (2, classes)
     mode = model.training
-    try:
+    given = ", ".join(str(n) for n in (2, *shape))
+    with blaming(ConfigError, f"{where}: it cannot answer inputs ({given}): "):
         answer = model.eval()(blank_inputs(shape, 2))
-    except Exception as error:  # a stranger's code may raise anything
-        given = ", ".join(str(n) for n in (2, *shape))
-        raise ConfigError(f"{where}: it cannot answer inputs ({given}): {told(error)}") from error
-    finally:
-        model.train(mode)
+    model.train(mode)
     if not isinstance(answer, Tensor):
         kind = type(answer).__name__
         raise ConfigError(f"{where}: it must answer by a tensor of scores, not by a {kind}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedwsa.blame import told
+from fedwsa.blame import blaming
 from fedwsa.components import Component, ConfigError
 from fedwsa.models import InputShape, blank_inputs, build_model
 from fedwsa.remembered import in_run
@@ -78,7 +78,5 @@ def _training(component: str, shape: InputShape, classes: int) -> float:
         return step_flops(model, shape, batch) / batch
     except Exception:  # its builder, too, may look at values
         model = build_model(known, shape, classes, seed=0)
-    try:
+    with blaming(ConfigError, "model: it cannot be trained: "):
         return step_flops(model, shape, batch) / batch
-    except Exception as error:  # a stranger's code may raise anything
-        raise ConfigError(f"model: it cannot be trained: {told(error)}") from error

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fedwsa.blame import told
+from fedwsa.blame import blaming, told
 from fedwsa.components import ConfigError, build
 from fedwsa.config import Config
 from server.callbacks.facts import numbers
@@ -64,10 +64,8 @@ class Guarded:
         RunError
             If it cannot.
         """
-        try:
+        with blaming(RunError, f"tracker.{self._name}: cannot start: "):
             self._tracker.on_start(config, folder)
-        except Exception as error:
-            raise RunError(f"tracker.{self._name}: cannot start: {told(error)}") from error
         self._works = True
 
     def on_round(self, record: RoundRecord) -> None:
@@ -87,7 +85,7 @@ class Guarded:
             return
         try:
             call()
-        except Exception as error:  # a tool of others, which may fail in any way
+        except (Exception, SystemExit) as error:  # a tool of others, which may fail in any way
             self._works = False
             name = self._name
             logger.warning("tracker.%s failed and gets no more: %s", name, told(error))
