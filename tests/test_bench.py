@@ -72,7 +72,7 @@ def test_the_plain_loop_runs(tmp_path) -> None:
     )
     seconds = loop_seconds(config, rounds=2)
     assert len(seconds) == 2
-    assert all(0 < s < 10 for s in seconds)
+    assert all(s > 0 for s in seconds)
 
 
 def test_a_family_is_a_process_with_its_descendants_and_has_memory() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,13 +37,14 @@ def test_the_learning_rate_rises_and_falls_as_a_cosine() -> None:
     assert replace(recipe, cosine=False).rate(9) == 1.0
 
 
+def small() -> nn.Module:
+    return build_model(component("resnet.resnet", norm="batch", depth=8), IMAGE, CLASSES, 0)
+
+
 def test_a_training_that_is_interrupted_goes_on_to_the_same_end(tmp_path: Path) -> None:
     recipe = Recipe(6, batch_size=16)
 
-    def model() -> nn.Module:
-        return build_model(component("resnet.resnet", norm="batch", depth=8), IMAGE, CLASSES, 0)
-
-    whole = model()
+    whole = small()
     fit(whole, lesson(), recipe, purpose="test")
 
     class Stop(Exception):
@@ -54,11 +57,11 @@ def test_a_training_that_is_interrupted_goes_on_to_the_same_end(tmp_path: Path) 
     def resume(key: str = "same") -> Resume:
         return Resume(tmp_path / "state.safetensors", key, every=0.0)
 
-    broken = model()
+    broken = small()
     with pytest.raises(Stop):
         fit(broken, lesson(), recipe, purpose="test", report=stop, resume=resume())
     after = resume()
-    again = model()
+    again = small()
     fit(again, lesson(), recipe, purpose="test", resume=after)
     assert after.found == 3
     for key, tensor in whole.state_dict().items():
@@ -69,6 +72,44 @@ def test_a_training_that_is_interrupted_goes_on_to_the_same_end(tmp_path: Path) 
     assert done.found == 6
     done.forget()
     assert not (tmp_path / "state.safetensors").exists()
+
+
+def test_ctrl_c_keeps_the_step_and_pressed_again_ends_it_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "state.safetensors"
+    model = small()
+    before = signal.getsignal(signal.SIGINT)
+
+    def press(times: int) -> Resume:
+        seen: list[int] = []
+
+        def report(step: int, loss: float) -> None:
+            seen.append(step)
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        resume = Resume(file, "same", every=1e9)  # not because it is time
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, lesson(), Recipe(6), purpose="test", report=report, resume=resume)
+        assert len(seen) == 1
+        assert signal.getsignal(signal.SIGINT) is before
+        return resume
+
+    press(2)
+    assert not file.exists()
+    press(1)
+    assert press(2).found == 1
+
+
+def test_where_ctrl_c_is_ignored_a_training_ignores_it(tmp_path: Path) -> None:
+    def report(step: int, loss: float) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        resume = Resume(tmp_path / "state.safetensors", "same")
+        fit(small(), lesson(), Recipe(2), purpose="test", report=report, resume=resume)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_state_of_another_training_is_not_gone_on_with(tmp_path: Path) -> None:

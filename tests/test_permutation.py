@@ -251,6 +251,6 @@ def test_two_networks_of_the_size_of_resnet18_are_aligned_within_a_minute() -> N
     big = Component(_target_="fedwsa.models.resnet.resnet", width=6.6, depth=20, norm="batch")
     states = [build_model(big, IMAGE, 10, seed).state_dict() for seed in (0, 1)]
     assert sum(t.numel() for t in states[0].values()) > 11_000_000
-    begin = time.perf_counter()
+    begin = time.process_time()
     permutation(states, permutations=units_of(big, IMAGE, 10))
-    assert time.perf_counter() - begin < 60
+    assert time.process_time() - begin < 60

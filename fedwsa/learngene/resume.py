@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import Tensor, nn
 
+from fedwsa import interruption
 from fedwsa.data.cache import fetch, store
 
 
@@ -90,14 +92,23 @@ class Resume:
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
     """Whether Ctrl-C was pressed: a step is then finished and kept before the training stops.
 
-    Outside the main thread, which alone is told of it, the answer is always no.
+    Pressed again, it is answered as it was before, at once. Outside the main thread, which alone
+    is told of it, and where it is ignored, that stays so.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+    before = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not callable(before):
+        yield interruption.asked
         return
     pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+
+    def press(number: int, frame: FrameType | None) -> None:
+        if pressed:
+            before(number, frame)
+        pressed.append(number)
+
+    signal.signal(signal.SIGINT, press)
     try:
-        yield lambda: bool(pressed)
+        yield lambda: bool(pressed) or interruption.asked()
     finally:
         signal.signal(signal.SIGINT, before)

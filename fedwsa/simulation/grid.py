@@ -13,6 +13,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from fedwsa import interruption
 from fedwsa.simulation.contexts import Kept
 from fedwsa.simulation.jobs import Parcels
 from fedwsa.simulation.mailbox import Mailbox, seconds_left
@@ -228,6 +229,7 @@ class RayGrid(Grid):
         """Return when all messages of an exchange are settled."""
         total, told = len(exchange.left), -1
         while True:
+            interruption.check()
             with self._pool.lock:
                 self._check()
                 # A time to live that is over ends the waiting, as in Flower; an average waits
