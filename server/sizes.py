@@ -62,8 +62,8 @@ class SizedModels:
         for name in names:
             component, where = config.model_of(name), WHOLE if name == WHOLE else f"sizes.{name}"
             models[name] = build_model(component, shape, classes, config.seed, where)
-            require_answers(models[name], shape, classes, where)
             state.require_shareable(models[name], where)
+            require_answers(models[name], shape, classes, where)
             _require_repeatable(
                 models[name], build_model(component, shape, classes, config.seed, where), where
             )
