@@ -12,7 +12,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
+from fedwsa.config import compose
 from fedwsa.learngene.fit import Recipe, distillation, fit
+from fedwsa.learngene.pretrain import School
 from fedwsa.learngene.resume import Resume
 from fedwsa.models import build_model
 from fedwsa.models.flops import forward_flops, step_flops
@@ -120,6 +122,16 @@ def test_the_state_of_another_training_is_not_gone_on_with(tmp_path: Path) -> No
     Resume(file, "one", every=0.0).keep(3, model, list(model.parameters()), optimizer)
     assert Resume(file, "other").restore(model, list(model.parameters()), optimizer) == 0
     assert Resume(file, "one").restore(model, list(model.parameters()), optimizer) == 3
+
+
+def test_a_training_under_another_teacher_is_another_training(tmp_path: Path) -> None:
+    (file := tmp_path / "teacher.safetensors").write_bytes(b"one")
+    config = compose(["init=tleg", "init.public=0.1", f"pretraining.teacher={file}"])
+    school = School(config.init, config.pretraining, config.model, [config.model], lesson(), "")
+    before = school.key("learn")
+    assert school.key("learn") == before != school.key("teach")
+    file.write_bytes(b"two")
+    assert school.key("learn") != before
 
 
 def test_operations_are_counted_as_by_hand() -> None:

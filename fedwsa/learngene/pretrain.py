@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fedwsa.components import Component, ConfigError, build
+from fedwsa.data.keys import of_arguments, of_component
 from fedwsa.evaluation import evaluate, measure_statistics
 from fedwsa.learngene.base import Method, Target, Task
 from fedwsa.learngene.fit import Lesson, Recipe, Report, fit, plain_loss
@@ -93,11 +95,13 @@ class School:
         return Recipe(**training.model_dump(), augment=self.augment)
 
     def key(self, purpose: str) -> str:
-        """A name for the training that these settings describe."""
-        facts = [purpose, self.source, self.lesson.seed, self.model.model_dump(by_alias=True)]
-        facts += [m.model_dump(by_alias=True) for m in self.family]
+        """A name for the training that these settings, and the files they name, describe."""
+        facts: list[Any] = [purpose, self.source, self.lesson.seed, self.data_hash(), self.augment]
+        facts += [m.model_dump(by_alias=True) for m in (self.model, *self.family)]
         facts += [self.init.method.model_dump(by_alias=True), self.pretraining.model_dump()]
-        facts += [self.data_hash(), self.augment]
+        made_by = [of_component(c) for c in (self.model, *self.family, self.init.method)]
+        made_by.append(of_arguments(self.pretraining.model_dump()))  # the teacher's file
+        facts += [secrets.token_hex() if known is None else known for known in made_by]
         return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
 
     def data_hash(self) -> str:
