@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -42,7 +42,7 @@ class Scaffold(Remembering):
         As for Flower's FedAvg.
     """
 
-    needs_sgd = True
+    needs_sgd: ClassVar[bool] = True
 
     def __init__(
         self,
