@@ -104,7 +104,8 @@ class Checkpoints:
         """
         found = []
         for part, settings in zip(chain(self._strategy), self._settings, strict=True):
-            transient = getattr(type(part), "transient", ())
+            named = getattr(type(part), "transient", ())
+            transient = named if isinstance(named, tuple) else ()
             own: dict[str, Any] = {}
             for name, value in vars(part).items():
                 if isinstance(value, _Ledger):

@@ -16,7 +16,7 @@ from fedwsa.components import ConfigError
 from fedwsa.config import Config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.own import is_own, open_reference, open_server
-from fedwsa.strategies.wrapping import chain
+from fedwsa.strategies.wrapping import declared
 from server.folder import require_begun
 from server.nodes import PartitionGrid
 from server.rounds import RunError
@@ -66,10 +66,10 @@ def require_no_memory(strategy: Strategy) -> None:
     ConfigError
         Names the strategy.
     """
-    for part in chain(strategy):
-        if getattr(part, "clients_remember", False):
+    for part in declared(strategy):
+        if part.clients_remember:
             raise ConfigError(
-                f"checkpoint.every: with {type(part).__name__} the nodes of a deployment keep what "
+                f"checkpoint.every: with {part.__name__} the nodes of a deployment keep what "
                 "a checkpoint of the server would lack; run it without"
             )
 

@@ -27,6 +27,7 @@ from fedwsa.strategies.fedwsa import FedWSA
 from fedwsa.strategies.privacy import local_spent, spent
 from fedwsa.strategies.sizes import sized
 from fedwsa.strategies.wave import FedWave
+from fedwsa.strategies.wrapping import declared
 from server.alignment import check_alignment
 from server.callbacks import Callback
 from server.callbacks.choosing import BestModel, EarlyStop
@@ -254,7 +255,8 @@ class Federation:
             self.checkpoints.restore(self.begun.strategy)
             if self.begun.clients:
                 grid.client_states = self.begun.clients  # type: ignore[attr-defined]  # our engine's
-        systems = self.systems if getattr(self.strategy, "on_devices", True) else None
+        there = all(part.on_devices for part in declared(self.strategy))
+        systems = self.systems if there else None
         validate = self.model.validate if self.model.validates else None
         is_over = self._early_stop.is_over if self._early_stop else None
         loop = RoundLoop(

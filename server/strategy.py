@@ -51,7 +51,7 @@ from fedwsa.strategies.scaffold import Scaffold
 from fedwsa.strategies.sizes import SizedFedAvg
 from fedwsa.strategies.statistics import spared
 from fedwsa.strategies.wave import FedWave
-from fedwsa.strategies.wrapping import chain
+from fedwsa.strategies.wrapping import chain, declared
 from server.sizes import SizedModels
 from server.wants import wants_of
 
@@ -267,11 +267,10 @@ def _warn_of_learned(strategy: Strategy, config: Config) -> None:
 
 
 def _check_optimisers(strategy: Strategy, config: Config) -> None:
-    counts = [s for s in chain(strategy) if getattr(s, "needs_sgd", False)]
+    counts = [part.__name__ for part in declared(strategy) if part.needs_sgd]
     if counts and config.optimisers != {"sgd"}:
         key = "optimiser" if config.local.optimisers is None else "optimisers"
-        name = type(counts[0]).__name__
-        raise ConfigError(f"local.{key}: {name} counts steps of SGD; set it to sgd for all")
+        raise ConfigError(f"local.{key}: {counts[0]} counts steps of SGD; set it to sgd for all")
 
 
 def _check_majority(strategy: Strategy, config: Config, cohort: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ArrayRecord
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import nn
 
 from experiments.commands import of_system
@@ -19,8 +19,14 @@ from fedwsa.components import Component, ConfigError
 from fedwsa.explain import explain
 from fedwsa.models import build_model
 from fedwsa.objectives.scope import ScopeAlignment
+from fedwsa.strategies.averaging import averages_by, weighs_by
+from fedwsa.strategies.feddyn import FedDyn
 from fedwsa.strategies.fedwsa import FedWSA
 from fedwsa.strategies.guard import Guard
+from fedwsa.strategies.personal import has_global_model
+from fedwsa.strategies.scaffold import Scaffold
+from fedwsa.strategies.wrapping import declared
+from server.deployment import require_no_memory
 from server.wants import wants_of
 
 
@@ -105,6 +111,11 @@ def test_gradients_per_sample_are_refused() -> None:
     model.weight.grad_sample = None  # as Opacus's GradSampleModule marks what it trains
     with pytest.raises(ValueError, match=r"the optimiser makes \.grad anew"):
         ScopeAlignment(model, content())
+    model = nn.Linear(4, 3)
+    alignment = ScopeAlignment(model, content())
+    model.weight.grad_sample = None  # wrapped afterwards
+    with pytest.raises(ValueError, match=r"the optimiser makes \.grad anew"):
+        alignment.add_gradient()
 
 
 def test_nothing_is_filled_in_by_the_name_of_a_parameter() -> None:
@@ -114,6 +125,67 @@ def test_nothing_is_filled_in_by_the_name_of_a_parameter() -> None:
     assert wants_of(fedper, "strategy") == ["head"]
     with pytest.raises(ConfigError, match=r"Wrong\.wants must be a tuple of names among shapes"):
         wants_of(Component(**{"_target_": here + "Wrong"}), "strategy")
+
+
+def test_a_setting_of_theirs_is_set_where_it_is_read() -> None:
+    theirs = Theirs()
+    ours = Guard(FedWSA(theirs, strength=3.0))
+    ours.head, ours.fraction_train, ours.note = "another", 0.5, "new"
+    assert (theirs.head, theirs.fraction_train) == ("another", 0.5)
+    assert ours.note == "new"
+    assert not hasattr(theirs, "note")
+    ours.strength = 5.0  # of the aligning one, not theirs
+    assert (ours.strategy.strength, theirs.strength) == (5.0, "theirs")
+    copy.deepcopy(ours).head = "of the twin"
+    assert theirs.head == "another"
+
+
+def test_a_hook_that_was_put_onto_an_instance_is_called_within_ours(monkeypatch) -> None:
+    theirs, called = Theirs(), []
+    theirs.configure_train = lambda *_: called.append("theirs") or []
+    ours = FedWSA(theirs)
+    usual = FedWSA.configure_train
+
+    def noted(*given: Any) -> Any:
+        called.append("ours")
+        return usual(*given)
+
+    monkeypatch.setattr(FedWSA, "configure_train", noted)
+    arrays = messages.to_arrays({"w": torch.randn(3, 2)})
+    theirs.place = "here"
+    ours.start(SimpleNamespace(config={}), arrays, num_rounds=1)
+    assert called == ["ours", "theirs"]
+
+
+class Namesake(FedAvg):
+    """Whose attributes have the names of ours, and mean other things."""
+
+    needs_sgd = no_scopes = clients_remember = takes_pulls = "theirs"
+    on_devices = has_global_model = averages_by = transient = None
+    _pending_events = None
+
+
+class Other(Strategy):
+    """None of Flower's, to whom ``weighted_by_key`` is something else."""
+
+    weighted_by_key = has_global_model = 3
+
+    configure_train = aggregate_train = configure_evaluate = aggregate_evaluate = summary = (
+        lambda *_: None
+    )
+
+
+def test_an_attribute_of_a_stranger_means_nothing_to_us() -> None:
+    theirs = Namesake()
+    assert declared(FedWSA(theirs)) == []
+    assert has_global_model(Guard(theirs))
+    assert averages_by(theirs) is None
+    require_no_memory(theirs)
+    Guard(theirs).skip(1)
+    assert weighs_by(Guard(Other())) == messages.NUM_EXAMPLES
+    assert weighs_by(Guard(FedAvg(weighted_by_key="n"))) == "n"
+    for ours, key in ((Scaffold(), "needs_sgd"), (FedDyn(alpha=0.1), "takes_pulls")):
+        assert getattr(declared(Guard(ours))[0], key)
 
 
 class Wrong(FedAvg):

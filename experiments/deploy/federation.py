@@ -11,6 +11,7 @@ from typing import Any
 from experiments.deploy.keys import write_keys
 from experiments.deploy.processes import Processes, answers, free_port
 from fedwsa.components import ConfigError
+from fedwsa.files import write_text
 from fedwsa.launcher import APPS
 
 NAME = "demo"
@@ -65,9 +66,10 @@ class LocalFederation:
         write_keys(self.keys, _HOSTS, nodes, days)
         home = folder / "flwr"
         home.mkdir(parents=True, exist_ok=True)
-        (home / "config.toml").write_text(
+        write_text(
+            home / "config.toml",
             f'[superlink.{NAME}]\naddress = "127.0.0.1:{self.port}"\n'
-            f'root-certificates = "{self.keys / "ca.crt"}"\n'
+            f'root-certificates = "{self.keys / "ca.crt"}"\n',
         )
 
     def start_server(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -33,24 +33,30 @@ _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_module|module)\.")
 def _plainly_named(weights: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
     """The weights by the names that they have without what a model was wrapped in.
 
-    That are ``torch.compile``, ``DistributedDataParallel`` and Opacus's ``GradSampleModule``. The
-    latter computes gradients per sample, of which its optimiser makes ``.grad`` anew at its step:
-    what was added to it before would be without effect.
+    That are ``torch.compile``, ``DistributedDataParallel`` and Opacus's ``GradSampleModule``.
+    """
+    if all(name in weights for name in wanted):
+        return dict(weights)
+    return {_WRAPPERS.sub("", name): weight for name, weight in weights.items()}
+
+
+def _require_plain(weights: Iterable[Tensor]) -> None:
+    """Refuse weights with gradients per sample, as Opacus's ``GradSampleModule`` computes them.
+
+    Its optimiser makes ``.grad`` anew of them at its step: what was added to it before would be
+    without effect.
 
     Raises
     ------
     ValueError
-        Of weights with gradients per sample.
+        Of such weights.
     """
-    if any(hasattr(weight, "grad_sample") for weight in weights.values()):
+    if any(hasattr(weight, "grad_sample") for weight in weights):
         raise ValueError(
             "the model has gradients per sample (Opacus), of which the optimiser makes .grad anew "
             "at its step, so that weight scope alignment would be without effect; train without "
             "it, and add noise to the update (Flower's LocalDpMod) or at the server"
         )
-    if all(name in weights for name in wanted):
-        return dict(weights)
-    return {_WRAPPERS.sub("", name): weight for name, weight in weights.items()}
 
 
 _REPORTED = (messages.SCOPE_MEAN, messages.SCOPE_SPREAD, messages.SCOPE_KL)
@@ -124,6 +130,7 @@ class ScopeAlignment(Objective):
             )
         self._named = [name for name in self.target.names if name in weights]
         self._weights = [weights[name] for name in self._named]
+        _require_plain(weights.values())
         if self._partial:
             self.target = self.target.only(self._named)
         # On the wire scopes are normalised, here they are of weights as this client has them.
@@ -143,6 +150,7 @@ class ScopeAlignment(Objective):
     def add_gradient(self) -> None:
         """Add λ·∇KL to the gradients of the layers that take part."""
         if self.target is not None and self.strength and self._weights:
+            _require_plain(self._weights)  # the model may have been wrapped since
             self._add_to(gradients(self._weights))
 
     @torch.no_grad()

@@ -21,7 +21,9 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
+from fedwsa import messages
 from fedwsa.strategies.replies import MOST_EXAMPLES, Rules
+from fedwsa.strategies.wrapping import chain
 
 
 class Sampling(TypedDict, total=False):
@@ -49,9 +51,15 @@ def averages_by(strategy: Strategy) -> str | None:
         usual = strategy.train_metrics_aggr_fn is FedAvg().train_metrics_aggr_fn
         return strategy.weighted_by_key if usual else None
     if "averages_by" in vars(type(strategy)):
-        declared: str | None = strategy.averages_by  # type: ignore[attr-defined]
-        return declared
+        named = strategy.averages_by  # type: ignore[attr-defined]
+        return named if isinstance(named, str) else None
     return None
+
+
+def weighs_by(strategy: Strategy) -> str:
+    """The metric by which one of Flower's strategies, or one made of it, weights replies."""
+    *_, inner = chain(strategy)
+    return inner.weighted_by_key if isinstance(inner, FedAvg) else messages.NUM_EXAMPLES
 
 
 @contextmanager

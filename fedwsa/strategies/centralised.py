@@ -10,9 +10,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedwsa import messages
+from fedwsa.strategies.wrapping import Declared
 
 
-class Centralised(FedAvg):
+class Centralised(FedAvg, Declared):
     """One client trains on the training samples of all, for a simulation.
 
     In each round it makes as many steps as a cohort of FedAvg would all together: the local
@@ -26,7 +27,7 @@ class Centralised(FedAvg):
         As for Flower's FedAvg.
     """
 
-    no_scopes: ClassVar[str] = "there is one model, trained in one place"
+    no_scopes: ClassVar[str | None] = "there is one model, trained in one place"
     on_devices: ClassVar[bool] = False  # nobody drops out, is late or sends anything
     averages_by = messages.NUM_EXAMPLES
 

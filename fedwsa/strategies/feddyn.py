@@ -43,7 +43,7 @@ class FedDyn(Remembering):
     wants: ClassVar[tuple[str, ...]] = ("buffers",)
 
     averages_by = messages.DYN_COUNT
-    takes_pulls = True  # beside the models, so that these cannot be averaged at the workers
+    takes_pulls: ClassVar[bool] = True  # so that models cannot be averaged at the workers
     transient = ("_received",)  # no memory: set in each round
 
     def __init__(

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fedwsa import messages
 from fedwsa.strategies.averaging import Sampling, weighing
+from fedwsa.strategies.wrapping import Declared
 
 
-class FedNova(FedAvg):
+class FedNova(FedAvg, Declared):
     """Average the clients' updates per unit of local work, so that much work weighs no more.
 
     w ← w_g − τ·Σ_k p_k (w_g − w_k)/a_k with τ = Σ_k p_k a_k and p_k by examples; a_k is the
@@ -40,7 +41,7 @@ class FedNova(FedAvg):
     wants: ClassVar[tuple[str, ...]] = ("buffers",)
 
     averages_by = messages.NOVA_WEIGHT
-    needs_sgd = True
+    needs_sgd: ClassVar[bool] = True
     transient = ("_received",)  # no memory: set in each round
 
     def __init__(self, *, buffers: Sequence[str] = (), **sampling: Unpack[Sampling]) -> None:

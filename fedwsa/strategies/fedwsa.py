@@ -31,7 +31,7 @@ from fedwsa.scope import (
 from fedwsa.strategies.averaging import averaged, averages_by
 from fedwsa.strategies.privacy import is_private
 from fedwsa.strategies.sizes import sized
-from fedwsa.strategies.wrapping import Wrapper, chain
+from fedwsa.strategies.wrapping import Wrapper, chain, declared
 
 Target = Literal["fused", "initial"]
 Align = Literal["none", "after"]
@@ -149,8 +149,9 @@ class FedWSA(Wrapper):
                 "align='after' does not go with FedAvgM, which continues from its own copy of "
                 "the model: each rescaling would enter its momentum"
             )
-        if reason := getattr(strategy, "no_scopes", None):
-            raise ValueError(f"{type(strategy).__name__} does not go with it: {reason}")
+        for part in declared(strategy):
+            if part.no_scopes is not None:
+                raise ValueError(f"{part.__name__} does not go with it: {part.no_scopes}")
         sizes = sized(strategy)
         self._partial = sizes is not None and (len(sizes.shapes) > 1 or sizes.has_own)
         if align == "after" and self._partial:
@@ -179,7 +180,7 @@ class FedWSA(Wrapper):
 
         One that needs the pulls of the clients' terms beside their models gets whole replies.
         """
-        takes = any(getattr(part, "takes_pulls", False) for part in chain(self.strategy))
+        takes = any(part.takes_pulls for part in declared(self.strategy))
         return None if takes and self.strength else averages_by(self.strategy)
 
     def summary(self) -> None:

@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import (
 
 from fedwsa import messages
 from fedwsa.scope import choose
-from fedwsa.strategies.averaging import AveragedReplies, averaged, averages_by
+from fedwsa.strategies.averaging import AveragedReplies, averaged, averages_by, weighs_by
 from fedwsa.strategies.gathered import (
     Gathered,
     Incident,
@@ -30,6 +30,7 @@ from fedwsa.strategies.gathered import (
     once_more,
     short,
 )
+from fedwsa.strategies.privacy import Adaptive, Fixed
 from fedwsa.strategies.replies import (
     MOST_EXAMPLES,
     Rules,
@@ -285,11 +286,11 @@ class Guard(Wrapper):
         """Forget a round that was configured and brings no model."""
         for part in chain(self.strategy):
             # Flower's privacy wrappers hold the event of a release that does not happen.
-            getattr(part, "_pending_events", {}).pop(server_round, None)
+            if isinstance(part, Fixed | Adaptive):
+                getattr(part, "_pending_events", {}).pop(server_round, None)
 
     def _rules(self, stage: str) -> Rules:
-        *_, inner = chain(self.strategy)
-        usual: str = getattr(inner, "weighted_by_key", messages.NUM_EXAMPLES)
+        usual = weighs_by(self.strategy)
         if stage == "evaluate":
             return Rules(usual, self.scores, self.max_examples)
         return Rules(averages_by(self.strategy) or usual, self.numbers, self.max_examples)

@@ -19,7 +19,7 @@ class LocalOnly(Personal):
         As for Flower's FedAvg.
     """
 
-    no_scopes: ClassVar[str] = "no weights are averaged, so there are none to align"
+    no_scopes: ClassVar[str | None] = "no weights are averaged, so there are none to align"
 
     def __init__(self, **sampling: Unpack[Sampling]) -> None:
         super().__init__(lambda name: True, **sampling)

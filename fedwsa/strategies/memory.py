@@ -11,9 +11,10 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedwsa import messages
 from fedwsa.strategies.averaging import AveragedReplies, Sampling
+from fedwsa.strategies.wrapping import Declared
 
 
-class Remembering(FedAvg):
+class Remembering(FedAvg, Declared):
     """FedAvg that names to each client the last round whose answer it accepted from it.
 
     A client goes back to what it kept after that round (:mod:`fedwsa.objectives.memory`), so that

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from fedwsa import messages
 from fedwsa.strategies.averaging import Sampling
 from fedwsa.strategies.memory import Remembering
-from fedwsa.strategies.wrapping import chain
+from fedwsa.strategies.wrapping import declared
 
 
 class Personal(Remembering):
@@ -97,4 +97,4 @@ def matcher(pattern: str) -> Callable[[str], bool]:
 
 def has_global_model(strategy: Strategy) -> bool:
     """Whether what a strategy aggregates is a model to test."""
-    return all(getattr(part, "has_global_model", True) for part in chain(strategy))
+    return all(part.has_global_model for part in declared(strategy))

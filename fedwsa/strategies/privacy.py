@@ -30,6 +30,7 @@ from flwr.supercore.privacy_accounting import (
 from flwr.supercore.privacy_accounting.rdp_accountant import RdpAccountant
 
 from fedwsa import messages
+from fedwsa.strategies.averaging import weighs_by
 from fedwsa.strategies.wrapping import Wrapper, chain
 
 logger = logging.getLogger("fedwsa")
@@ -104,8 +105,7 @@ class Accounted(Wrapper):
         usable = messages.reply_metrics(replies)
         if len(usable) != count or len(replies) != count:
             return f"{len(usable)} of {count} clients gave a usable answer"
-        *_, inner = chain(self.strategy)
-        key = getattr(inner, "weighted_by_key", messages.NUM_EXAMPLES)
+        key = weighs_by(self.strategy)
         if len({metrics.get(key) for metrics in usable}) > 1:
             return f"the clients do not count equally, by {key}"
         return None

@@ -46,8 +46,7 @@ class Scaffold(Remembering):
     """
 
     wants: ClassVar[tuple[str, ...]] = ("untrained",)
-
-    needs_sgd = True
+    needs_sgd: ClassVar[bool] = True
 
     def __init__(
         self,

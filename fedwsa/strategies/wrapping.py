@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -18,10 +19,52 @@ _HOOKS = (
 )
 
 
-class Wrapper(Strategy):
+class Declared:
+    """What strategies of ours say of themselves.
+
+    Read by :func:`declared` alone: a stranger's attribute of one of these names may mean anything.
+    """
+
+    needs_sgd: ClassVar[bool] = False
+    """Whether clients count steps of SGD."""
+
+    no_scopes: ClassVar[str | None] = None
+    """Why weight scopes cannot be aligned."""
+
+    on_devices: ClassVar[bool] = True
+    """Whether training happens on the clients' devices."""
+
+    has_global_model: ClassVar[bool] = True
+    """Whether what is aggregated is a model to test."""
+
+    clients_remember: ClassVar[bool] = False
+    """Whether clients keep something between rounds."""
+
+    takes_pulls: ClassVar[bool] = False
+    """Whether the pulls of the clients' terms are needed beside their models."""
+
+
+class _Made(ABCMeta):
+    """Marks what is constructed: what is set afterwards may be meant for another."""
+
+    def __call__(cls, *given: Any, **named: Any) -> Any:
+        made = super().__call__(*given, **named)
+        vars(made)["_made"] = True
+        return made
+
+
+class Wrapper(Strategy, metaclass=_Made):
     """A strategy around another, to which it leaves what it does not do itself."""
 
     strategy: Strategy
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set what a wrapper has; what it has not, and the wrapped strategy has, there."""
+        own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
+        if "_made" in vars(self) and not own and hasattr(self.strategy, name):
+            setattr(self.strategy, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
         """What a wrapper has not, as the wrapped strategy has it: methods of its own, settings."""
@@ -43,8 +86,11 @@ class Wrapper(Strategy):
     def _facing(self, part: Strategy) -> Strategy:
         """A strategy that is ``part``, attributes and all, but for the hooks, which are ours."""
 
-        def ours(name: str) -> Callable[..., Any]:
-            return lambda _, *given, **named: getattr(self, name)(*given, **named)
+        def ours(name: str) -> property:  # which goes before what the instance has of the name
+            def put(_: Strategy, hook: Callable[..., Any]) -> None:
+                vars(part)[name] = hook
+
+            return property(lambda _: getattr(self, name), put)
 
         kind = type(part)
         face: Any = object.__new__(type(kind.__name__, (kind,), {n: ours(n) for n in _HOOKS}))
@@ -86,3 +132,8 @@ def chain(strategy: Strategy) -> Iterator[Strategy]:
     while isinstance(inner, Strategy):
         yield inner
         inner = getattr(inner, "strategy", None)
+
+
+def declared(strategy: Strategy) -> list[type[Declared]]:
+    """Those of a strategy and what it wraps that declare something, outermost first."""
+    return [type(part) for part in chain(strategy) if isinstance(part, Declared)]
