@@ -17,13 +17,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from experiments.simulate import simulate
-from fedwsa.config import compose
 from fedwsa.simulation import pool, run_simulation, worker
 from fedwsa.simulation.cluster import connect
 from fedwsa.simulation.worker import Job, Worker
 from fedwsa.strategies.averaging import averaged
-from tests.test_checkpoint import assert_same_run
 
 CLIENTS = 3
 
@@ -116,25 +113,3 @@ def test_a_worker_killed_at_each_object_of_its_stream_loses_nothing(
     # Without work to divide, the plan is one job.
     run_simulation(server, remembering(), CLIENTS, workers=1, work=[0] * CLIENTS)
     assert (place / "killed").read_text().split() == kinds
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["moon", "feddyn", "scaffold"])
-def test_a_run_whose_worker_is_killed_at_each_object_ends_as_one_that_nobody_disturbs(
-    strategy: str, place: Path, tmp_path: Path
-) -> None:
-    # Three equal clients: the first job has two, the second what is left.
-    kinds = ["Answers", "Kept", "Kept", "Answers", "end"]
-    config = compose(
-        [
-            *(f"strategy={strategy}", f"rounds={len(kinds) + 1}", f"clients.count={CLIENTS}"),
-            *("partition=iid", "local.epochs=1", "model.width=0.2", "clients.table=true"),
-            *("runtime.workers=1", "runtime.cohort=off", f"cache_dir={tmp_path / 'cache'}"),
-        ]
-    )
-    simulate(config, tmp_path / "whole")
-    for number in range(len(kinds)):
-        (place / str(number + 1)).write_text(str(number))
-    simulate(config, tmp_path / "killed")
-    assert (place / "killed").read_text().split() == kinds
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")
