@@ -30,7 +30,7 @@ class StaticBatchNorm2d(nn.BatchNorm2d):
     channels : int
         Inputs have the shape ``(N, channels, H, W)``.
 
-    Source: HeteroFL, arXiv 2010.01264, section 3.
+    Source: HeteroFL, arXiv 2010.01264.
     """
 
     def __init__(self, channels: int) -> None:
