@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -83,6 +84,9 @@ class RayStart:
     def wait(self) -> Exception | None:
         """Return once Ray runs, or the error if it does not."""
         self._done.wait()
+        if threading.current_thread() is threading.main_thread():
+            # Ray's own handler, set below Python, would abort three seconds after the signal.
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         return self._error
 
 

@@ -70,6 +70,7 @@ def _came(number: int, frame: FrameType | None) -> None:
     first, _number = not _number, number
     if _ending or not first:
         os._exit(code())
+    signal.alarm(0)  # of a handler below Python, as Ray sets: it would abort a slow end
     raise KeyboardInterrupt
 
 

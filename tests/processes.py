@@ -25,12 +25,19 @@ def started(command: Sequence[str | Path], **options: Any) -> Iterator[subproces
             process.wait()
 
 
-def all_end(pids: Sequence[int], seconds: float = 10.0) -> bool:
+def all_end(pids: Sequence[int], seconds: float = 30.0) -> bool:
     """Whether all processes end within some seconds."""
     end = time.monotonic() + seconds
     while any(map(_alive, pids)) and time.monotonic() < end:
         time.sleep(0.1)
     return not any(map(_alive, pids))
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    [caught] = [s.split()[1] for s in status.splitlines() if s.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def _alive(pid: int) -> bool:

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from experiments import simulate
 
@@ -28,7 +30,7 @@ def fedwsa(folder: Path, *arguments: str, **environment: str) -> subprocess.Comp
         env={**variables, **environment},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
 
@@ -171,6 +173,31 @@ def test_a_failing_run_of_a_sweep_is_named_and_the_others_go_on(tmp_path: Path) 
     ]
     assert re.search(r"^ 3000 +0/1 +failed", done.stdout, re.M)
     assert re.search(r"^ 2 +1 +\d+\.\d{2} ", done.stdout, re.M)
+
+
+def test_a_sweep_over_runtimes_and_addresses_fails_where_nobody_answers(tmp_path: Path) -> None:
+    done = fedwsa(
+        tmp_path,
+        *("--multirun", "runtime=ray,flower,ray", "runtime.address=127.0.0.1:9,null,localhost:9"),
+        *("rounds=1", "clients.count=2", "local.epochs=1"),
+    )
+    assert done.returncode == 1
+    nobody = "runtime.address=HOST:9: nobody answers there"
+    reasons = {
+        **{i: nobody.replace("HOST", "127.0.0.1") for i in (0, 6)},
+        **dict.fromkeys((3, 5), "runtime: address needs runtime=ray"),
+        **{i: nobody.replace("HOST", "localhost") for i in (2, 8)},
+    }
+    *lines, last = done.stderr.splitlines()
+    assert len(lines) == len(reasons), done.stderr
+    for line, (number, reason) in zip(lines, sorted(reasons.items()), strict=True):
+        assert line.startswith(f"fedwsa: run {number}: {reason}")
+    assert last == "fedwsa: 6 of the 9 runs failed: 0, 2, 3, 5, 6, 8"
+    (folder,) = tmp_path.glob("runs/*/*-sweep")
+    assert {int(file.parent.name) for file in folder.glob("*/result.json")} == {1, 4, 7}
+    # The same run on the same runtime, with another between them.
+    first, again = (load_file(folder / n / "model.safetensors") for n in ("1", "7"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_a_sweep_ends_with_a_comparison_on_the_same_cohorts(tmp_path: Path) -> None:

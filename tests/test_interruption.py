@@ -71,32 +71,20 @@ def interrupted(
 @pytest.mark.parametrize(
     ("words", "module"),
     [
-        ("fedwsa rounds=100000", "experiments.cli"),
-        ("fedwsa rounds=100000", "hydra"),
-        ("fedwsa rounds=100000", "torch.nn"),
-        ("fedwsa rounds=100000", "server.rounds"),
-        ("fedwsa-study smoke", "experiments.studies.cli"),
-        ("fedwsa-study smoke", "rich.table"),
-        ("fedwsa-merge a b", "experiments.merge.cli"),
-        ("fedwsa-learngene bench", "experiments.learngene.cli"),
-        ("fedwsa-partition clients.count=3", "hydra"),
-        ("fedwsa-table .", "experiments.tables.cli"),
-        ("fedwsa-plot .", "rich"),
-        ("-m experiments.tables.cli .", "rich"),
+        ("fedwsa rounds=1 clients.count=2", "experiments.cli"),
+        ("fedwsa rounds=1 clients.count=2", "server.rounds"),
+        ("fedwsa-table .", "rich"),
     ],
 )
-@pytest.mark.parametrize("swallowed", [False, True], ids=["raised", "swallowed"])
-def test_a_signal_during_imports_ends_a_command_in_one_line(
-    words: str, module: str, swallowed: bool, tmp_path: Path
+def test_a_signal_that_python_swallows_during_imports_ends_a_command_all_the_same(
+    words: str, module: str, tmp_path: Path
 ) -> None:
     name, *rest = words.split()
-    command = [sys.executable, name, *rest] if name == "-m" else [str(BIN / name), *rest]
     number = signal.SIGTERM if module.startswith("experiments") else signal.SIGINT
-    done = interrupted(tmp_path, command, module, number, swallowed)
+    done = interrupted(tmp_path, [str(BIN / name), *rest], module, number, True)
     assert done.returncode == 128 + number, done.stderr
-    assert done.stderr.splitlines()[-1].partition(": ")[2].startswith("interrupted")
-    if not swallowed:  # else Python itself says that it ignores an exception
-        assert len(done.stderr.splitlines()) == 1
+    # Before it Python itself says that it ignores an exception.
+    assert done.stderr.splitlines()[-1].startswith(f"{name}: interrupted")
     assert not list(tmp_path.glob("runs/*"))
 
 
