@@ -151,7 +151,7 @@ def simulate(
     with held(folder):
         (folder / FAILED).unlink(missing_ok=True)  # why it ended early is over
         try:
-            with telling_theirs(RunError):
+            with telling_theirs(RunError, ConfigError):
                 runtimes.run(federation, client_app)
         except BaseException as error:
             _leave(folder, label, error)

@@ -85,14 +85,16 @@ def blaming(refusal: type[Exception], begin: str, kinds: bool = True) -> Iterato
 
 
 @contextmanager
-def telling_theirs(refusal: type[Exception]) -> Iterator[None]:
+def telling_theirs(refusal: type[Exception], *known: type[Exception]) -> Iterator[None]:
     """Around everything: the same for what was raised in a file of somebody else's, and only that.
 
-    What has no place in such a file is a fault of ours, and goes on with its traceback.
+    What has no place in such a file is a fault of ours, and goes on with its traceback; what is
+    ``known`` to be written for a person goes on as it is.
     """
+    goes_on: tuple[type[BaseException], ...] = (refusal, KeyboardInterrupt, *known)
     try:
         yield
-    except (refusal, KeyboardInterrupt):
+    except goes_on:
         raise
     except BaseException as error:
         if place_of(error) is None:

@@ -6,6 +6,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedwsa.blame import telling_theirs
+from fedwsa.components import ConfigError
 from fedwsa.config import from_run_config
 from fedwsa.remembered import enter
 from server.deployment import folder_of, open_fleet, require_no_memory, told
@@ -32,7 +33,7 @@ def build(federation: Federation | None = None) -> ServerApp:
             federation.start(grid)
             return
         enter(context.run_id)
-        with told(), telling_theirs(RunError):
+        with told(), telling_theirs(RunError, ConfigError):
             folder, resumed = folder_of(context)
             config = from_run_config(context.run_config)
             data, fleet = open_fleet(config, grid)

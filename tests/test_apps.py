@@ -11,6 +11,7 @@ from flwr.app import Context, Message, MessageType, RecordDict
 import clients.app
 import server.app
 from fedwsa.components import ConfigError
+from server.rounds import RunError
 from tests.test_fedwsa import Nodes
 
 pytestmark = pytest.mark.usefixtures("task_identity")
@@ -124,7 +125,7 @@ def test_a_server_that_died_goes_on_with_other_nodes_contexts(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     common = f"clients.count=4 local.epochs=1 cache_dir={tmp_path}/c {REMEMBERED}"
     begun = {"overrides": f"{common} checkpoint.every=1"}
-    with pytest.raises(PowerCut):
+    with pytest.raises(RunError, match="PowerCut"):
         server.app.app(Cut(4, begun), context({}, begun))
     again = {**begun, "resume": "runs/flower-1"}
     server.app.app(Loopback(4, again), context({}, again))

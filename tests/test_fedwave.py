@@ -242,7 +242,7 @@ def test_templates_and_scalers_do_not_decay_at_a_client(optimiser: str) -> None:
     aggregator = strategy()
     joined = aggregator.join(states(models()))
     sent = messages.to_tensors(aggregator.split(joined, "S", 1))
-    net = network_for(component("vit.vit", **SIZES["S"]), IMAGE, CLASSES, "cpu", sent)
+    net = network_for(component("vit.vit", **SIZES["S"]), IMAGE, CLASSES, "cpu", sent, seed=0)
     net.load({k: t.clone() for k, t in sent.items()})
     conditions = Conditions(0.1, 0.5, batch_size=1, epochs=1, optimiser=optimiser)
     optimizer = make_optimizer(_Stepped(net.model).groups, local(momentum=0.0), conditions)

@@ -124,7 +124,8 @@ def test_a_small_model_costs_less_of_everything(cache: str, tmp_path: Path) -> N
     sized = "strategy=heterofl 'clients.sizes=[M,L,M,L]'"
     table = run(tmp_path, cache, sized)
     assert table["bytes_down"].tolist() == [2 * 4 * (small + MLP)] * 2
-    assert table["bytes_up"].tolist() == [2 * 4 * (small + MLP) + 4 * REPORT] * 2
+    classes = 10 * 8  # which a client has
+    assert table["bytes_up"].tolist() == [2 * 4 * (small + MLP) + 4 * (REPORT + classes)] * 2
     work = 2 * 2 * (64 * 100 + 100 * 100 + 100 * 10) + 2 * (100 * 100 + 100 * 10)
     samples = [len(split(cache, 4, client)) for client in range(4)]
     flops = [n * cost for n, cost in zip(samples, [work, PER_SAMPLE] * 2, strict=True)]

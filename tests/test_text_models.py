@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from clients.cohort import Stack, train_stack, why_not
+from clients.stacking import stacking
 from clients.training import Conditions, Samples, train
 from fedwsa.components import ConfigError
 from fedwsa.config import compose, options
@@ -184,7 +185,8 @@ def test_channels_last_is_for_images_and_changes_no_text(name: str) -> None:
 def test_a_cohort_of_transformers_trains_each_as_alone() -> None:
     sizes, settings = (11, 9, 4), local()  # three, two (the last of five) and one batches
     own = [conditions(settings, 0.05 * (k + 1), 0.01) for k in range(3)]
-    assert why_not(network("char_transformer"), settings) is None
+    assert why_not(settings) is None
+    assert stacking(network("char_transformer"), (LENGTH,), CLASSES).reason is None
     stack = Stack(network("char_transformer"), 3)
     losses = train_stack(stack, [samples(n) for n in sizes], settings, own, [[]] * 3)
     for k, n in enumerate(sizes):
@@ -198,7 +200,7 @@ def test_a_cohort_of_transformers_trains_each_as_alone() -> None:
 
 
 def test_recurrent_layers_are_trained_one_by_one_and_say_why() -> None:
-    assert why_not(network("char_lstm"), local()) == "torch has no stacked LSTM"
+    assert stacking(network("char_lstm"), (LENGTH,), CLASSES).reason == "torch has no stacked LSTM"
 
 
 def test_distilling_text_is_the_mean_of_distilling_each_position() -> None:

@@ -149,12 +149,19 @@ class Worker:
         partitions: int,
         run_config: UserConfig,
     ) -> None:
+        """As :meth:`serve`, with an app that is loaded here: its module may only now be found."""
+        try:
+            self.serve(ray.get(app[0]), run_id, partitions, run_config)
+        except Exception as error:
+            self._missing = f"the ClientApp cannot be loaded at the workers: {told(error)}"
+
+    def serve(self, app: ClientApp, run_id: int, partitions: int, run_config: UserConfig) -> None:
         """Serve a run; what the process has loaded and cached for another one stays.
 
         Parameters
         ----------
         app
-            The one ClientApp, which is loaded here: it may lie in a module that only now is found.
+            The ClientApp.
         run_id
             Of the run.
         partitions
@@ -164,12 +171,8 @@ class Worker:
         """
         # Flower asks who is speaking, and has no public way to say it.
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 1, 1
+        self._app, self._missing = app, ""
         self._run_id, self._partitions, self._run_config = run_id, partitions, run_config
-        self._app, self._missing = ClientApp(), ""
-        try:
-            self._app = ray.get(app[0])
-        except Exception as error:
-            self._missing = f"the ClientApp cannot be loaded at the workers: {told(error)}"
         self._warnings: list[str] = []
 
     def ready(self) -> bool:
