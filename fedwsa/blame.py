@@ -97,10 +97,16 @@ def telling_theirs(refusal: type[Exception], *known: type[Exception]) -> Iterato
     except goes_on:
         raise
     except BaseException as error:
-        if place_of(error) is None:
+        if place_of(error) is None or (isinstance(error, SystemExit) and _raised_here(error)):
             raise
         logger.debug("in somebody's own code:", exc_info=error)  # for run.log
         raise refusal(told(error)) from error
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether it was raised in a file of ours: a command that ends, whoever has called it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.startswith(_OURS)
 
 
 def _said(error: BaseException) -> str:
