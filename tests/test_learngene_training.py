@@ -103,7 +103,10 @@ def test_ctrl_c_keeps_the_step_and_pressed_again_ends_it_at_once(tmp_path: Path)
 
 
 def test_where_ctrl_c_is_ignored_a_training_ignores_it(tmp_path: Path) -> None:
+    pressed: list[int] = []
+
     def report(step: int, loss: float) -> None:
+        pressed.append(step)
         os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -112,6 +115,7 @@ def test_where_ctrl_c_is_ignored_a_training_ignores_it(tmp_path: Path) -> None:
         fit(small(), lesson(), Recipe(2), purpose="test", report=report, resume=resume)
     finally:
         signal.signal(signal.SIGINT, before)
+    assert pressed
 
 
 def test_the_state_of_another_training_is_not_gone_on_with(tmp_path: Path) -> None:
