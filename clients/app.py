@@ -127,7 +127,7 @@ class Received:
 
 def _receive(config: Config, message: Message, context: Context) -> Received:
     """The network with the received weights, and the client's own, in memory of its own."""
-    data = open_data(config, context)
+    data = open_data(config, message.content, context)
     device = resolve_device(config.device)
     named = find_record(message.content, messages.SIZE)
     component = config.model_of(None if named is None else str(named[messages.SIZE]))

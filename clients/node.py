@@ -29,8 +29,6 @@ def client_of(context: Context) -> int:
 def introduce(config: Config, message: Message, context: Context) -> ConfigRecord:
     """Who this node is in a run, once it has seen that it has data.
 
-    What the server tells of its own data is kept for the rounds.
-
     Raises
     ------
     ConfigError
@@ -39,9 +37,7 @@ def introduce(config: Config, message: Message, context: Context) -> ConfigRecor
     client, count = client_of(context), config.clients.count
     if not 0 <= client < count:
         raise ConfigError(f"partition-id={client}: the run has clients.count={count}, from 0")
-    if messages.DATA_REFERENCE in message.content:
-        context.state[messages.DATA_REFERENCE] = message.content[messages.DATA_REFERENCE]
-    data = open_data(config, context)
+    data = open_data(config, message.content, context)
     record = ConfigRecord({messages.PARTITION_ID: client})
     if config.clients.sizes is not None:
         shape, classes = data.whole.shape, data.whole.classes
@@ -51,8 +47,10 @@ def introduce(config: Config, message: Message, context: Context) -> ConfigRecor
     return record
 
 
-def open_data(config: Config, context: Context) -> FederatedData:
+def open_data(config: Config, content: Content, context: Context) -> FederatedData:
     """The data set of the run, or with ``partition=own`` what this node has.
+
+    Of the server's own data each message tells again: a node that was restarted knows nothing.
 
     Raises
     ------
@@ -72,7 +70,7 @@ def open_data(config: Config, context: Context) -> FederatedData:
             "partition=own: this node has no data; start it with --node-config "
             "\"partition-id=NUMBER data-path='FOLDER'\""
         )
-    told = find_record(context.state, messages.DATA_REFERENCE)
+    told = find_record(content, messages.DATA_REFERENCE)
     if told is None:
         raise ConfigError("partition=own: the server has not said what its data are like")
     return open_node(

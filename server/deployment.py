@@ -40,7 +40,7 @@ def open_fleet(config: Config, grid: Grid) -> tuple[FederatedData, PartitionGrid
         raise ConfigError("strategy=centralised: there is no pool, with partition=own")
     whole, told = open_reference(spec)
     fleet = PartitionGrid(grid, count, reference=told.model_dump_json())
-    return open_server(spec, whole, [fleet.examples[k] for k in range(count)]), fleet
+    return open_server(spec, whole, told, [fleet.examples[k] for k in range(count)]), fleet
 
 
 def folder_of(context: Context) -> tuple[Path, bool]:

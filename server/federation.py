@@ -11,12 +11,11 @@ from pathlib import Path
 from flwr.serverapp import Grid
 from rich.console import Console
 
-from fedwsa import interruption
+from fedwsa import interruption, messages
 from fedwsa.blame import blaming
 from fedwsa.components import ConfigError
 from fedwsa.config import Config
 from fedwsa.data.federated import FederatedData, open_federated
-from fedwsa.data.own import is_own
 from fedwsa.data.skew import open_skew
 from fedwsa.devices import resolve_device
 from fedwsa.files import sync
@@ -263,8 +262,12 @@ class Federation:
             self.guard, fleet, arrays, config, self.model.score, systems, validate, is_over
         )
         loop.staying = self.sizes.marks
-        if not is_own(config.partition):
-            loop.data_mark = self.data.mark
+        reference = self.data.reference
+        loop.data_told = (
+            {messages.DATA_REFERENCE: reference}
+            if reference
+            else {messages.DATA_MARK: self.data.mark}
+        )
         return loop
 
     def _checkpoint(

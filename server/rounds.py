@@ -173,7 +173,7 @@ class RoundLoop:
         self.is_over = is_over
         self.on_event = on_event
         self.staying: Mapping[str, str] = {}  # size → marks, see SizedModels.marks
-        self.data_mark: str | None = None  # see FederatedData.mark
+        self.data_told: dict[str, str] = {}  # by which clients know their data, or the server's
         self._reference = messages.to_tensors(arrays)
 
     def run(self, number: int) -> RoundRecord:
@@ -273,9 +273,7 @@ class RoundLoop:
             if messages.SERVER_ROUND not in record:
                 continue
             marks = self.staying.get(str(record.get(messages.SIZE, WHOLE)), "{}")
-            added = {} if marks == "{}" else {messages.STAYING: marks}
-            if self.data_mark is not None:
-                added[messages.DATA_MARK] = self.data_mark
+            added = self.data_told | ({} if marks == "{}" else {messages.STAYING: marks})
             return RecordDict({**content, name: ConfigRecord({**record, **added})})
         return content
 
@@ -322,6 +320,7 @@ class RoundLoop:
                     number, self.arrays, self._round_config(number), self.grid
                 )
             )
+        messages.change_contents(instructions, self._with_marks)
         replies = self._exchange(instructions, number)
         gathered = self.guard.review(instructions, replies)
         record.evaluations = self._by_client(gathered.accepted)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from flwr.app import Context, RecordDict
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 import clients.app
@@ -64,14 +67,16 @@ def folders(tmp_path_factory) -> tuple[Path, dict[str, int]]:
     return root, counts
 
 
-def run(folders, nodes: list[dict], extra: str = "", partition: str = "own") -> Path:
+def run(
+    folders, nodes: list[dict], extra: str = "", partition: str = "own", fleet: type = Fleet
+) -> Path:
     root, _ = folders
     run_config = {
         "overrides": f"clients.count={len(nodes)} partition={partition} dataset=image_folder "
         f"dataset.path={root}/reference rounds=3 cache_dir={root}/cache {extra}"
     }
     context = Context(1, 0, {}, RecordDict(), run_config)
-    server.app.app(Fleet(nodes, run_config), context)
+    server.app.app(fleet(nodes, run_config), context)
     return Path("runs") / "flower-1"
 
 
@@ -96,6 +101,28 @@ def test_nodes_learn_from_their_own_folders(folders, tmp_path, monkeypatch) -> N
     assert (left / "result.json").exists()
     assert (left / "config.yaml").exists()
     assert (left / "run.log").exists()
+
+
+class Restarting(Fleet):
+    """All nodes forget everything before each round, as processes that are started again do."""
+
+    def send_and_receive(self, messages, *, timeout=None):
+        for context in self.contexts.values():
+            context.state = RecordDict()
+        return super().send_and_receive(messages, timeout=timeout)
+
+
+def test_a_node_that_is_started_again_goes_on(folders, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    models = []
+    for kind in (Fleet, Restarting):
+        left = run(folders, nodes_of(folders[0], "a", "b"), fleet=kind)
+        history = pd.read_csv(left / "history.csv")
+        assert history["failed"].isna().all()
+        assert history["client_accuracy_mean"].notna().any()
+        models.append(load_file(left / "model.safetensors"))
+        shutil.rmtree(left)
+    torch.testing.assert_close(*models, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

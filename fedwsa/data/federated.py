@@ -79,6 +79,8 @@ class FederatedData:
         Others that no client has: what the server chooses hyper-parameters by.
     seed : int
         Keys the clients' hold-outs.
+    reference : str
+        What nodes with data of their own are told of the server's; empty: there are none.
     """
 
     whole: LabelledData
@@ -86,6 +88,7 @@ class FederatedData:
     public: Tensor
     validation: Tensor
     seed: int
+    reference: str = ""
 
     @cached_property
     def mark(self) -> str:

@@ -110,12 +110,14 @@ class Elsewhere(Partition):
         }
 
 
-def open_server(spec: DataSpec, whole: LabelledData, sizes: Sequence[int]) -> FederatedData:
+def open_server(
+    spec: DataSpec, whole: LabelledData, told: Reference, sizes: Sequence[int]
+) -> FederatedData:
     """The server's data, with a partition of as many samples as the nodes say they have.
 
     Parameters
     ----------
-    whole
+    whole, told
         See :func:`open_reference`.
     sizes
         Samples of each client.
@@ -127,7 +129,8 @@ def open_server(spec: DataSpec, whole: LabelledData, sizes: Sequence[int]) -> Fe
     unknown = np.zeros((len(shares), whole.classes), dtype=np.int64)
     arguments = {"clients": len(shares), "seed": spec.seed}
     partition = Elsewhere("own", arguments, shares, unknown, int(ends[-1]), "")
-    return FederatedData(whole, partition, public, validating, spec.seed)
+    reference = told.model_dump_json()
+    return FederatedData(whole, partition, public, validating, spec.seed, reference)
 
 
 def open_node(spec: DataSpec, path: str, client: int, clients: int, told: str) -> FederatedData:
