@@ -44,6 +44,12 @@ def test_code_what_it_imports_and_the_files_it_names_are_in_the_key(written, fil
     assert of_component(named) != before
 
 
+def test_strings_that_can_name_nothing_are_passed_by(written) -> None:
+    odd = "HALVES = '[\\ud800-\\udbff]'\nNUL = 'a\\0b'\nDEEP = 'x/' * 9 + '\\udfff'\n"
+    (written / "keyed_helper.py").write_text(odd)
+    assert of_code(["keyed_helper"]) is not None
+
+
 def test_code_that_changed_since_it_was_imported_has_no_key(written) -> None:
     __import__("keyed_helper")
     try:

@@ -196,6 +196,10 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _of_string(text: str, folder: Path) -> str | None:
     """What a string in a source may stand for: a variable of the environment, a file."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:  # half a surrogate pair, as in a regular expression: no name
+        return ""
     places = [_path(text)] if Path(text).is_absolute() else [_path(text), folder / text]
     if any(p.is_dir() and p.resolve() in folder.resolve().parents for p in places):
         places = []  # "." or "/": more a separator than a place
