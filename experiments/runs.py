@@ -53,7 +53,8 @@ def read_history(folder: Path) -> pd.DataFrame:
     """``history.csv`` of a run folder."""
     import pandas as pd
 
-    return pd.read_csv(io.StringIO(whole_lines(folder / "history.csv")))
+    text = io.StringIO(whole_lines(folder / "history.csv"))
+    return pd.read_csv(text, float_precision="round_trip")
 
 
 def draw_pictures(folder: Path, label: str) -> None:

@@ -75,6 +75,16 @@ def test_clients_are_those_of_the_last_round(runs: Path) -> None:
     assert len(draw.client_scores(runs)) == 0
 
 
+def test_a_damaged_file_is_named_and_not_taken_for_none(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", [0.2])
+    (folder / "client_scores.csv").write_text("round,client,accuracy\n2,0,high\n")
+    with pytest.raises(ConfigError, match=r"run: its client_scores\.csv is damaged: .*'high'"):
+        draw.clients(rows(tmp_path), [])
+    (folder / "scopes.csv").write_text("round,layer,fused_std\n2,w\n")
+    with pytest.raises(ConfigError, match=r"run: its scopes\.csv is damaged in line 2"):
+        draw.read_scopes(folder, "fused_std")
+
+
 def test_few_lines_stand_in_a_panel_and_looks_tell_them_apart_in_grey() -> None:
     groups = [
         {"data": d, "setting": s, "strategy": a, "wsa": w}

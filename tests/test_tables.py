@@ -206,6 +206,9 @@ def test_failed_cells_are_shown_and_what_is_no_run_is_named(tmp_path: Path, caps
     (half / "result.json").write_text('{"accuracy": 0.')
     other = run_folder(tmp_path / "s" / "other", axes={"wsa": "other"})
     write(other / "result.json", {"score": 3})
+    for name, text in (("short", "round,accuracy\n1\n"), ("words", "round,accuracy\n1,much\n")):
+        damaged = run_folder(tmp_path / "s" / name, axes={"wsa": name})
+        (damaged / "history.csv").write_text(text)
     table([str(tmp_path / "s"), "--baseline", "wsa=off"], Console(width=200))
     printed = capsys.readouterr()
     assert "failed: wsa=on seed=1: round 1: all 4 clients failed in training" in printed.out
@@ -218,6 +221,8 @@ def test_failed_cells_are_shown_and_what_is_no_run_is_named(tmp_path: Path, caps
         ("old", "fedwsa 0.0.9 made it, this is "),
         ("half", "its result.json cannot be read"),
         ("other", "its result.json has no accuracy: another version of fedwsa made it"),
+        ("short", "its history.csv is damaged in line 2"),
+        ("words", "its history.csv is damaged: could not convert string to float: 'much'"),
     ):
         assert any(f"{folder}: {why}" in line for line in lines), printed.err
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,8 @@ from numpy.typing import NDArray
 from experiments.figures.style import Look, legend, looks, name, panels
 from experiments.statistics import interval
 from experiments.tables.build import Row
-from fedwsa.files import whole_lines
+from experiments.tables.runs import Unusable, numbers, read_columns
+from fedwsa.components import ConfigError
 
 Array = NDArray[np.float64]
 
@@ -148,15 +147,24 @@ def _left_labels(drawn: Sequence[Axes], text: str) -> None:
             panel.set_ylabel(text)
 
 
+def _read(
+    file: Path, one: str, other: str
+) -> tuple[dict[str, list[str]], list[float | None], list[float | None]]:
+    """A CSV of a run folder, and two of its columns as numbers; empty if there is none."""
+    try:
+        columns = read_columns(file)
+        first, second = (numbers(file, columns.get(key, [])) for key in (one, other))
+    except Unusable as error:
+        raise ConfigError(f"{file.parent}: {error}") from None
+    return columns, first, second
+
+
 def client_scores(folder: Path) -> Array:
     """Accuracies of the clients' hold-outs in the last round; empty if the run has none."""
-    try:
-        lines = io.StringIO(whole_lines(folder / "client_scores.csv"), newline="")
-        rows = [(int(row["round"]), float(row["accuracy"])) for row in csv.DictReader(lines)]
-    except (OSError, KeyError, ValueError):
-        return np.empty(0)
-    last = max((number for number, _ in rows), default=0)
-    return np.array([value for number, value in rows if number == last])
+    _, rounds, scores = _read(folder / "client_scores.csv", "round", "accuracy")
+    last = max((number for number in rounds if number is not None), default=0)
+    rows = zip(rounds, scores, strict=True)
+    return np.array([score for number, score in rows if number == last and score is not None])
 
 
 def clients(rows: Sequence[Row], axes: Sequence[str]) -> Figure | None:
@@ -213,13 +221,11 @@ Scopes = dict[str, dict[int, float]]
 
 def read_scopes(folder: Path, column: str) -> Scopes:
     """A column of ``scopes.csv`` by layer and round; empty for a run without WSA."""
+    columns, rounds, values = _read(folder / "scopes.csv", "round", column)
     found: Scopes = {}
-    try:
-        lines = io.StringIO(whole_lines(folder / "scopes.csv"), newline="")
-        for row in csv.DictReader(lines):
-            found.setdefault(row["layer"], {})[int(row["round"])] = float(row[column])
-    except (OSError, KeyError, ValueError):
-        return {}
+    for layer, number, value in zip(columns.get("layer", []), rounds, values, strict=True):
+        if number is not None and value is not None:
+            found.setdefault(layer, {})[int(number)] = value
     return found
 
 

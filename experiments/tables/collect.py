@@ -149,7 +149,9 @@ def _read(folder: Path, axes: Mapping[str, str] | None) -> _Read:
     same = cell.get("hash_but_seed")
     if same is None:
         same = fingerprint(read_config(folder), SEED)
-    return _Read(Run(folder, seed, own, same, result, failed), known)
+    run = Run(folder, seed, own, same, result, failed)
+    run.require_history()
+    return _Read(run, known)
 
 
 def _check_version(folder: Path) -> None:

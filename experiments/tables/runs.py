@@ -20,6 +20,7 @@ from fedwsa.files import whole_lines, write_text
 from fedwsa.identity import described
 
 CELL, FAILED, STUDY = "cell.json", "failed.json", "study.json"
+_LISTS = {"cohort", "dropped", "late", "failed", "rejected", "failed_evaluation"}  # of clients
 
 
 @dataclass
@@ -51,17 +52,23 @@ class Run:
 
     @cached_property
     def history(self) -> dict[str, list[str]]:
-        """Columns of ``history.csv`` as text."""
-        try:
-            text = whole_lines(self.folder / "history.csv")
-        except (OSError, ValueError):
-            return {}
-        head, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
-        return {key: [row[i] for row in rows if i < len(row)] for i, key in enumerate(head)}
+        """Columns of ``history.csv`` as text; none if the run left none."""
+        return read_columns(self.folder / "history.csv")
 
     def column(self, key: str) -> list[float | None]:
         """A column of the history, a number a round; None where there is none."""
-        return [float(text) if text else None for text in self.history.get(key, [])]
+        return numbers(self.folder / "history.csv", self.history.get(key, []))
+
+    def require_history(self) -> None:
+        """Read it, so that a damaged one is found at once.
+
+        Raises
+        ------
+        Unusable
+            If it is damaged.
+        """
+        for key in self.history.keys() - _LISTS:
+            self.column(key)
 
     @property
     def cohorts(self) -> list[str]:
@@ -123,6 +130,40 @@ def cell_values(
         "hash": fingerprint(config),
         "hash_but_seed": fingerprint(config, "seed"),
     }
+
+
+def read_columns(file: Path) -> dict[str, list[str]]:
+    """A CSV of a run folder by column, as text; no column if there is no such file.
+
+    Raises
+    ------
+    Unusable
+        If it cannot be read, or a row has not as many cells as there are columns.
+    """
+    try:
+        head, *rows = list(csv.reader(io.StringIO(whole_lines(file), newline=""))) or [[]]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, csv.Error):
+        raise Unusable(f"its {file.name} cannot be read") from None
+    for i, row in enumerate(rows):
+        if len(row) != len(head):
+            raise Unusable(f"its {file.name} is damaged in line {i + 2}")
+    return {key: [row[i] for row in rows] for i, key in enumerate(head)}
+
+
+def numbers(file: Path, column: Sequence[str]) -> list[float | None]:
+    """Cells as numbers; None for empty ones.
+
+    Raises
+    ------
+    Unusable
+        If one is none; names the file.
+    """
+    try:
+        return [float(text) if text else None for text in column]
+    except ValueError as error:
+        raise Unusable(f"its {file.name} is damaged: {error}") from None
 
 
 def read_json(file: Path) -> dict[str, Any]:
