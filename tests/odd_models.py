@@ -38,3 +38,22 @@ class _Everything(nn.Module):
 def everything(image: ImageShape, classes: int) -> nn.Module:
     """BatchNorm, a frozen layer, tied weights, integer, boolean and non-persistent buffers."""
     return _Everything(image[0] * image[1] * image[2], classes)
+
+
+class _Masked(nn.Module):
+    """A linear layer behind a random mask that no state dict has."""
+
+    mask: Tensor
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(inputs, classes)
+        self.register_buffer("mask", torch.rand(inputs) < 0.7, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1) * self.mask)
+
+
+def masked(image: ImageShape, classes: int) -> nn.Module:
+    """A network of which a part is drawn by the seed and never saved."""
+    return _Masked(image[0] * image[1] * image[2], classes)

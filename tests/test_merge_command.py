@@ -68,7 +68,7 @@ def network(file: str, digits, seed: int, component: Component = MLP) -> dict[st
     """A file of ours, of a network with random weights."""
     model = build_model(component, digits.shape, digits.classes, seed)
     state = {k: t.clone() for k, t in model.state_dict().items()}
-    save_network(Path(file), state, component, digits)
+    save_network(Path(file), state, component, digits, seed)
     return state
 
 
@@ -397,3 +397,14 @@ def test_the_command_is_there_and_explains_itself() -> None:
     command = Path(sys.executable).parent / "fedwsa-merge"
     said = subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
     assert "fedwsa-merge a.safetensors b.safetensors --method wsa --out merged.safetensors" in said
+
+
+def test_networks_with_masks_of_their_own_are_not_merged_as_one(call, digits) -> None:
+    masked = Component(**{"_target_": "tests.odd_models.masked"})
+    for name, seed in (("a", 0), ("b", 1), ("c", 0)):
+        network(f"{name}.safetensors", digits, seed, masked)
+    words = ["--evaluate", "dataset=digits", "--builder", masked.target, "--out", "out.safetensors"]
+    line = refused(call("a.safetensors", "b.safetensors", *words))
+    assert line.startswith("mask is no part of a file but drawn by its run's seed, 0 of a.safe")
+    assert not Path("out.safetensors").exists()
+    assert call("a.safetensors", "c.safetensors", *words)[0] == 0

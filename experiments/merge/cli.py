@@ -152,7 +152,7 @@ def _open(given: argparse.Namespace) -> Ingredients:
             console.print(line, soft_wrap=True, highlight=False)
     data = None
     if given.evaluate is not None:
-        data = DataAtHand(given.evaluate, models[0], console, given.builder)
+        data = DataAtHand(given.evaluate, models, console, given.builder)
     elif _has_statistics(models[0]) and given.batch_norm is None:
         raise ConfigError(
             "the models have BatchNorm, whose statistics belong to their own weights: give data, "

@@ -18,7 +18,9 @@ from fedwsa.data.loading import KINDS, load, open_source
 from fedwsa.evaluation import Score, evaluate
 from fedwsa.merge.batch_norm import reestimate
 from fedwsa.merge.fisher_information import fisher_information
+from fedwsa.models import build_model
 from fedwsa.models.files import built, component_of
+from fedwsa.models.state import marks, staying, unlike
 
 _BATCH = 256
 _STATISTICS = 5000
@@ -32,8 +34,8 @@ class DataAtHand:
     ----------
     overrides
         As on the command line of ``fedwsa``: ``dataset=…`` and its keys, ``subset``, ``seed``.
-    model
-        One of the files, which says what network they are of.
+    models
+        The files; the first says what network they are of.
     console
         Where progress is shown.
     builders
@@ -42,16 +44,18 @@ class DataAtHand:
     Raises
     ------
     ConfigError
-        If the file does not say, or the data are not such as the network looks at.
+        If the file does not say, the data are not such as the network looks at, or the networks
+        differ in what their files lack.
     """
 
     def __init__(
         self,
         overrides: Sequence[str],
-        model: ModelFile,
+        models: Sequence[ModelFile],
         console: Console,
         builders: Collection[str] = (),
     ) -> None:
+        model = models[0]
         self.config: Config = compose(list(overrides))
         self.component: Component = component_of(model.facts, model.file, builders)
         with console.status("reading the data ..."):
@@ -69,6 +73,25 @@ class DataAtHand:
         self.train = subset(whole.train, self.config.subset.train)
         self.test = subset(whole.test, self.config.subset.test)
         self._whole, self._facts = whole, model.facts
+        for other in models[1:]:
+            self._require_built_alike(model, other)
+
+    def _require_built_alike(self, model: ModelFile, other: ModelFile) -> None:
+        """Refuse networks whose seeds drew tensors that no file holds, as a fixed random mask."""
+        seeds = [int(m.facts.get("seed", 0)) for m in (model, other)]
+        if seeds[0] == seeds[1]:
+            return
+        shape, classes = self._whole.shape, self._whole.classes
+        one, two = (build_model(self.component, shape, classes, seed) for seed in seeds)
+        first, second = (
+            {k: t for k, t in staying(m).items() if k not in m.state_dict()} for m in (one, two)
+        )
+        if name := unlike(marks(first), second):
+            raise ConfigError(
+                f"{name} is no part of a file but drawn by its run's seed, {seeds[0]} of "
+                f"{model.file} and {seeds[1]} of {other.file}: these are two networks; register it "
+                "with persistent=True, or train both with one seed"
+            )
 
     def _as_seen_by(self, facts: Mapping[str, object]) -> LabelledData:
         """The data set, prepared as for the training of a network."""

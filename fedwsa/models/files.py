@@ -67,7 +67,10 @@ def component_of(facts: Mapping[str, Any], file: Path, builders: Collection[str]
         If it does not say, or names another builder.
     """
     if "model" not in facts:
-        raise ConfigError(f"{file} does not say of what network its weights are")
+        raise ConfigError(
+            f"{file} does not say of what network its weights are, as model.safetensors of a run "
+            "and fedwsa.models.files.save_network do"
+        )
     component = Component.model_validate(facts["model"])
     from fedwsa.config import options  # which imports what imports this module
 
