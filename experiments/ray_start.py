@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.processes import end_descendants
+from fedwsa import interruption
+
+_POLL = 0.1  # seconds
 
 
 class RayStart:
@@ -83,7 +86,8 @@ class RayStart:
 
     def wait(self) -> Exception | None:
         """Return once Ray runs, or the error if it does not."""
-        self._done.wait()
+        while not self._done.wait(_POLL):
+            interruption.check()
         if threading.current_thread() is threading.main_thread():
             # Ray's own handler, set below Python, would abort three seconds after the signal.
             signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))

@@ -53,8 +53,7 @@ def read_history(folder: Path) -> pd.DataFrame:
     """``history.csv`` of a run folder."""
     import pandas as pd
 
-    text = io.StringIO(whole_lines(folder / "history.csv"))
-    return pd.read_csv(text, float_precision="round_trip")
+    return pd.read_csv(io.StringIO(whole_lines(folder / "history.csv")))
 
 
 def draw_pictures(folder: Path, label: str) -> None:

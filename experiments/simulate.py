@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 # Set before Flower, Ray and Hydra are imported, which read them once.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -22,6 +22,7 @@ _TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing, so that main() can
 
 import hydra
+from hydra._internal.utils import get_args_parser  # there is no public one
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -309,12 +310,24 @@ def _places_of_runs(words: list[str]) -> list[str]:
     return [f"{key}={place}" for key, place in wanted.items() if key not in given]
 
 
+def _require_known_options(words: list[str]) -> None:
+    """Refuse in one line what Hydra's own parser refuses in twelve."""
+
+    def refuse(message: str) -> NoReturn:
+        _fail(f"{message}; keys have no dashes, as in rounds=5; fedwsa --help lists them")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(words)  # which ends the process if it must
+
+
 def main() -> None:
     """Entry point of ``fedwsa``: every error ends in one line and exit code 1."""
     if {"--help", "-h"} & set(sys.argv[1:]):
         with suppress(BrokenPipeError):  # fedwsa --help | head
             print(help_text(), flush=True)
         return
+    _require_known_options(sys.argv[1:])
     sys.argv[1:] = free_arguments([*sys.argv[1:], *_places_of_runs(sys.argv[1:])])
     sys.path.append(os.getcwd())  # a strategy, model or partition of one's own lies there
     register()  # and its yaml in conf/

@@ -1,8 +1,9 @@
 """Ctrl-C and SIGTERM end a command at any moment, even where Python swallows what they raise.
 
-A ``KeyboardInterrupt`` that is raised in a callback of the garbage collector or of the import
-machinery is printed and forgotten. So the handler also leaves a note, and whatever works for long
-asks by :func:`check` whether it is there.
+A ``KeyboardInterrupt`` that is raised in a callback of the garbage collector is printed and
+forgotten. So the handler also leaves a note, and whatever works for long asks by :func:`check`
+whether it is there. Inside the import machinery nothing is raised: it may just have taken a lock,
+which it would keep, and every thread that imports would wait for ever.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from types import FrameType, TracebackType
+
+_SOON = 0.02  # seconds until a signal that came inside the import machinery is tried again
 
 _name = ""  # of the command
 _number = 0  # the signal that came
@@ -51,6 +55,8 @@ def check() -> None:
         If it is.
     """
     if _number:
+        if threading.current_thread() is threading.main_thread():
+            signal.alarm(0)  # raised once, not again on the way out
         raise KeyboardInterrupt
 
 
@@ -63,6 +69,7 @@ def end_at_once() -> None:
     """What comes from now on, while the process ends, is not worth a word."""
     global _ending
     _ending = True
+    signal.alarm(0)
 
 
 def _came(number: int, frame: FrameType | None) -> None:
@@ -70,7 +77,15 @@ def _came(number: int, frame: FrameType | None) -> None:
     first, _number = not _number, number
     if _ending or not first:
         os._exit(code())
+    _interrupt(number, frame)
+
+
+def _interrupt(_: int, frame: FrameType | None) -> None:
     signal.alarm(0)  # of a handler below Python, as Ray sets: it would abort a slow end
+    if frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_REAL, _SOON)
+        return
     raise KeyboardInterrupt
 
 

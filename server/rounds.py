@@ -26,7 +26,7 @@ from server.systems import Costs, Systems
 logger = logging.getLogger("fedwsa")
 
 
-class RunError(RuntimeError):
+class RunError(Exception):
     """The run cannot go on; the message is one line, fit for a person."""
 
 

@@ -39,6 +39,7 @@ def fail(how: str) -> None:
         "group": ExceptionGroup("two", [ValueError("my bug"), KeyError("x")]),
         "system": SystemExit("my bug"),
         "interrupt": KeyboardInterrupt(),
+        "stop": StopIteration(),
         "unspeakable": Unspeakable(),
     }
     raise errors[how]

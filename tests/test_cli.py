@@ -58,6 +58,7 @@ def test_help_explains_groups_keys_and_examples(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ("rounds=0 clients.fraction=0", "rounds: input should be greater than 0 (got 0); clients."),
+        ("--resume=there", "unrecognized arguments: --resume=there; keys have no dashes, as in"),
         ("clients.cuont=3", "clients.cuont: unknown key; did you mean clients.count?"),
         (
             "model=transformer",

@@ -126,14 +126,20 @@ IN_A_ROUND = {
 
 
 @pytest.mark.parametrize(
-    ("line", "words"), [(line, words) for line, all_ in IN_A_ROUND.items() for words in all_]
+    ("line", "words", "how"),
+    [
+        *((line, words, "exit") for line, all_ in IN_A_ROUND.items() for words in all_),
+        # What a context manager, too, may take for its own.
+        ("evaluating the model raised {}", "+model.at=evaluation +model.how=", "stop"),
+    ],
 )
-def test_what_fails_in_a_round_ends_the_run(line, words, tmp_path: Path) -> None:
-    config = composed(tmp_path, *f"{words}exit".split())
+def test_what_fails_in_a_round_ends_the_run(line, words, how, tmp_path: Path) -> None:
+    config = composed(tmp_path, *f"{words}{how}".split())
     with pytest.raises(RunError) as caught:
         Federation(config, tmp_path / "run").start(Nodes(config))
     begin, end = f"round 1: {line.strip()}".split("{}")
-    wanted = f"{re.escape(begin)}SystemExit: 0 {HERE}{re.escape(end)}"
+    said = {"exit": "SystemExit: 0", "stop": "StopIteration"}[how]
+    wanted = f"{re.escape(begin)}{said} {HERE}{re.escape(end)}"
     assert re.fullmatch(wanted, str(caught.value))
     assert not (tmp_path / "run" / "result.json").exists()
 

@@ -94,6 +94,41 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     assert "fedwsa-table: " not in done.stderr  # nothing is left that could say it
 
 
+IMPORTING = '''
+import os, signal, threading, time
+from fedwsa import interruption
+
+interruption.watch("here")
+LOCKED = threading.Lock()
+# As in the callback of an import's lock: taken, and not yet in the try that lets it go.
+code = """
+LOCKED.acquire()
+os.kill(os.getpid(), NUMBER)
+for _ in range(1000):
+    pass
+LOCKED.release()
+"""
+inside = compile(code, "<frozen importlib._bootstrap>", "exec")
+exec(inside)
+assert not LOCKED.locked()
+began = time.monotonic()
+try:
+    while time.monotonic() < began + 60:
+        time.sleep(1)
+except KeyboardInterrupt:
+    raise SystemExit(interruption.code())
+'''
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_no_lock_of_the_import_machinery_held(number: int) -> None:
+    program = IMPORTING.replace("NUMBER", str(int(number)))
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.returncode, done.stderr) == (128 + number, "")
+
+
 def test_what_is_ignored_in_the_background_of_a_shell_stays_ignored(tmp_path: Path) -> None:
     command = ["sh", "-c", f"trap '' INT; exec {BIN}/fedwsa-table ."]
     done = interrupted(tmp_path, command, "rich", signal.SIGINT)
