@@ -173,6 +173,25 @@ def test_a_node_that_vanishes_does_not_hang_the_run(tmp_path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_a_node_that_is_started_again_takes_part_in_a_run_whose_clients_remember(tmp_path) -> None:
+    """Its variate is gone: it says so, and begins anew, as the server does with its own of it."""
+    words = "rounds=1000 strategy=scaffold wsa=on clients.count=2 clients.timeout=100 device=cpu"
+    with Processes(tmp_path / "logs", variables(tmp_path)) as processes:
+        federation = LocalFederation(tmp_path, processes, 2)
+        start(federation, [0, 1])
+        folder = federation.run_folder(federation.submit(words))
+        failed = lambda: [row["failed"] for row in rows(folder / "history.csv")]  # noqa: E731
+        processes.wait("the first round", lambda: failed() == [""], 400)
+        processes.stop("node-1")
+        federation.start_node("node-1", {"partition-id": 1}, federation.keys / "node-1")
+        back = lambda: "1" in failed() and failed()[-1] == ""  # noqa: E731
+        processes.wait("the node to be back", back, 400, "server", "node-1")
+    events = [json.loads(s) for s in (folder / "events.jsonl").read_text().splitlines()]
+    assert any("has lost what it kept" in event["reason"] for event in events)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_nodes_with_one_partition_end_the_run_in_one_line(tmp_path) -> None:
     with Processes(tmp_path / "logs", variables(tmp_path)) as processes:
         federation = LocalFederation(tmp_path, processes, 2)

@@ -142,6 +142,11 @@ class Processes:
         process.kill()
         process.wait()
 
+    def stop(self, name: str) -> None:
+        """Ask a program to end, as whoever starts it again does, and wait for it."""
+        self._running[name].terminate()
+        self._running[name].wait()
+
     def code(self, name: str) -> int | None:
         """Its exit code; None: it runs."""
         return self._running[name].poll()
