@@ -317,7 +317,9 @@ def test_inputs_are_not_changed() -> None:
 def test_every_option_in_conf_fits_its_operator() -> None:
     for name, component in options("merge").items():
         operator = locate(component.target, "merge")
-        check_arguments(operator, component.arguments, "merge", 1, {"weights", *needs(operator)})
+        check_arguments(
+            operator, component.arguments, "merge", 1, {"weights", *needs(operator, "merge")}
+        )
         assert name
 
 
