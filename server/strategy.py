@@ -179,7 +179,7 @@ def _operator(config: Config) -> Operator:
     missing = parameters.get("base_fisher")
     if missing is not None and missing.default is missing.empty:
         raise ConfigError(f"merge: {component.name} needs base_fisher, which nobody has here")
-    supplied = {"weights", *needs(operator)}
+    supplied = {"weights", *needs(operator, "merge")}
     options = check_arguments(operator, component.arguments, "merge", 1, supplied)
     return functools.partial(operator, **options)
 
@@ -192,7 +192,7 @@ def _permutations(config: Config, sizes: SizedModels) -> Units | None:
     ConfigError
         If the network does not say.
     """
-    if "permutations" not in needs(locate(config.merge.target, "merge._target_")):
+    if "permutations" not in needs(locate(config.merge.target, "merge._target_"), "merge"):
         return None
     if sizes.known.units is None:
         raise ConfigError(
