@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -128,9 +129,33 @@ class Saying(nn.Linear):
         return {"not": "a tensor"}
 
 
+class Hooked(nn.Module):
+    """Two layers, whose state dict is what a hook leaves of it."""
+
+    def __init__(self, hook: Callable[[dict[str, Tensor]], None], frozen: bool = False) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(16, 4).requires_grad_(not frozen), nn.Linear(4, 3)
+        self.register_state_dict_post_hook(lambda module, saved, prefix, meta: hook(saved))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x.flatten(1)))
+
+
+def head_alone(saved: dict[str, Tensor]) -> None:
+    for name in [name for name in saved if name.startswith("body.")]:
+        del saved[name]
+
+
+def renaming(saved: dict[str, Tensor]) -> None:
+    for name in list(saved):
+        saved[f"net.{name}"] = saved.pop(name)
+
+
 @pytest.mark.parametrize(
     ("model", "what"),
     [
+        (Hooked(head_alone), "body.weight is trained, and is not in the state dict"),
+        (Hooked(renaming), "body.weight is trained, and is not in the state dict"),
         (Holding(torch.zeros(2, dtype=torch.complex64)), "extra is complex64"),
         (Holding(torch.zeros(2, dtype=torch.complex64), "parameter"), "extra is complex64"),
         (Holding(torch.eye(2).to_sparse()), "extra is sparse"),
@@ -148,6 +173,10 @@ def test_what_can_neither_travel_nor_be_built_alike_is_refused(model: nn.Module,
 def test_what_can_is_not() -> None:
     state.require_shareable(everything(IMAGE, CLASSES), "model")
     state.require_shareable(Holding(torch.ones(2, dtype=torch.int8), "parameter"), "model")
+    adapter = Hooked(head_alone, frozen=True)
+    state.require_shareable(adapter, "model")
+    assert set(state.travelling(adapter)) == {"head.weight", "head.bias"}
+    assert set(state.staying(adapter)) == {"body.weight", "body.bias"}
 
 
 _loose = np.random.default_rng(0)

@@ -6,11 +6,13 @@ tensor                                      in a federation
 floating-point, in the state dict           travels, and is averaged; one that has several names
                                             (tied weights) once, under the first of a parameter
 integer or boolean, or not in the state     stays: server and clients build it alike, by the
-dict (a buffer that is not persistent)      run's seed; a file has it if a state dict does
+dict (a buffer that is not persistent, a    run's seed; a file has it if a state dict does
+frozen weight that a hook leaves out)
 statistics of a static BatchNorm            stay: of one network, and measured where it is scored
                                             (:mod:`fedwsa.models.norms`); a file has them
 complex in the state dict, sparse,          is refused: it has no average that we know, or no
 quantised, without a shape, float8          file holds it
+trained, and not in the state dict          is refused: what it learns would be lost
 ==========================================  =====================================================
 """
 
@@ -126,6 +128,12 @@ def require_shareable(model: nn.Module, where: str) -> None:
     for name, tensor in _held(model).items():
         if problem := _unshareable(tensor, name in saved):
             raise ConfigError(f"{where}: {name} {problem}")
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and name not in saved:
+            raise ConfigError(
+                f"{where}: {name} is trained, and is not in the state dict under that name: it "
+                "would not travel; freeze it with requires_grad_(False), or save it"
+            )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"{where}: it has no parameters to train")
 
