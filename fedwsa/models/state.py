@@ -13,6 +13,7 @@ statistics of a static BatchNorm            stay: of one network, and measured w
 complex in the state dict, sparse,          is refused: it has no average that we know, or no
 quantised, without a shape, float8          file holds it
 trained, and not in the state dict          is refused: what it learns would be lost
+in a plain attribute of a module            is refused: neither sent, nor saved, nor put back
 ==========================================  =====================================================
 """
 
@@ -26,6 +27,7 @@ from torch.nn.parameter import is_lazy
 
 from fedwsa import seeding
 from fedwsa.components import ConfigError
+from fedwsa.models.attributes import loose
 from fedwsa.models.norms import static_norms
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -134,6 +136,11 @@ def require_shareable(model: nn.Module, where: str) -> None:
                 f"{where}: {name} is trained, and is not in the state dict under that name: it "
                 "would not travel; freeze it with requires_grad_(False), or save it"
             )
+    for name in loose(model):
+        raise ConfigError(
+            f"{where}: {name} is a tensor in a plain attribute, which would differ between server "
+            "and clients: make it a buffer by register_buffer (or a parameter)"
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"{where}: it has no parameters to train")
 

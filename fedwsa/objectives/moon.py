@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, softplus
 
 from fedwsa import messages
+from fedwsa.models.attributes import copied
 from fedwsa.objectives import Content, LocalRun, Objective, Weights, find_record
 
 _STATE = "moon"
@@ -61,7 +60,7 @@ class Moon(Objective):
         if last is None or not self.mu:
             self._others: list[tuple[nn.Module, _Tap]] = []
             return
-        received, previous = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
+        received, previous = copied(model).eval(), copied(model).eval()
         previous.load_state_dict(last, strict=False)
         self._others = [(m, _Tap(m)) for m in (received, previous)]
         self._tap = _Tap(model)
