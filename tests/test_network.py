@@ -282,6 +282,28 @@ def test_what_each_client_needs_for_itself_cannot_be_stacked(between: object, re
     assert str(stacking(model, IMAGE, 3).reason).startswith(reason)
 
 
+def test_what_others_draw_meanwhile_is_not_the_model_s() -> None:
+    model = Layers(lambda m, x: m.once(x))
+    model.part = torch.zeros(2)
+
+    def once(x: Tensor) -> Tensor:
+        model.once = lambda x: x
+        random.random()
+        return x
+
+    model.once = once
+    assert stacking(model, IMAGE, 3).reason is None
+    assert model.once is once  # as it was
+
+
+def test_what_looks_across_large_batches_alone_is_found_at_the_run_s() -> None:
+    model = Layers(lambda m, x: x - x.mean(0) if len(x) >= 8 else x)
+    model.part = torch.zeros(2)
+    assert stacking(model, IMAGE, 3, batch=4).padded
+    assert not stacking(model, IMAGE, 3, batch=8).padded
+    assert not stacking(model, IMAGE, 3, batch=1000).padded
+
+
 def test_a_buffer_that_looks_at_a_weight_and_a_weight_held_elsewhere_are_found() -> None:
     assert stacking(Layers(), IMAGE, 3).reason == "Layers keeps statistics"  # part moves
     model = Layers(lambda m, x: x + m.held[0])
