@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from fedwsa import messages
 from fedwsa.augment import kernels
+from fedwsa.blame import blaming
 from fedwsa.components import (
     Component,
     ConfigError,
@@ -32,10 +33,11 @@ from fedwsa.config import Config
 from fedwsa.data.own import is_own
 from fedwsa.merge import needs
 from fedwsa.merge.average import average
-from fedwsa.models import state
+from fedwsa.models import blank_inputs, state
 from fedwsa.models.architecture import Units
 from fedwsa.models.weights import open_weights
 from fedwsa.objectives.all import own_objectives
+from fedwsa.objectives.moon import require_classifier
 from fedwsa.scope import WeightScope
 from fedwsa.sections import Wsa
 from fedwsa.sizes import WHOLE
@@ -44,6 +46,7 @@ from fedwsa.strategies.fedper import FedPer
 from fedwsa.strategies.fedwsa import FedWSA
 from fedwsa.strategies.guard import Guard
 from fedwsa.strategies.local import LocalOnly
+from fedwsa.strategies.moon import Moon
 from fedwsa.strategies.oneshot import OneShot, Operator
 from fedwsa.strategies.personal import Personal
 from fedwsa.strategies.privacy import accounted
@@ -102,6 +105,7 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
     _check_optimisers(strategy, config)
     _check_majority(strategy, config, cohort)
     _check_personal(strategy, sizes)
+    _check_contrast(strategy, sizes)
     _check_augmentation(strategy, config, sizes)
     _warn_of_learned(strategy, config)
     own_objectives(config.local.objectives)
@@ -310,6 +314,14 @@ def _check_personal(strategy: Strategy, sizes: SizedModels) -> None:
                     f"strategy.args.personal: {' and '.join(same)} are one tied array, of which "
                     "one name would stay with the clients and the other not; match all or none"
                 )
+
+
+def _check_contrast(strategy: Strategy, sizes: SizedModels) -> None:
+    """Refuse to contrast what goes into the classifier of a model that has none to tap."""
+    if any(isinstance(part, Moon) and part.mu for part in chain(strategy)):
+        for model in sizes.models.values():
+            with blaming(ConfigError, "strategy: ", kinds=False):
+                require_classifier(model, blank_inputs(sizes.shape, 2))
 
 
 def _set_sampling(strategy: Strategy, config: Config) -> None:
