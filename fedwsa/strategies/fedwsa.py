@@ -100,7 +100,8 @@ class FedWSA(Wrapper):
         Where the fused scope comes from: what clients report; or, so that nothing is said of them
         beside what differential privacy covers, the scope of the aggregated model, noise and all;
         or scopes that go among the arrays, and are clipped and noised with them (ours, all three).
-        Default: measured around one of Flower's privacy wrappers, else reported; where clients
+        Default: measured around one of Flower's privacy wrappers, or a class that says
+        ``adds_noise = True``, else reported; where clients
         add noise themselves (LocalDpMod), which nobody sees here, say measured.
     untrained : iterable of str
         Names of arrays that no client trains, frozen layers for instance: they take no part.
