@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,6 +21,7 @@ from fedwsa import systems
 from fedwsa.augment import Transform
 from fedwsa.components import Component, locate
 from fedwsa.scope import Fusion, Reduction
+from fedwsa.strategies.privacy import adds_noise
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
@@ -72,11 +72,10 @@ class Strategy(Section):
 
     @property
     def adds_noise(self) -> bool:
-        """Whether it, or one that it wraps, is one of Flower's privacy wrappers."""
+        """Whether it, or one that it wraps, is differentially private."""
         component: Component | None = self.component
         while component is not None:
-            asked = inspect.signature(locate(component.target, "strategy._target_")).parameters
-            if {"noise_multiplier", "strategy"} <= asked.keys():
+            if adds_noise(locate(component.target, "strategy._target_")):
                 return True
             inner = component.arguments.get("strategy")
             wraps = isinstance(inner, dict) and "_target_" in inner

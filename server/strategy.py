@@ -49,7 +49,7 @@ from fedwsa.strategies.local import LocalOnly
 from fedwsa.strategies.moon import Moon
 from fedwsa.strategies.oneshot import OneShot, Operator
 from fedwsa.strategies.personal import Personal
-from fedwsa.strategies.privacy import accounted
+from fedwsa.strategies.privacy import accounted, is_private
 from fedwsa.strategies.scaffold import Scaffold
 from fedwsa.strategies.sizes import SizedFedAvg
 from fedwsa.strategies.statistics import spared
@@ -100,6 +100,12 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
     strategy = _make(component, "strategy.args", facts)
     if not isinstance(strategy, Strategy):
         raise ConfigError(f"strategy._target_: {component.target} is no Flower Strategy")
+    if is_private(strategy) and not config.private:
+        raise ConfigError(
+            f"strategy._target_: {component.name} makes a strategy that adds noise: say "
+            f"{component.name}.adds_noise = True, so that clients withhold what the noise does not "
+            "cover"
+        )
     _check_rounds(strategy, config)
     _set_sampling(strategy, config)
     _check_optimisers(strategy, config)
