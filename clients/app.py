@@ -19,23 +19,25 @@ from clients.node import introduce, open_data, require_same_data
 from clients.privacy import asks_to_clip, clip_if_asked, noise_if_wished
 from clients.scaling import scaled
 from clients.training import Samples, train_augmented
-from fedwsa import messages, seeding
+from fedwsa import seeding
+from fedwsa.algorithms.memory.client import LostMemory
+from fedwsa.algorithms.objective import Content, LocalRun, Objective, Weights, find_record
+from fedwsa.algorithms.objectives import OBJECTIVES, own_objectives, require_numbers
+from fedwsa.algorithms.personal import client as personal
 from fedwsa.components import ConfigError
-from fedwsa.conditions import Conditions, draw_conditions
 from fedwsa.config import Config, from_run_config
+from fedwsa.data.evaluation import evaluate, measure_statistics
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import FederatedData
 from fedwsa.data.skew import skewed
-from fedwsa.devices import resolve_device
-from fedwsa.evaluation import evaluate, measure_statistics
+from fedwsa.fleet.conditions import Conditions, draw_conditions
+from fedwsa.fleet.devices import resolve_device
+from fedwsa.fleet.systems import Task
 from fedwsa.models import state as model_state
 from fedwsa.models.flops import training_flops
-from fedwsa.objectives import Content, LocalRun, Objective, Weights, find_record, personal
-from fedwsa.objectives.all import OBJECTIVES, own_objectives, require_numbers
-from fedwsa.objectives.memory import LostMemory
 from fedwsa.remembered import enter
 from fedwsa.simulation.cohort import CohortApp
-from fedwsa.systems import Task
+from fedwsa.wire import messages
 
 
 def build(config: Config | None = None) -> CohortApp:

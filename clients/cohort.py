@@ -15,8 +15,8 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
 
 from clients.training import Samples
-from fedwsa.conditions import Conditions, batch_sizes
-from fedwsa.objectives import Objective
+from fedwsa.algorithms.objective import Objective
+from fedwsa.fleet.conditions import Conditions, batch_sizes
 from fedwsa.sections import Local
 
 MOST_BYTES = 1 << 28

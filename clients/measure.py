@@ -14,10 +14,10 @@ from torch import nn
 from clients.cohort import Stack, fits, train_stack, why_not
 from clients.stacking import stacking
 from clients.training import Samples, train
-from fedwsa.conditions import Conditions
 from fedwsa.config import Config
 from fedwsa.data.federated import FederatedData
-from fedwsa.devices import resolve_device
+from fedwsa.fleet.conditions import Conditions
+from fedwsa.fleet.devices import resolve_device
 from fedwsa.models import build_model
 from fedwsa.sections import Local
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.optimizer import ParamsT
 
-from fedwsa.augment import ShadowWeights
-from fedwsa.conditions import Conditions, batch_sizes
+from fedwsa.algorithms.objective import Objective
+from fedwsa.fleet.conditions import Conditions, batch_sizes
 from fedwsa.learngene import wave
 from fedwsa.merge.batch_norm import reestimate
-from fedwsa.moments import precise
-from fedwsa.objectives import Objective
+from fedwsa.models.augment import ShadowWeights
+from fedwsa.scope.moments import precise
 from fedwsa.sections import Local
 
 Prepare = Callable[[Tensor], Tensor]

@@ -17,13 +17,13 @@ from clients.stacking import stacking
 from experiments.ray_start import RayStart
 from fedwsa import interruption
 from fedwsa.components import ConfigError
-from fedwsa.conditions import draw_conditions
 from fedwsa.config import Config
-from fedwsa.devices import Device, resolve_device
+from fedwsa.fleet.conditions import draw_conditions
+from fedwsa.fleet.devices import Device, resolve_device
+from fedwsa.fleet.size_rules import WHOLE
 from fedwsa.launcher import find_apps
 from fedwsa.simulation import SimulationError, run_simulation
 from fedwsa.simulation.cluster import connect, cores, count_workers
-from fedwsa.sizes import WHOLE
 from server import app as server
 from server.federation import Federation
 

@@ -20,11 +20,10 @@ from pydantic import (
 )
 from pydantic import ValidationError as PydanticError
 
-from fedwsa import sizes as size_rules
-from fedwsa import systems
 from fedwsa.components import Component, ConfigError, one_line
 from fedwsa.data.federated import DataSpec, open_federated
-from fedwsa.devices import Device
+from fedwsa.fleet import size_rules, systems
+from fedwsa.fleet.devices import Device
 from fedwsa.launcher import APPS
 from fedwsa.models import InputShape
 from fedwsa.remembered import in_run

@@ -17,11 +17,10 @@ from pydantic import (
     model_validator,
 )
 
-from fedwsa import sizes as size_rules
-from fedwsa import systems
-from fedwsa.augment import Transform
 from fedwsa.components import Component, locate
-from fedwsa.scope import Fusion, Reduction
+from fedwsa.fleet import size_rules, systems
+from fedwsa.models.augment import Transform
+from fedwsa.scope.weight_scope import Fusion, Reduction
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
@@ -135,7 +134,7 @@ class Local(Section):
 
 
 class Wsa(Section):
-    """Weight scope alignment; see :class:`fedwsa.strategies.fedwsa.FedWSA`."""
+    """Weight scope alignment; see :class:`fedwsa.algorithms.wsa.server.FedWSA`."""
 
     enabled: bool
     strength: NonNegativeFloat | None
@@ -231,7 +230,7 @@ class Checkpoint(Section):
 
 
 class Guard(Section):
-    """Which answers count; see :class:`fedwsa.strategies.guard.Guard`."""
+    """Which answers count; see :class:`fedwsa.algorithms.guard.guard.Guard`."""
 
     max_examples: PositiveFloat
     max_norm_ratio: Annotated[float, Field(gt=1)] | None

@@ -19,9 +19,9 @@ from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from fedwsa.algorithms.wrapping import chain
 from fedwsa.components import ConfigError
 from fedwsa.identity import differences
-from fedwsa.strategies.wrapping import chain
 from server import state_files
 
 logger = logging.getLogger("fedwsa")

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedwsa import messages
 from fedwsa.files import sync
-from fedwsa.scope import WeightScope
+from fedwsa.scope.weight_scope import WeightScope
+from fedwsa.wire import messages
 
 _TREE, _ARRAYS = "state.json", "arrays.safetensors"
 

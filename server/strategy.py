@@ -18,8 +18,20 @@ from flwr.serverapp.strategy import (
 )
 from safetensors import SafetensorError
 
-from fedwsa import messages
-from fedwsa.augment import kernels
+from fedwsa.algorithms.averaging import averages_by
+from fedwsa.algorithms.guard.guard import Guard
+from fedwsa.algorithms.objectives import own_objectives
+from fedwsa.algorithms.oneshot import OneShot, Operator
+from fedwsa.algorithms.personal.fedper import FedPer
+from fedwsa.algorithms.personal.local import LocalOnly
+from fedwsa.algorithms.personal.server import Personal
+from fedwsa.algorithms.privacy import accounted
+from fedwsa.algorithms.scaffold.server import Scaffold
+from fedwsa.algorithms.sizes.fedwave import FedWave
+from fedwsa.algorithms.sizes.server import SizedFedAvg
+from fedwsa.algorithms.statistics import spared
+from fedwsa.algorithms.wrapping import chain, declared
+from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.components import (
     Component,
     ConfigError,
@@ -30,28 +42,16 @@ from fedwsa.components import (
 )
 from fedwsa.config import Config
 from fedwsa.data.own import is_own
+from fedwsa.fleet.size_rules import WHOLE
 from fedwsa.merge import needs
 from fedwsa.merge.average import average
 from fedwsa.models import state
 from fedwsa.models.architecture import Units
+from fedwsa.models.augment import kernels
 from fedwsa.models.weights import open_weights
-from fedwsa.objectives.all import own_objectives
-from fedwsa.scope import WeightScope
+from fedwsa.scope.weight_scope import WeightScope
 from fedwsa.sections import Wsa
-from fedwsa.sizes import WHOLE
-from fedwsa.strategies.averaging import averages_by
-from fedwsa.strategies.fedper import FedPer
-from fedwsa.strategies.fedwsa import FedWSA
-from fedwsa.strategies.guard import Guard
-from fedwsa.strategies.local import LocalOnly
-from fedwsa.strategies.oneshot import OneShot, Operator
-from fedwsa.strategies.personal import Personal
-from fedwsa.strategies.privacy import accounted
-from fedwsa.strategies.scaffold import Scaffold
-from fedwsa.strategies.sizes import SizedFedAvg
-from fedwsa.strategies.statistics import spared
-from fedwsa.strategies.wave import FedWave
-from fedwsa.strategies.wrapping import chain, declared
+from fedwsa.wire import messages
 from server.sizes import SizedModels
 from server.wants import wants_of
 

@@ -5,7 +5,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedwsa.strategies.heterofl import HeteroFL
+from fedwsa.algorithms.sizes.heterofl import HeteroFL
 
 client_app, server_app = ClientApp(), ServerApp()
 report: dict[str, object] = {}

@@ -17,14 +17,15 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
-from fedwsa import messages
-from fedwsa.objectives import LocalRun, Objective, memory
-from fedwsa.objectives.feddyn import FedDyn
-from fedwsa.objectives.fednova import FedNova
-from fedwsa.objectives.proximal import Proximal
-from fedwsa.objectives.scaffold import Scaffold
+from fedwsa.algorithms.feddyn.client import FedDyn
+from fedwsa.algorithms.fednova.client import FedNova
+from fedwsa.algorithms.fedprox.client import Proximal
+from fedwsa.algorithms.memory import client as memory
+from fedwsa.algorithms.objective import LocalRun, Objective
+from fedwsa.algorithms.scaffold.client import Scaffold
 from fedwsa.simulation import run_simulation
 from fedwsa.simulation.cluster import connect
+from fedwsa.wire import messages
 
 A, B = (1.0, 3.0, 0.5), ((1.0, 0.0), (0.0, 2.0), (-1.0, 4.0))
 JOINT = np.average(np.array(B), axis=0, weights=A)

@@ -12,8 +12,8 @@ from flwr.app import Array, ArrayRecord
 from hypothesis import given
 from hypothesis.extra import numpy as np_strategies
 
-from fedwsa import messages
-from fedwsa.arrays import MemoryArray, record_of, values
+from fedwsa.wire import messages
+from fedwsa.wire.arrays import MemoryArray, record_of, values
 
 ARRAYS = np_strategies.arrays(
     np_strategies.floating_dtypes(endianness="=", sizes=(16, 32, 64))

@@ -20,13 +20,13 @@ from flwr.serverapp.strategy import (
 from safetensors.numpy import load_file
 
 from experiments.simulate import simulate
-from fedwsa.arrays import record_of
+from fedwsa.algorithms.averaging import AveragedReplies, averages_by
+from fedwsa.algorithms.guard.replies import Rules
+from fedwsa.algorithms.statistics import AveragedStatistics, spared
+from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config import compose
 from fedwsa.simulation.averaging import PartialAverage
-from fedwsa.strategies.averaging import AveragedReplies, averages_by
-from fedwsa.strategies.fedwsa import FedWSA
-from fedwsa.strategies.replies import Rules
-from fedwsa.strategies.statistics import AveragedStatistics, spared
+from fedwsa.wire.arrays import record_of
 from tests.test_fedwsa import Nodes
 
 OPTIMISERS = {

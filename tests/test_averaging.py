@@ -9,8 +9,8 @@ from flwr.serverapp.strategy import FedAvg
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedwsa.algorithms.guard.replies import Rules
 from fedwsa.simulation.averaging import PartialAverage
-from fedwsa.strategies.replies import Rules
 from tests.test_fedwsa import Nodes
 
 pytestmark = pytest.mark.usefixtures("task_identity")

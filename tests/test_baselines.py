@@ -12,11 +12,11 @@ from flwr.serverapp.strategy import FedAvg
 from safetensors.torch import load_file
 
 from experiments.simulate import simulate
+from fedwsa.algorithms.feddyn.server import FedDyn
+from fedwsa.algorithms.fednova.server import FedNova
+from fedwsa.algorithms.scaffold.server import Scaffold
 from fedwsa.config import compose
 from fedwsa.models import build_model
-from fedwsa.strategies.feddyn import FedDyn
-from fedwsa.strategies.fednova import FedNova
-from fedwsa.strategies.scaffold import Scaffold
 from tests.quadratics import BEGIN, JOINT, A, B, Descent, Exact, app, run
 
 ALL = {"fraction_evaluate": 0.0, "min_train_nodes": 3, "min_available_nodes": 3}

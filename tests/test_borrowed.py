@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from clients.borrowed import borrowed
-from fedwsa.objectives import LocalRun
-from fedwsa.objectives.moon import Moon
+from fedwsa.algorithms.moon.client import Moon
+from fedwsa.algorithms.objective import LocalRun
 
 
 class Interrupted(BaseException):

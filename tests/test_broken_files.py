@@ -21,7 +21,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from experiments.commands import composing, in_one_line
-from fedwsa import messages
 from fedwsa.components import Component, ConfigError
 from fedwsa.config import Config, compose
 from fedwsa.data.federated import open_federated
@@ -29,7 +28,8 @@ from fedwsa.data.loading import load
 from fedwsa.data.sources import parquet
 from fedwsa.models import build_model
 from fedwsa.models.files import load_network, save_network
-from fedwsa.scope import WeightScope
+from fedwsa.scope.weight_scope import WeightScope
+from fedwsa.wire import messages
 from server.checkpoint import Checkpoint, Checkpoints
 from server.sizes import SizedModels
 from server.strategy import build_strategy

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from experiments.simulate import resume, simulate
 from fedwsa.components import ConfigError
 from fedwsa.config import Config, compose
-from fedwsa.evaluation import Score
+from fedwsa.data.evaluation import Score
 from server.callbacks.choosing import BestModel, EarlyStop
 from server.rounds import RoundRecord
 from tests.test_checkpoint import assert_same_run, interrupted

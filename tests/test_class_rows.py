@@ -8,13 +8,13 @@ import pytest
 import torch
 from flwr.app import Message, MetricRecord, RecordDict
 
+from fedwsa.algorithms.guard.replies import Rules, unusable_reply
+from fedwsa.algorithms.sizes.depthfl import DepthFL
+from fedwsa.algorithms.sizes.fedrolex import FedRolex
+from fedwsa.algorithms.sizes.heterofl import HeteroFL
 from fedwsa.components import ConfigError, locate
 from fedwsa.config import compose, options
 from fedwsa.simulation.averaging import PartialAverage
-from fedwsa.strategies.depthfl import DepthFL
-from fedwsa.strategies.fedrolex import FedRolex
-from fedwsa.strategies.heterofl import HeteroFL
-from fedwsa.strategies.replies import Rules, unusable_reply
 from server.federation import Federation
 from server.sizes import SizedModels
 from server.strategy import build_strategy

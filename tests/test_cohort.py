@@ -9,14 +9,14 @@ from torch import nn
 from clients.cohort import Stack, train_stack, why_not
 from clients.stacking import stacking
 from clients.training import Samples, train
-from fedwsa.conditions import Conditions
+from fedwsa.algorithms.fedprox.client import Proximal
+from fedwsa.algorithms.objective import LocalRun, Objective
+from fedwsa.algorithms.scaffold.client import Scaffold
+from fedwsa.algorithms.wsa.client import ScopeAlignment
 from fedwsa.config import compose
+from fedwsa.fleet.conditions import Conditions
 from fedwsa.models import build_model
-from fedwsa.objectives import LocalRun, Objective
-from fedwsa.objectives.proximal import Proximal
-from fedwsa.objectives.scaffold import Scaffold
-from fedwsa.objectives.scope import ScopeAlignment
-from fedwsa.scope import WeightScope
+from fedwsa.scope.weight_scope import WeightScope
 from fedwsa.sections import Local
 
 SIZES = (23, 17, 9, 8, 5, 1)

@@ -11,15 +11,15 @@ from flwr.serverapp.strategy import FedAvg
 from hydra.errors import HydraException
 
 from experiments.help import help_text
+from fedwsa.algorithms.sizes.server import SizedFedAvg
+from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.components import Component, ConfigError, build, check_arguments, locate
 from fedwsa.config import CONFIG_DIR, compose
-from fedwsa.devices import resolve_device
 from fedwsa.explain import explain
+from fedwsa.fleet.devices import resolve_device
 from fedwsa.merge.average import average
 from fedwsa.models import build_model
 from fedwsa.models.architecture import Architecture
-from fedwsa.strategies.fedwsa import FedWSA
-from fedwsa.strategies.sizes import SizedFedAvg
 from server.strategy import SIZED
 
 
@@ -222,8 +222,8 @@ def test_initial_weights_are_keyed_by_the_seed_and_leave_the_generator_alone() -
     ("target", "message"),
     [
         ("nowhere.Strategy", "cannot import nowhere.Strategy"),
-        ("fedwsa.scope.Nothing", "fedwsa.scope has no Nothing"),
-        ("fedwsa.scope.DEFAULT_FLOOR", "is not a dotted path to a class or function"),
+        ("fedwsa.scope.weight_scope.Nothing", "fedwsa.scope.weight_scope has no Nothing"),
+        ("fedwsa.scope.weight_scope.DEFAULT_FLOOR", "is not a dotted path to a class or function"),
         ("FedAvg", "is not a dotted path to a class or function"),
     ],
 )

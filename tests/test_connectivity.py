@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedwsa.evaluation import Score
+from fedwsa.data.evaluation import Score
 from fedwsa.merge.batch_norm import reestimate
 from fedwsa.merge.connectivity import Path, line, positions, rise, walk
 

@@ -18,7 +18,7 @@ from experiments.connectivity.summary import COLUMNS, barriers
 from fedwsa.components import ConfigError
 from fedwsa.data.sources import digits
 from fedwsa.models.architecture import units_of
-from fedwsa.scope import WeightScope
+from fedwsa.scope.weight_scope import WeightScope
 
 BRIEF = ["seeds=[0]", "local.epochs=1", "model.width=0.1", "subset.train=300", "subset.test=100"]
 LESS = [f"~conditions.{name}" for name in ("weight_decay", "batch_size", "optimiser", "labels")]

@@ -24,9 +24,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from fedwsa.algorithms.averaging import AveragedReplies, averaged
 from fedwsa.simulation import CohortApp, run_simulation
 from fedwsa.simulation.cluster import connect
-from fedwsa.strategies.averaging import AveragedReplies, averaged
 
 CLIENTS = 6
 

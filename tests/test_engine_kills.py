@@ -20,11 +20,11 @@ from flwr.serverapp.strategy import FedAvg
 from safetensors.torch import load_file
 
 from experiments.simulate import simulate
+from fedwsa.algorithms.averaging import averaged
 from fedwsa.config import compose
 from fedwsa.simulation import pool, run_simulation, worker
 from fedwsa.simulation.cluster import connect
 from fedwsa.simulation.worker import Job, Worker
-from fedwsa.strategies.averaging import averaged
 
 CLIENTS = 3
 

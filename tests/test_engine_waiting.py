@@ -19,9 +19,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from fedwsa.algorithms.averaging import averaged
 from fedwsa.simulation import CohortApp
 from fedwsa.simulation.cluster import connect
-from fedwsa.strategies.averaging import averaged
 from tests.test_engine import within
 
 NEVER = 600  # seconds: who is asked to sleep is ended before

@@ -26,9 +26,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedwsa import interruption
+from fedwsa.algorithms.averaging import AveragedReplies, averaged
 from fedwsa.simulation import SimulationError
 from fedwsa.simulation.cluster import connect
-from fedwsa.strategies.averaging import AveragedReplies, averaged
 from tests.test_engine import (
     CLIENTS,
     client_app,

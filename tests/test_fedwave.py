@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from clients.network import network_for
 from clients.training import _Stepped, make_optimizer
 from experiments.simulate import simulate
-from fedwsa import messages
+from fedwsa.algorithms.sizes.fedwave import FedWave
 from fedwsa.components import Component, ConfigError
-from fedwsa.conditions import Conditions
 from fedwsa.config import compose
+from fedwsa.fleet.conditions import Conditions
 from fedwsa.learngene import wave
 from fedwsa.models import build_model
 from fedwsa.models.architecture import architecture_of
-from fedwsa.strategies.wave import FedWave
+from fedwsa.wire import messages
 from server.federation import Federation
 from tests.test_architecture import CLASSES, IMAGE, component, network
 from tests.test_training import local

@@ -20,7 +20,8 @@ from flwr.serverapp.strategy import (
 )
 from torch import nn
 
-from fedwsa import FedWSA, ScopeAlignment, WeightScope, messages
+from fedwsa import FedWSA, ScopeAlignment, WeightScope
+from fedwsa.wire import messages
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 

@@ -20,10 +20,11 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedwsa import FedWSA, messages
-from fedwsa.strategies.averaging import Averaged
-from fedwsa.strategies.guard import Guard
-from fedwsa.strategies.scaffold import Scaffold
+from fedwsa import FedWSA
+from fedwsa.algorithms.averaging import Averaged
+from fedwsa.algorithms.guard.guard import Guard
+from fedwsa.algorithms.scaffold.server import Scaffold
+from fedwsa.wire import messages
 from tests.test_fedwsa import Nodes, answer, arrays_of, net
 
 pytestmark = pytest.mark.usefixtures("task_identity")

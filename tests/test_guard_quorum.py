@@ -9,8 +9,8 @@ import pytest
 from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg
 
-from fedwsa.strategies.fedwsa import FedWSA
-from fedwsa.strategies.guard import Guard, TooFewResults
+from fedwsa.algorithms.guard.guard import Guard, TooFewResults
+from fedwsa.algorithms.wsa.server import FedWSA
 from tests.test_fedwsa import Nodes, answer, arrays_of, net
 from tests.test_guard import START, asked, record, reply
 

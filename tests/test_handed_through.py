@@ -14,18 +14,18 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import nn
 
 from experiments.commands import of_system
-from fedwsa import messages
+from fedwsa.algorithms.averaging import averages_by, weighs_by
+from fedwsa.algorithms.feddyn.server import FedDyn
+from fedwsa.algorithms.guard.guard import Guard
+from fedwsa.algorithms.personal.server import has_global_model
+from fedwsa.algorithms.scaffold.server import Scaffold
+from fedwsa.algorithms.wrapping import declared
+from fedwsa.algorithms.wsa.client import ScopeAlignment
+from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.components import Component, ConfigError
 from fedwsa.explain import explain
 from fedwsa.models import build_model
-from fedwsa.objectives.scope import ScopeAlignment
-from fedwsa.strategies.averaging import averages_by, weighs_by
-from fedwsa.strategies.feddyn import FedDyn
-from fedwsa.strategies.fedwsa import FedWSA
-from fedwsa.strategies.guard import Guard
-from fedwsa.strategies.personal import has_global_model
-from fedwsa.strategies.scaffold import Scaffold
-from fedwsa.strategies.wrapping import declared
+from fedwsa.wire import messages
 from server.deployment import require_no_memory
 from server.wants import wants_of
 
@@ -121,7 +121,7 @@ def test_gradients_per_sample_are_refused() -> None:
 def test_nothing_is_filled_in_by_the_name_of_a_parameter() -> None:
     here = f"{__name__}."
     assert wants_of(Component(**{"_target_": here + "Theirs"}), "strategy") == []
-    fedper = Component(**{"_target_": "fedwsa.strategies.fedper.FedPer"})
+    fedper = Component(**{"_target_": "fedwsa.algorithms.personal.fedper.FedPer"})
     assert wants_of(fedper, "strategy") == ["head"]
     with pytest.raises(ConfigError, match=r"Wrong\.wants must be a tuple of names among shapes"):
         wants_of(Component(**{"_target_": here + "Wrong"}), "strategy")

@@ -10,11 +10,12 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.serverapp.strategy import Strategy
 
-from fedwsa import messages
-from fedwsa.objectives import Objective, gradients, memory, trainable
-from fedwsa.strategies.feddyn import FedDyn
-from fedwsa.strategies.guard import Guard
-from fedwsa.strategies.scaffold import Scaffold
+from fedwsa.algorithms.feddyn.server import FedDyn
+from fedwsa.algorithms.guard.guard import Guard
+from fedwsa.algorithms.memory import client as memory
+from fedwsa.algorithms.objective import Objective, gradients, trainable
+from fedwsa.algorithms.scaffold.server import Scaffold
+from fedwsa.wire import messages
 from tests.quadratics import JOINT, A, B, Descent, Exact, app, begin, run
 from tests.test_fedwsa import Nodes
 
@@ -197,8 +198,8 @@ def test_scaffold_has_one_objective_for_models_and_variates(weighted: str) -> No
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_pull_beside_the_loss_stays_out_of_the_variate(momentum: float) -> None:
     # Constant gradients: 2 of the loss and 3 of the pull, so c_i is 2, whatever the path.
-    from fedwsa.objectives import LocalRun
-    from fedwsa.objectives.scaffold import Scaffold as Correction
+    from fedwsa.algorithms.objective import LocalRun
+    from fedwsa.algorithms.scaffold.client import Scaffold as Correction
     from tests.quadratics import Point
 
     model, state = Point(), {}

@@ -24,8 +24,8 @@ from fedwsa.merge.states import require_alike
 from fedwsa.merge.task_arithmetic import task_arithmetic
 from fedwsa.merge.ties import ties
 from fedwsa.merge.wsa import wsa
-from fedwsa.rescale import WeightRange
-from fedwsa.scope import WeightScope
+from fedwsa.scope.rescale import WeightRange
+from fedwsa.scope.weight_scope import WeightScope
 
 Operator = Callable[..., dict[str, Tensor]]
 

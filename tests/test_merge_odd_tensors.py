@@ -19,8 +19,8 @@ from fedwsa.merge.ties import ties
 from fedwsa.merge.ugm import ugm
 from fedwsa.merge.wsa import wsa
 from fedwsa.models.architecture import Units
-from fedwsa.rescale import WeightRange, rescale_gaussian, rescale_range
-from fedwsa.scope import WeightScope, scoped_layers
+from fedwsa.scope.rescale import WeightRange, rescale_gaussian, rescale_range
+from fedwsa.scope.weight_scope import WeightScope, scoped_layers
 
 
 def model(seed: int) -> dict[str, Tensor]:

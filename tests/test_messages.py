@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedwsa import messages
+from fedwsa.wire import messages
 
 
 def net() -> nn.Module:

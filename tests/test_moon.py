@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 
 from clients.training import Conditions, Samples, train
-from fedwsa.objectives import LocalRun
-from fedwsa.objectives.moon import Moon, contrastive
+from fedwsa.algorithms.moon.client import Moon, contrastive
+from fedwsa.algorithms.objective import LocalRun
 from tests.test_training import data, local, net
 
 ASKED = {"config": {"moon-mu": 2.0, "moon-temperature": 0.5}}

@@ -17,16 +17,16 @@ from clients.network import Network, network_for
 from clients.stacking import stacking
 from clients.training import _Stepped, make_optimizer
 from experiments.simulate import simulate
-from fedwsa import messages
 from fedwsa.components import Component, ConfigError
-from fedwsa.conditions import Conditions
 from fedwsa.config import compose
+from fedwsa.data.evaluation import evaluate
 from fedwsa.data.federated import open_federated
-from fedwsa.evaluation import evaluate
+from fedwsa.fleet.conditions import Conditions
 from fedwsa.merge.average import average
 from fedwsa.models import build_model, state
 from fedwsa.models.files import load_network
 from fedwsa.remembered import enter
+from fedwsa.wire import messages
 from server.sizes import SizedModels
 from tests.odd_models import everything
 

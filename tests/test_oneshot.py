@@ -16,7 +16,8 @@ from torch import Tensor
 
 from clients.app import build as client_app
 from experiments.simulate import simulate
-from fedwsa import messages
+from fedwsa.algorithms.guard.guard import Guard
+from fedwsa.algorithms.oneshot import OneShot
 from fedwsa.components import ConfigError
 from fedwsa.config import Config, compose, options
 from fedwsa.data.federated import open_federated
@@ -25,8 +26,7 @@ from fedwsa.merge.fisher import fisher
 from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.merge.ugm import ugm
 from fedwsa.models import build_model
-from fedwsa.strategies.guard import Guard
-from fedwsa.strategies.oneshot import OneShot
+from fedwsa.wire import messages
 from tests.test_fedwsa import Nodes
 
 State = dict[str, Tensor]

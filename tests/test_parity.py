@@ -23,12 +23,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import clients.app
+from fedwsa.algorithms.averaging import averages_by
+from fedwsa.algorithms.scaffold.server import Scaffold
+from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config import Config, compose
 from fedwsa.simulation import run_simulation
 from fedwsa.simulation.cluster import connect
-from fedwsa.strategies.averaging import averages_by
-from fedwsa.strategies.fedwsa import FedWSA
-from fedwsa.strategies.scaffold import Scaffold
 from server.federation import Federation
 from server.strategy import build_guard
 

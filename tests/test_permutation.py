@@ -21,7 +21,7 @@ from fedwsa.merge.permutation import align, match, permutation, permutation_wsa,
 from fedwsa.models import build_model
 from fedwsa.models.architecture import Axis, Units, units_of
 from fedwsa.models.files import save_network
-from fedwsa.scope import WeightScope
+from fedwsa.scope.weight_scope import WeightScope
 
 IMAGE, CLASSES = (3, 32, 32), 7
 CASES = {

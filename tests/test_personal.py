@@ -13,10 +13,10 @@ from flwr.clientapp import ClientApp
 
 import clients.app
 from experiments.simulate import simulate
-from fedwsa import messages
 from fedwsa.components import ConfigError
 from fedwsa.config import Config, compose
 from fedwsa.models import build_model
+from fedwsa.wire import messages
 
 TINY = ["rounds=3", "clients.count=3", "local.epochs=1", "model.width=0.1", "seed=3"]
 
@@ -155,7 +155,7 @@ def test_a_pattern_that_parts_tied_weights_is_refused(
     [
         (
             "strategy=dp_server_fixed local.optimiser=adam "
-            "strategy.args.strategy._target_=fedwsa.strategies.fednova.FedNova",
+            "strategy.args.strategy._target_=fedwsa.algorithms.fednova.server.FedNova",
             r"local\.optimiser: FedNova counts steps of SGD",
         ),
         (
@@ -197,7 +197,10 @@ def test_alignment_where_nothing_is_averaged_is_refused(
 
 def test_privacy_wrappers_want_whole_models(cache: str, tmp_path: Path) -> None:
     wrapped = ["strategy=dp_server_fixed", "strategy.args.strategy._target_="]
-    for inner in ("fedwsa.strategies.fedper.FedPer", "fedwsa.strategies.scaffold.Scaffold"):
+    for inner in (
+        "fedwsa.algorithms.personal.fedper.FedPer",
+        "fedwsa.algorithms.scaffold.server.Scaffold",
+    ):
         config = configured(cache, wrapped[0], wrapped[1] + inner)
         with pytest.raises(ConfigError, match="needs clients that send one whole model"):
             simulate(config, tmp_path / "run")

@@ -21,17 +21,12 @@ from scipy.stats import norm
 
 import clients.app
 from experiments.simulate import simulate
-from fedwsa import FedWSA, ScopeAlignment, WeightScope, messages, seeding
+from fedwsa import FedWSA, ScopeAlignment, WeightScope, seeding
+from fedwsa.algorithms.guard.guard import Guard
+from fedwsa.algorithms.privacy import Accounted, accounted, local_multiplier, local_spent, spent
 from fedwsa.components import ConfigError
 from fedwsa.config import compose
-from fedwsa.strategies.guard import Guard
-from fedwsa.strategies.privacy import (
-    Accounted,
-    accounted,
-    local_multiplier,
-    local_spent,
-    spent,
-)
+from fedwsa.wire import messages
 from server.checkpoint import Checkpoints
 from tests.test_fedwsa import Nodes, answer, arrays_of, net
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fedwsa.objectives.proximal import Proximal
+from fedwsa.algorithms.fedprox.client import Proximal
 
 
 def test_the_gradient_is_that_of_half_mu_times_the_squared_distance() -> None:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedwsa import messages
-from fedwsa.objectives import LocalRun
-from fedwsa.objectives.scaffold import Scaffold as Correction
-from fedwsa.objectives.scaffold import plain_steps
-from fedwsa.strategies.scaffold import Scaffold
+from fedwsa.algorithms.objective import LocalRun
+from fedwsa.algorithms.scaffold.client import Scaffold as Correction
+from fedwsa.algorithms.scaffold.client import plain_steps
+from fedwsa.algorithms.scaffold.server import Scaffold
+from fedwsa.wire import messages
 from tests.quadratics import BEGIN, JOINT, A, B, Point, begin, gradient
 from tests.test_fedwsa import Nodes
 

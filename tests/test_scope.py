@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedwsa.moments import moments
-from fedwsa.rescale import WeightRange, rescale_gaussian, rescale_range
-from fedwsa.scope import (
+from fedwsa.scope.moments import moments
+from fedwsa.scope.rescale import WeightRange, rescale_gaussian, rescale_range
+from fedwsa.scope.weight_scope import (
     WeightScope,
     add_kl_gradient_,
     kl_divergence,

@@ -10,13 +10,14 @@ import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from fedwsa import FedWSA, ScopeAlignment, WeightScope, messages
+from fedwsa import FedWSA, ScopeAlignment, WeightScope
+from fedwsa.algorithms.sizes.depthfl import DepthFL
+from fedwsa.algorithms.sizes.heterofl import HeteroFL
+from fedwsa.algorithms.sizes.server import SizedFedAvg
 from fedwsa.components import Component
 from fedwsa.models import build_model
-from fedwsa.scope import fan_in
-from fedwsa.strategies.depthfl import DepthFL
-from fedwsa.strategies.heterofl import HeteroFL
-from fedwsa.strategies.sizes import SizedFedAvg
+from fedwsa.scope.weight_scope import fan_in
+from fedwsa.wire import messages
 from tests.test_fedwsa import Nodes, answer, content, net
 
 pytestmark = pytest.mark.usefixtures("task_identity")

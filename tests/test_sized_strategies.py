@@ -11,16 +11,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
-from fedwsa import messages
+from fedwsa.algorithms.averaging import averages_by
+from fedwsa.algorithms.sizes.depthfl import DepthFL
+from fedwsa.algorithms.sizes.fedrolex import FedRolex
+from fedwsa.algorithms.sizes.heterofl import HeteroFL
+from fedwsa.algorithms.sizes.server import SizedFedAvg, sized
+from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.components import Component
 from fedwsa.models import build_model
 from fedwsa.models.architecture import Axis, architecture_of
-from fedwsa.strategies.averaging import averages_by
-from fedwsa.strategies.depthfl import DepthFL
-from fedwsa.strategies.fedrolex import FedRolex
-from fedwsa.strategies.fedwsa import FedWSA
-from fedwsa.strategies.heterofl import HeteroFL
-from fedwsa.strategies.sizes import SizedFedAvg, sized
+from fedwsa.wire import messages
 from tests.test_fedwsa import Nodes
 
 pytestmark = pytest.mark.usefixtures("task_identity")

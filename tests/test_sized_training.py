@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from clients.scaling import scaled
 from clients.training import Samples, train
-from fedwsa.conditions import Conditions
+from fedwsa.fleet.conditions import Conditions
 from tests.test_cohort import settings
 from tests.test_training import local, net
 

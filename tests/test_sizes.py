@@ -10,8 +10,8 @@ from torch import nn
 
 from fedwsa.components import ConfigError
 from fedwsa.config import compose
+from fedwsa.fleet.size_rules import by_share, by_speed, forward_flops
 from fedwsa.models import build_model
-from fedwsa.sizes import by_share, by_speed, forward_flops
 
 DIGITS = ((1, 8, 8), 10)
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from clients import app as clients
 from clients.network import Network, network_for
 from experiments.simulate import simulate
-from fedwsa import messages
 from fedwsa.components import Component, ConfigError
 from fedwsa.config import Config, compose
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.skew import Colour, Noise, Rotation, drawn, open_skew, skewed
 from fedwsa.models import build_model
+from fedwsa.wire import messages
 
 IMAGES = torch.randint(
     0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)

@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from clients.fisher import fisher_if_asked
 from clients.network import network_for
 from experiments.simulate import simulate
-from fedwsa import messages, seeding
+from fedwsa import seeding
 from fedwsa.config import Config, compose
+from fedwsa.data.evaluation import evaluate, measure_statistics
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import open_federated
 from fedwsa.data.images import ImageData
-from fedwsa.evaluation import evaluate, measure_statistics
 from fedwsa.merge.batch_norm import reestimate
 from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.models import state
 from fedwsa.models.files import load_network
 from fedwsa.models.norms import StaticBatchNorm2d
+from fedwsa.wire import messages
 
 WORDS = [
     *("model=resnet20", "model.norm=static", "model.depth=8", "model.width=0.25", "rounds=1"),

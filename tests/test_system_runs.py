@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 
 from clients.training import Samples, train
 from experiments.simulate import _to_choose_by, simulate
-from fedwsa import messages, seeding
+from fedwsa import seeding
+from fedwsa.algorithms.scaffold.server import Scaffold
 from fedwsa.components import ConfigError
-from fedwsa.conditions import Conditions
 from fedwsa.config import compose, from_run_config
 from fedwsa.data.federated import FederatedData, open_federated
-from fedwsa.strategies.scaffold import Scaffold
-from fedwsa.systems import drops_out
+from fedwsa.fleet.conditions import Conditions
+from fedwsa.fleet.systems import drops_out
+from fedwsa.wire import messages
 from server.federation import Federation
 from server.nodes import PartitionGrid
 from tests.test_apps import Loopback

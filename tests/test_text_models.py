@@ -14,9 +14,9 @@ from clients.stacking import stacking
 from clients.training import Conditions, Samples, train
 from fedwsa.components import ConfigError
 from fedwsa.config import compose, options
+from fedwsa.data.evaluation import evaluate
 from fedwsa.data.examples import Examples
 from fedwsa.data.text import TextData
-from fedwsa.evaluation import evaluate
 from fedwsa.learngene.fit import distillation
 from fedwsa.models import build_model
 from fedwsa.models.flops import forward_flops

@@ -20,7 +20,7 @@ from fedwsa.data.sources import digits
 from fedwsa.models import build_model
 from fedwsa.models.files import load_network, save_network
 from fedwsa.models.weights import open_weights, plain_names
-from fedwsa.scope import WeightScope
+from fedwsa.scope.weight_scope import WeightScope
 from server.strategy import _scope_of
 
 INDEX = "model.safetensors.index.json"

@@ -25,8 +25,8 @@ from fedwsa.components import ConfigError
 from fedwsa.data.examples import LabelledData
 from fedwsa.data.federated import subset
 from fedwsa.data.loading import load, open_source
-from fedwsa.devices import resolve_device
 from fedwsa.files import replacing, write_text
+from fedwsa.fleet.devices import resolve_device
 from fedwsa.learngene.progress import watching
 from fedwsa.models.architecture import Units, units_of
 

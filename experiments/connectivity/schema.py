@@ -9,9 +9,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from fedwsa.components import Component
 from fedwsa.config import compose_as
-from fedwsa.devices import Device
+from fedwsa.fleet.devices import Device
 from fedwsa.merge.connectivity import FEWEST
-from fedwsa.scope import Fusion, Reduction
+from fedwsa.scope.weight_scope import Fusion, Reduction
 from fedwsa.sections import Dataset, Local, Optimiser, Section, Subset
 
 Init = Literal["same", "apart"]

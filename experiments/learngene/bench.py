@@ -24,13 +24,13 @@ from experiments.learngene.schema import LearngeneConfig
 from experiments.learngene.summary import summarise
 from fedwsa import seeding
 from fedwsa.components import Component, ConfigError, build
+from fedwsa.data.evaluation import evaluate, measure_statistics
 from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.federated import public_share
 from fedwsa.data.images import ImageData
 from fedwsa.data.sources import digits
-from fedwsa.devices import resolve_device
-from fedwsa.evaluation import evaluate, measure_statistics
 from fedwsa.files import whole_lines, write_text
+from fedwsa.fleet.devices import resolve_device
 from fedwsa.learngene import METHODS
 from fedwsa.learngene.base import Method, Target, Task, frozen
 from fedwsa.learngene.fit import Lesson, Recipe, fit

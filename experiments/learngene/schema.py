@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 
 from fedwsa.components import Component, ConfigError
 from fedwsa.config import compose_as
-from fedwsa.devices import Device
+from fedwsa.fleet.devices import Device
 from fedwsa.learngene import METHODS
 from fedwsa.sections import Dataset, Init, Pretraining
 

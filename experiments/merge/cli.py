@@ -24,7 +24,7 @@ from experiments.merge.methods import Ingredients, Method, merge, method_of
 from fedwsa.components import ConfigError
 from fedwsa.config import options
 from fedwsa.data.cache import require_writable, write_tensors
-from fedwsa.evaluation import Score
+from fedwsa.data.evaluation import Score
 from fedwsa.merge.states import is_statistic, require_alike, shares
 from fedwsa.models.weights import prefix_hint
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fedwsa.components import Component, ConfigError, build
+from fedwsa.data.evaluation import evaluate, measure_statistics
 from fedwsa.data.keys import of_arguments, of_component
-from fedwsa.evaluation import evaluate, measure_statistics
 from fedwsa.learngene.base import Method, Target, Task
 from fedwsa.learngene.fit import Lesson, Recipe, Report, fit, plain_loss
 from fedwsa.learngene.gene import Learngene
