@@ -24,8 +24,9 @@ from fedwsa.algorithms.memory.client import LostMemory
 from fedwsa.algorithms.objective import Content, LocalRun, Objective, Weights, find_record
 from fedwsa.algorithms.objectives import OBJECTIVES, own_objectives, require_numbers
 from fedwsa.algorithms.personal import client as personal
-from fedwsa.components import ConfigError
-from fedwsa.config import Config, from_run_config
+from fedwsa.config.component import ConfigError
+from fedwsa.config.compose import from_run_config
+from fedwsa.config.schema import Config
 from fedwsa.data.evaluation import evaluate, measure_statistics
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import FederatedData

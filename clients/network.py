@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clients.stacking import Stacking, stacking
 from fedwsa.algorithms.objective import Content, Weights, find_record
-from fedwsa.components import Component, ConfigError
+from fedwsa.config.component import Component, ConfigError
 from fedwsa.learngene import wave
 from fedwsa.models import InputShape, build_model, state
 from fedwsa.models.architecture import architecture_of

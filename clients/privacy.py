@@ -9,7 +9,7 @@ from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
 
 from fedwsa import seeding
 from fedwsa.algorithms.objective import find_record
-from fedwsa.config import Config
+from fedwsa.config.schema import Config
 
 
 def asks_to_clip(message: Message) -> bool:

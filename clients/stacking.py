@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from clients.cohort import Stack
 from fedwsa import seeding
-from fedwsa.blame import told
+from fedwsa.config.blame import told
 from fedwsa.models import InputShape
 
 _SIZES = ((4, 4), (4, 2))  # batches of two clients: the second pads its second one

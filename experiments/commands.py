@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from fedwsa import interruption
-from fedwsa.blame import place_of, telling_theirs, told
-from fedwsa.components import ConfigError
+from fedwsa.config.blame import place_of, telling_theirs, told
+from fedwsa.config.component import ConfigError
 
 
 def fail(command: str, line: str) -> NoReturn:
@@ -91,7 +91,7 @@ def composing(command: str, overrides: Sequence[str], config: str = "config") ->
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from fedwsa.explain import explain
+    from fedwsa.config.explain import explain
 
     try:
         yield

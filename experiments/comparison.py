@@ -14,7 +14,7 @@ from experiments.tables.build import Request, build
 from experiments.tables.collect import SEED, collect
 from experiments.tables.formats import show, to_csv
 from experiments.tables.runs import CELL, Run, Unusable, cell_values, read_config, write_json
-from fedwsa.files import write_text
+from fedwsa.runfolder.files import write_text
 
 _METRICS = ("accuracy", "last5", "loss", "client_mean", "client_worst10", "seconds")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedwsa.config import CONFIG_DIR, own_options
+from fedwsa.config.places import CONFIG_DIR, own_options
 
 _USAGE = """\
 fedwsa: federated-learning simulations with weight scope alignment

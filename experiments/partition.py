@@ -17,10 +17,11 @@ from rich.table import Table
 from experiments.commands import composing, fail, in_one_line
 from experiments.help import partition_help
 from fedwsa import interruption
-from fedwsa.config import Config, compose
+from fedwsa.config.compose import compose
+from fedwsa.config.schema import Config
 from fedwsa.data.cache import require_writable
 from fedwsa.data.federated import open_federated
-from fedwsa.files import write_text
+from fedwsa.runfolder.files import write_text
 
 _COMMAND = "fedwsa-partition"
 console = Console()

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from fedwsa.files import replacing
+from fedwsa.runfolder.files import replacing
 
 _MANY = 100  # clients, above which bubbles are too small to compare
 _COLUMNS = 1000  # of a heat map at most

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from experiments.partition_plots import severity_line
-from fedwsa.files import replacing
+from fedwsa.runfolder.files import replacing
 
 _SIZE = (9.0, 3.4)
 

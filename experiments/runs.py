@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from fedwsa.components import ConfigError
-from fedwsa.config import Config, parse
-from fedwsa.files import whole_lines
+from fedwsa.config.component import ConfigError
+from fedwsa.config.compose import parse
+from fedwsa.config.schema import Config
+from fedwsa.runfolder.files import whole_lines
 
 if TYPE_CHECKING:
     import pandas as pd

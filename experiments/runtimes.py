@@ -16,8 +16,8 @@ from clients.measure import choose_cohort
 from clients.stacking import stacking
 from experiments.ray_start import RayStart
 from fedwsa import interruption
-from fedwsa.components import ConfigError
-from fedwsa.config import Config
+from fedwsa.config.component import ConfigError
+from fedwsa.config.schema import Config
 from fedwsa.fleet.conditions import draw_conditions
 from fedwsa.fleet.devices import Device, resolve_device
 from fedwsa.fleet.size_rules import WHOLE

@@ -36,11 +36,13 @@ from experiments.commands import fail, of_system
 from experiments.help import help_text
 from experiments.ray_start import RayStart
 from fedwsa import interruption
-from fedwsa.blame import telling_theirs, told
-from fedwsa.components import ConfigError, flat
-from fedwsa.config import CONFIG_DIR, Config, free_arguments, parse
-from fedwsa.explain import explain
-from fedwsa.search_path import register
+from fedwsa.config.blame import telling_theirs, told
+from fedwsa.config.component import ConfigError, flat
+from fedwsa.config.compose import free_arguments, parse
+from fedwsa.config.explain import explain
+from fedwsa.config.places import CONFIG_DIR
+from fedwsa.config.schema import Config
+from fedwsa.config.search_path import register
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp

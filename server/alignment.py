@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from fedwsa.algorithms.wsa.server import FedWSA
-from fedwsa.components import ConfigError
-from fedwsa.config import Config
+from fedwsa.config.component import ConfigError
+from fedwsa.config.schema import Config
 from fedwsa.fleet.size_rules import WHOLE
 from fedwsa.scope.weight_scope import WeightScope, fan_in, scoped_layers, stability
 from fedwsa.wire import messages

@@ -13,8 +13,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedwsa.algorithms.wrapping import declared
-from fedwsa.components import ConfigError
-from fedwsa.config import Config
+from fedwsa.config.component import ConfigError
+from fedwsa.config.schema import Config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.own import is_own, open_reference, open_server
 from server.folder import require_begun

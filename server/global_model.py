@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fedwsa import seeding
 from fedwsa.algorithms.personal.server import has_global_model
 from fedwsa.algorithms.sizes.server import sized
-from fedwsa.blame import blaming
-from fedwsa.config import Config
+from fedwsa.config.blame import blaming
+from fedwsa.config.schema import Config
 from fedwsa.data.evaluation import Score, evaluate, measure_statistics
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import FederatedData

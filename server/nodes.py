@@ -14,7 +14,7 @@ from flwr.supercore.run import Run
 
 from fedwsa.algorithms.averaging import AveragedReplies
 from fedwsa.algorithms.objective import find_record
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from fedwsa.wire import messages
 
 logger = logging.getLogger("fedwsa")

@@ -16,8 +16,8 @@ from fedwsa.algorithms.averaging import AveragedReplies
 from fedwsa.algorithms.guard.gathered import Gathered, Incident, short
 from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.wsa.server import FedWSA, ScopeReport
-from fedwsa.blame import blaming
-from fedwsa.config import Config
+from fedwsa.config.blame import blaming
+from fedwsa.config.schema import Config
 from fedwsa.data.evaluation import Score, jain_index
 from fedwsa.fleet.size_rules import WHOLE
 from fedwsa.wire import messages

@@ -32,7 +32,7 @@ from fedwsa.algorithms.sizes.server import SizedFedAvg
 from fedwsa.algorithms.statistics import spared
 from fedwsa.algorithms.wrapping import chain, declared
 from fedwsa.algorithms.wsa.server import FedWSA
-from fedwsa.components import (
+from fedwsa.config.component import (
     Component,
     ConfigError,
     build,
@@ -40,7 +40,8 @@ from fedwsa.components import (
     locate,
     signature_of,
 )
-from fedwsa.config import Config
+from fedwsa.config.schema import Config
+from fedwsa.config.sections import Wsa
 from fedwsa.data.own import is_own
 from fedwsa.fleet.size_rules import WHOLE
 from fedwsa.merge import needs
@@ -50,7 +51,6 @@ from fedwsa.models.architecture import Units
 from fedwsa.models.augment import kernels
 from fedwsa.models.weights import open_weights
 from fedwsa.scope.weight_scope import WeightScope
-from fedwsa.sections import Wsa
 from fedwsa.wire import messages
 from server.sizes import SizedModels
 from server.wants import wants_of

@@ -10,7 +10,7 @@ from functools import cache
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedwsa.algorithms.averaging import AveragedReplies
-from fedwsa.config import Config
+from fedwsa.config.schema import Config
 from fedwsa.data.federated import FederatedData
 from fedwsa.fleet import systems
 from fedwsa.fleet.conditions import draw_conditions

@@ -10,7 +10,7 @@ from flwr.app import Context, Message, MessageType, RecordDict
 
 import clients.app
 import server.app
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from server.rounds import RunError
 from tests.test_fedwsa import Nodes
 

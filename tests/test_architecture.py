@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedwsa.components import Component, ConfigError
+from fedwsa.config.component import Component, ConfigError
 from fedwsa.models import blank_inputs, build_model
 from fedwsa.models.architecture import (
     Architecture,

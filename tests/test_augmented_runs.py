@@ -14,13 +14,14 @@ from clients.cohort import why_not
 from clients.training import Samples, train, train_augmented
 from experiments.simulate import resume, simulate
 from fedwsa.algorithms.wsa.client import ScopeAlignment
-from fedwsa.components import ConfigError
-from fedwsa.config import compose, options
+from fedwsa.config.component import ConfigError
+from fedwsa.config.compose import compose
+from fedwsa.config.places import options
+from fedwsa.config.sections import Local
 from fedwsa.fleet.conditions import Conditions
 from fedwsa.models import build_model
 from fedwsa.models.augment import kernels
 from fedwsa.scope.weight_scope import WeightScope, add_kl_gradient_
-from fedwsa.sections import Local
 from fedwsa.wire import messages
 from tests.test_checkpoint import assert_same_run, interrupted
 from tests.test_fedwsa import content

@@ -15,7 +15,7 @@ from experiments.simulate import simulate
 from fedwsa.algorithms.feddyn.server import FedDyn
 from fedwsa.algorithms.fednova.server import FedNova
 from fedwsa.algorithms.scaffold.server import Scaffold
-from fedwsa.config import compose
+from fedwsa.config.compose import compose
 from fedwsa.models import build_model
 from tests.quadratics import BEGIN, JOINT, A, B, Descent, Exact, app, run
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from experiments import simulate
-from fedwsa.blame import told
-from fedwsa.components import ConfigError
+from fedwsa.config.blame import told
+from fedwsa.config.component import ConfigError
 from fedwsa.data.examples import Examples
 from fedwsa.data.images import ImageData
 from fedwsa.data.loading import Source, load

@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from experiments.commands import composing, in_one_line
-from fedwsa.components import Component, ConfigError
-from fedwsa.config import Config, compose
+from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.compose import compose
+from fedwsa.config.schema import Config
 from fedwsa.data.federated import open_federated
 from fedwsa.data.loading import load
 from fedwsa.data.sources import parquet

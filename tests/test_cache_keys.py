@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedwsa.components import Component
-from fedwsa.config import compose
+from fedwsa.config.component import Component
+from fedwsa.config.compose import compose
 from fedwsa.data import keys, sources
 from fedwsa.data.federated import open_federated
 from fedwsa.data.keys import of_code, of_component, of_files

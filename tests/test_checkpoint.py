@@ -30,11 +30,12 @@ from safetensors.torch import load_file
 
 import clients.app
 from experiments.simulate import resume, simulate
-from fedwsa.components import ConfigError
-from fedwsa.config import Config, compose
+from fedwsa.config.component import ConfigError
+from fedwsa.config.compose import compose
+from fedwsa.config.schema import Config
+from fedwsa.runfolder.locks import locked
 from server import checkpoint
 from server.checkpoint import Checkpoint, Checkpoints
-from server.locks import locked
 from server.rounds import RunError
 
 TINY = ["rounds=5", "clients.count=4", "clients.fraction=0.5", "local.epochs=1", "model.width=0.2"]

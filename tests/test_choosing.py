@@ -12,8 +12,9 @@ from flwr.app import ArrayRecord
 from safetensors.torch import load_file
 
 from experiments.simulate import resume, simulate
-from fedwsa.components import ConfigError
-from fedwsa.config import Config, compose
+from fedwsa.config.component import ConfigError
+from fedwsa.config.compose import compose
+from fedwsa.config.schema import Config
 from fedwsa.data.evaluation import Score
 from server.callbacks.choosing import BestModel, EarlyStop
 from server.rounds import RoundRecord

@@ -12,8 +12,9 @@ from fedwsa.algorithms.guard.replies import Rules, unusable_reply
 from fedwsa.algorithms.sizes.depthfl import DepthFL
 from fedwsa.algorithms.sizes.fedrolex import FedRolex
 from fedwsa.algorithms.sizes.heterofl import HeteroFL
-from fedwsa.components import ConfigError, locate
-from fedwsa.config import compose, options
+from fedwsa.config.component import ConfigError, locate
+from fedwsa.config.compose import compose
+from fedwsa.config.places import options
 from fedwsa.simulation.averaging import PartialAverage
 from server.federation import Federation
 from server.sizes import SizedModels

@@ -13,11 +13,11 @@ from fedwsa.algorithms.fedprox.client import Proximal
 from fedwsa.algorithms.objective import LocalRun, Objective
 from fedwsa.algorithms.scaffold.client import Scaffold
 from fedwsa.algorithms.wsa.client import ScopeAlignment
-from fedwsa.config import compose
+from fedwsa.config.compose import compose
+from fedwsa.config.sections import Local
 from fedwsa.fleet.conditions import Conditions
 from fedwsa.models import build_model
 from fedwsa.scope.weight_scope import WeightScope
-from fedwsa.sections import Local
 
 SIZES = (23, 17, 9, 8, 5, 1)
 """Unequal: six, five, two, two, one and one batches of four; 17 and 9 end in one of five."""

@@ -13,9 +13,10 @@ from hydra.errors import HydraException
 from experiments.help import help_text
 from fedwsa.algorithms.sizes.server import SizedFedAvg
 from fedwsa.algorithms.wsa.server import FedWSA
-from fedwsa.components import Component, ConfigError, build, check_arguments, locate
-from fedwsa.config import CONFIG_DIR, compose
-from fedwsa.explain import explain
+from fedwsa.config.component import Component, ConfigError, build, check_arguments, locate
+from fedwsa.config.compose import compose
+from fedwsa.config.explain import explain
+from fedwsa.config.places import CONFIG_DIR
 from fedwsa.fleet.devices import resolve_device
 from fedwsa.merge.average import average
 from fedwsa.models import build_model

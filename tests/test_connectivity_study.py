@@ -15,7 +15,7 @@ from experiments.connectivity.lines import TREATMENTS, divergence, ends
 from experiments.connectivity.pairs import Pair, Trainer
 from experiments.connectivity.schema import ConnectivityConfig, compose
 from experiments.connectivity.summary import COLUMNS, barriers
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from fedwsa.data.sources import digits
 from fedwsa.models.architecture import units_of
 from fedwsa.scope.weight_scope import WeightScope

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from fedwsa.data import sources
 from fedwsa.data.decoding import decode_image, decode_images
 from fedwsa.data.parquet import natural_ids, read_part

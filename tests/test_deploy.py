@@ -24,8 +24,8 @@ from experiments.deploy.federation import LocalFederation, variables
 from experiments.deploy.keys import write_keys
 from experiments.deploy.processes import Processes, free_port
 from experiments.simulate import simulate
-from fedwsa.components import ConfigError
-from fedwsa.config import compose
+from fedwsa.config.component import ConfigError
+from fedwsa.config.compose import compose
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from experiments.simulate import simulate
 from fedwsa.algorithms.averaging import averaged
-from fedwsa.config import compose
+from fedwsa.config.compose import compose
 from fedwsa.simulation import pool, run_simulation, worker
 from fedwsa.simulation.cluster import connect
 from fedwsa.simulation.worker import Job, Worker

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from fedwsa.algorithms.objective import LocalRun, Objective
 from fedwsa.algorithms.objectives import own_objectives, require_numbers
-from fedwsa.components import ConfigError
-from fedwsa.config import CONFIG_DIR
+from fedwsa.config.component import ConfigError
+from fedwsa.config.places import CONFIG_DIR
 from tests.test_runtimes import environment
 
 PAGE = (Path(__file__).parent.parent / "docs" / "extend.md").read_text()

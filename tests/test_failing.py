@@ -15,9 +15,10 @@ from flwr.supercore.task_identity import TaskIdentity
 import clients.app
 from experiments import simulate as command
 from experiments.simulate import simulate
-from fedwsa.blame import place_of, told
-from fedwsa.components import ConfigError, locate
-from fedwsa.config import Config, compose
+from fedwsa.config.blame import place_of, told
+from fedwsa.config.component import ConfigError, locate
+from fedwsa.config.compose import compose
+from fedwsa.config.schema import Config
 from fedwsa.simulation.transport import pack, shell, unpack
 from fedwsa.simulation.worker import Answers, Job, Order, Worker
 from server.federation import Federation

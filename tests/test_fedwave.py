@@ -14,8 +14,8 @@ from clients.network import network_for
 from clients.training import _Stepped, make_optimizer
 from experiments.simulate import simulate
 from fedwsa.algorithms.sizes.fedwave import FedWave
-from fedwsa.components import Component, ConfigError
-from fedwsa.config import compose
+from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.compose import compose
 from fedwsa.fleet.conditions import Conditions
 from fedwsa.learngene import wave
 from fedwsa.models import build_model

@@ -15,7 +15,7 @@ from experiments.figures.cli import plot
 from experiments.statistics import interval
 from experiments.tables.build import Request, Row, build
 from experiments.tables.collect import collect
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from tests.run_folders import run_folder
 
 CURVES = {

@@ -21,10 +21,10 @@ from flwr.app import MetricRecord
 import server.folder
 from experiments.tables.runs import Run
 from experiments.tables.runs import read_config as read_run
-from fedwsa.components import ConfigError
-from fedwsa.config import compose
+from fedwsa.config.component import ConfigError
+from fedwsa.config.compose import compose
 from fedwsa.data.cache import write_tensors
-from fedwsa.files import Lines, replacing, whole_lines, write_text
+from fedwsa.runfolder.files import Lines, replacing, whole_lines, write_text
 from server.callbacks.events import Events
 from server.callbacks.tables import ClientTable, History, require_history
 from server.folder import describe_run, require_begun

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedwsa import seeding
-from fedwsa.config import compose
+from fedwsa.config.compose import compose
 from fedwsa.merge.average import average
 from fedwsa.merge.fisher import fisher
 from fedwsa.merge.fisher_checks import unseen

@@ -15,9 +15,8 @@ MAY_USE = {
     "fedwsa/algorithms": {"flwr"},
     "fedwsa/wire": {"flwr"},
     "fedwsa/simulation": {"flwr", "ray"},
-    "fedwsa/config.py": {"hydra"},
-    "fedwsa/explain.py": {"hydra"},
-    "fedwsa/search_path.py": {"hydra"},
+    "fedwsa/config": {"hydra"},
+    "fedwsa/runfolder/state_files.py": {"flwr"},
 }
 # What runs at a client knows no framework either: a message reaches it as a mapping.
 PURE = ("client.py", "objective.py", "objectives.py", "overlap.py")

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fedwsa.components import Component, ConfigError
-from fedwsa.config import Config, compose, from_run_config
+from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.compose import compose, from_run_config
+from fedwsa.config.schema import Config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.partition import Facts, Shares, make_shares
 from fedwsa.data.sources import parquet

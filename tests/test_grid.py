@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 
 from experiments.simulate import simulate
-from fedwsa.components import ConfigError, locate
-from fedwsa.config import CONFIG_DIR, Config, compose
-from server import state_files
+from fedwsa.config.component import ConfigError, locate
+from fedwsa.config.compose import compose
+from fedwsa.config.places import CONFIG_DIR
+from fedwsa.config.schema import Config
+from fedwsa.runfolder import state_files
 
 STRATEGIES = sorted(file.stem for file in (CONFIG_DIR / "strategy").glob("*.yaml"))
 DATA = {

@@ -22,8 +22,8 @@ from fedwsa.algorithms.scaffold.server import Scaffold
 from fedwsa.algorithms.wrapping import declared
 from fedwsa.algorithms.wsa.client import ScopeAlignment
 from fedwsa.algorithms.wsa.server import FedWSA
-from fedwsa.components import Component, ConfigError
-from fedwsa.explain import explain
+from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.explain import explain
 from fedwsa.models import build_model
 from fedwsa.wire import messages
 from server.deployment import require_no_memory

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from fedwsa.data import sources
 from fedwsa.data.cache import fetch, store
 from fedwsa.data.examples import LabelledData

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from experiments.processes import family
 from experiments.simulate import resume, simulate
-from fedwsa.config import compose
+from fedwsa.config.compose import compose
 from tests.processes import all_end, started
 from tests.test_checkpoint import assert_same_run
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedwsa import seeding
-from fedwsa.components import Component, ConfigError
+from fedwsa.config.component import Component, ConfigError
 from fedwsa.data.examples import Examples
 from fedwsa.data.images import ImageData
 from fedwsa.learngene import METHODS, LinearExpansion, Selection, Stages, Standard, Wave, wave

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from experiments.learngene.__main__ import main
 from experiments.statistics import interval
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import public_share
 from fedwsa.data.images import ImageData

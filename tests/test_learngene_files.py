@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from fedwsa.learngene import Wave
 from fedwsa.learngene.base import Target
 from fedwsa.learngene.gene import Learngene

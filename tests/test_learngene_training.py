@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
-from fedwsa.config import compose
+from fedwsa.config.compose import compose
 from fedwsa.learngene.fit import Recipe, distillation, fit
 from fedwsa.learngene.pretrain import School
 from fedwsa.learngene.resume import Resume

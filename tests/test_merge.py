@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedwsa.components import check_arguments, locate
-from fedwsa.config import options
+from fedwsa.config.component import check_arguments, locate
+from fedwsa.config.places import options
 from fedwsa.merge import needs
 from fedwsa.merge.average import average
 from fedwsa.merge.range import common_range

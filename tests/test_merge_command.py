@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from experiments.merge.cli import main
 from fedwsa import seeding
-from fedwsa.components import Component, ConfigError
-from fedwsa.config import compose
+from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.compose import compose
 from fedwsa.data.loading import load, open_source
 from fedwsa.merge.average import average
 from fedwsa.merge.fisher import fisher

@@ -17,8 +17,8 @@ from clients.network import Network, network_for
 from clients.stacking import stacking
 from clients.training import _Stepped, make_optimizer
 from experiments.simulate import simulate
-from fedwsa.components import Component, ConfigError
-from fedwsa.config import compose
+from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.compose import compose
 from fedwsa.data.evaluation import evaluate
 from fedwsa.data.federated import open_federated
 from fedwsa.fleet.conditions import Conditions

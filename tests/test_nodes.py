@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from server.nodes import PartitionGrid
 from tests.test_fedwsa import Nodes
 

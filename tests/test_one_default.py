@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from fedwsa.components import locate
-from fedwsa.config import options
+from fedwsa.config.component import locate
+from fedwsa.config.places import options
 from tests.test_floors import ROOT
 
 

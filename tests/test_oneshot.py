@@ -18,8 +18,10 @@ from clients.app import build as client_app
 from experiments.simulate import simulate
 from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.oneshot import OneShot
-from fedwsa.components import ConfigError
-from fedwsa.config import Config, compose, options
+from fedwsa.config.component import ConfigError
+from fedwsa.config.compose import compose
+from fedwsa.config.places import options
+from fedwsa.config.schema import Config
 from fedwsa.data.federated import open_federated
 from fedwsa.merge.average import average
 from fedwsa.merge.fisher import fisher

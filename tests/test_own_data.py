@@ -17,8 +17,8 @@ from sklearn.datasets import load_digits
 
 import clients.app
 import server.app
-from fedwsa.components import ConfigError
-from fedwsa.config import compose
+from fedwsa.config.component import ConfigError
+from fedwsa.config.compose import compose
 from fedwsa.data.federated import open_federated
 from tests.test_fedwsa import Nodes
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedwsa.components import Component, ConfigError
-from fedwsa.config import compose
+from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.compose import compose
 from fedwsa.data import by_size
 from fedwsa.data.by_size import proportional
 from fedwsa.data.federated import DataSpec, FederatedData, open_federated

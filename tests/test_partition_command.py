@@ -13,7 +13,7 @@ from PIL import Image
 
 from experiments import partition as command
 from experiments.partition_plots import plot_labels
-from fedwsa.config import compose
+from fedwsa.config.compose import compose
 from fedwsa.data.federated import open_federated
 from fedwsa.data.severity import severity
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedwsa.components import Component, ConfigError
+from fedwsa.config.component import Component, ConfigError
 from fedwsa.data import by_size, partitioners
 from fedwsa.data.partition import Facts, Shares, leaves_out, make_shares
 

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from experiments.merge.files import ModelFile
 from experiments.merge.methods import Ingredients, merge, method_of
 from fedwsa import seeding
-from fedwsa.components import Component, ConfigError
+from fedwsa.config.component import Component, ConfigError
 from fedwsa.data.sources import digits
 from fedwsa.merge.permutation import align, match, permutation, permutation_wsa, permuted
 from fedwsa.models import build_model

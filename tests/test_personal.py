@@ -13,8 +13,9 @@ from flwr.clientapp import ClientApp
 
 import clients.app
 from experiments.simulate import simulate
-from fedwsa.components import ConfigError
-from fedwsa.config import Config, compose
+from fedwsa.config.component import ConfigError
+from fedwsa.config.compose import compose
+from fedwsa.config.schema import Config
 from fedwsa.models import build_model
 from fedwsa.wire import messages
 

@@ -24,8 +24,8 @@ from experiments.simulate import simulate
 from fedwsa import FedWSA, ScopeAlignment, WeightScope, seeding
 from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.privacy import Accounted, accounted, local_multiplier, local_spent, spent
-from fedwsa.components import ConfigError
-from fedwsa.config import compose
+from fedwsa.config.component import ConfigError
+from fedwsa.config.compose import compose
 from fedwsa.wire import messages
 from server.checkpoint import Checkpoints
 from tests.test_fedwsa import Nodes, answer, arrays_of, net

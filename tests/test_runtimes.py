@@ -22,7 +22,8 @@ from clients.measure import choose_cohort
 from experiments.processes import family
 from experiments.ray_start import expects_local_ray
 from experiments.simulate import simulate
-from fedwsa.config import Config, compose
+from fedwsa.config.compose import compose
+from fedwsa.config.schema import Config
 from fedwsa.data.federated import open_federated
 from fedwsa.simulation.cluster import SimulationError, connect
 from tests.processes import all_end, catches, started

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 import clients.app
 from experiments.simulate import simulate
 from fedwsa import WeightScope
-from fedwsa.components import ConfigError
-from fedwsa.config import Config, compose
+from fedwsa.config.component import ConfigError
+from fedwsa.config.compose import compose
+from fedwsa.config.schema import Config
 from fedwsa.models import build_model
 from server.rounds import RunError
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from experiments.simulate import simulate
-from fedwsa.components import Component, ConfigError
-from fedwsa.config import Config, compose
+from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.compose import compose
+from fedwsa.config.schema import Config
 from fedwsa.models import build_model
 from server.federation import Federation
 from tests.test_simulation import faulty

@@ -14,7 +14,7 @@ from fedwsa import FedWSA, ScopeAlignment, WeightScope
 from fedwsa.algorithms.sizes.depthfl import DepthFL
 from fedwsa.algorithms.sizes.heterofl import HeteroFL
 from fedwsa.algorithms.sizes.server import SizedFedAvg
-from fedwsa.components import Component
+from fedwsa.config.component import Component
 from fedwsa.models import build_model
 from fedwsa.scope.weight_scope import fan_in
 from fedwsa.wire import messages

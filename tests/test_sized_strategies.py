@@ -17,7 +17,7 @@ from fedwsa.algorithms.sizes.fedrolex import FedRolex
 from fedwsa.algorithms.sizes.heterofl import HeteroFL
 from fedwsa.algorithms.sizes.server import SizedFedAvg, sized
 from fedwsa.algorithms.wsa.server import FedWSA
-from fedwsa.components import Component
+from fedwsa.config.component import Component
 from fedwsa.models import build_model
 from fedwsa.models.architecture import Axis, architecture_of
 from fedwsa.wire import messages

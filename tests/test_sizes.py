@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 from torch import nn
 
-from fedwsa.components import ConfigError
-from fedwsa.config import compose
+from fedwsa.config.component import ConfigError
+from fedwsa.config.compose import compose
 from fedwsa.fleet.size_rules import by_share, by_speed, forward_flops
 from fedwsa.models import build_model
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from clients import app as clients
 from clients.network import Network, network_for
 from experiments.simulate import simulate
-from fedwsa.components import Component, ConfigError
-from fedwsa.config import Config, compose
+from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.compose import compose
+from fedwsa.config.schema import Config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.skew import Colour, Noise, Rotation, drawn, open_skew, skewed
 from fedwsa.models import build_model

@@ -14,7 +14,8 @@ from clients.fisher import fisher_if_asked
 from clients.network import network_for
 from experiments.simulate import simulate
 from fedwsa import seeding
-from fedwsa.config import Config, compose
+from fedwsa.config.compose import compose
+from fedwsa.config.schema import Config
 from fedwsa.data.evaluation import evaluate, measure_statistics
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import open_federated

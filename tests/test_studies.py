@@ -9,7 +9,7 @@ import pytest
 from experiments.studies.display import Clock, duration, progress_of
 from experiments.studies.folder import differing, kept_apart, prepare, state_of
 from experiments.studies.schema import Cell, expand, find, load, merged, selected, shipped
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from tests.run_folders import run_folder, write
 
 GRID = """

@@ -18,8 +18,8 @@ from clients.training import Samples, train
 from experiments.simulate import _to_choose_by, simulate
 from fedwsa import seeding
 from fedwsa.algorithms.scaffold.server import Scaffold
-from fedwsa.components import ConfigError
-from fedwsa.config import compose, from_run_config
+from fedwsa.config.component import ConfigError
+from fedwsa.config.compose import compose, from_run_config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.fleet.conditions import Conditions
 from fedwsa.fleet.systems import drops_out

@@ -11,8 +11,8 @@ from scipy.stats import binom, kstest
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedwsa.components import Component, ConfigError
-from fedwsa.config import compose
+from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.compose import compose
 from fedwsa.data.evaluation import jain_index
 from fedwsa.fleet.conditions import Conditions
 from fedwsa.fleet.systems import Device, Task, available, drops_out, share_of_round, speed

@@ -19,7 +19,7 @@ from experiments.tables.cli import table
 from experiments.tables.collect import collect, differences
 from experiments.tables.formats import to_latex, to_markdown
 from experiments.tables.metrics import METRICS
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from tests.run_folders import pair_of_groups, run_folder, write
 
 OFF, ON = [0.50, 0.52, 0.49, 0.51], [0.60, 0.63, 0.58, 0.62]

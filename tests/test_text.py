@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from fedwsa.data.examples import Examples
 from fedwsa.data.loading import load
 from fedwsa.data.plays import play, speeches

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from experiments.simulate import simulate
-from fedwsa.components import ConfigError
-from fedwsa.config import Config, compose
+from fedwsa.config.component import ConfigError
+from fedwsa.config.compose import compose
+from fedwsa.config.schema import Config
 from fedwsa.data.text import encode
 from fedwsa.models.files import load_network
 

@@ -11,12 +11,12 @@ from torch.nn.functional import cross_entropy
 from clients.training import Samples, train
 from fedwsa import seeding
 from fedwsa.algorithms.wsa.client import ScopeAlignment
-from fedwsa.config import compose
+from fedwsa.config.compose import compose
+from fedwsa.config.sections import Local
 from fedwsa.data.evaluation import evaluate
 from fedwsa.data.examples import Examples
 from fedwsa.data.images import ImageData
 from fedwsa.fleet.conditions import Conditions, batch_sizes, draw_conditions
-from fedwsa.sections import Local
 from tests.test_fedwsa import content
 
 

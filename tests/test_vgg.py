@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, relu
 
 from fedwsa import seeding
-from fedwsa.components import Component
+from fedwsa.config.component import Component
 from fedwsa.data.examples import Examples
 from fedwsa.data.sources import digits
 from fedwsa.models import build_model

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from experiments.merge.cli import main
 from experiments.merge.files import ModelFile
-from fedwsa.components import Component, ConfigError
-from fedwsa.config import compose
+from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.compose import compose
 from fedwsa.data.sources import digits
 from fedwsa.models import build_model
 from fedwsa.models.files import load_network, save_network

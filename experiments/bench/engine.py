@@ -33,8 +33,9 @@ from experiments.bench import workloads
 from experiments.bench.loop import loop_seconds
 from experiments.bench.memory import peak_memory
 from experiments.bench.workloads import TRAININGS, Training
-from fedwsa.config import Config, compose
-from fedwsa.files import write_text
+from fedwsa.config.compose import compose
+from fedwsa.config.schema import Config
+from fedwsa.runfolder.files import write_text
 
 console = Console(stderr=True)
 

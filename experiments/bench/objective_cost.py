@@ -23,7 +23,7 @@ from fedwsa.algorithms.fedprox.client import Proximal
 from fedwsa.algorithms.objective import Content, LocalRun, Objective
 from fedwsa.algorithms.scaffold.client import Scaffold
 from fedwsa.algorithms.wsa.client import ScopeAlignment
-from fedwsa.config import compose
+from fedwsa.config.compose import compose
 from fedwsa.models import build_model
 from fedwsa.scope.weight_scope import WeightScope
 from fedwsa.wire import messages

@@ -16,7 +16,7 @@ from types import TracebackType
 from uuid import uuid4
 
 from experiments.processes import end_descendants
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 
 _PROBLEM = re.compile(r"^\[|error:|refused|denied|failed to|in use", re.IGNORECASE)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")

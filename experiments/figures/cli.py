@@ -14,7 +14,7 @@ from experiments.tables.build import Request, Row, build
 from experiments.tables.cli import warn
 from experiments.tables.collect import collect
 from experiments.tables.runs import read_json
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 
 _EXAMPLES = """\
 examples:

@@ -17,7 +17,7 @@ from experiments.figures.style import Look, legend, looks, name, panels
 from experiments.statistics import interval
 from experiments.tables.build import Row
 from experiments.tables.runs import Unusable, numbers, read_columns
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 
 Array = NDArray[np.float64]
 

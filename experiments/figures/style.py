@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedwsa.files import replacing
+from fedwsa.runfolder.files import replacing
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one column of a paper, and both
 _LINES = 8  # in a panel, unless the axes leave no choice

@@ -15,7 +15,7 @@ from rich.console import Console
 from experiments.commands import composing, fail
 from experiments.help import learngene_help
 from experiments.learngene.schema import LearngeneConfig, compose
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from fedwsa.data.cache import require_writable
 from fedwsa.data.evaluation import evaluate, measure_statistics
 from fedwsa.data.examples import Examples, LabelledData

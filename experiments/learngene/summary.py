@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from experiments.statistics import interval
-from fedwsa.files import replacing, write_text
+from fedwsa.runfolder.files import replacing, write_text
 
 BASELINE = "standard"
 

@@ -21,8 +21,8 @@ from experiments.merge import report
 from experiments.merge.data import DataAtHand
 from experiments.merge.files import ModelFile, require_one_kind
 from experiments.merge.methods import Ingredients, Method, merge, method_of
-from fedwsa.components import ConfigError
-from fedwsa.config import options
+from fedwsa.config.component import ConfigError
+from fedwsa.config.places import options
 from fedwsa.data.cache import require_writable, write_tensors
 from fedwsa.data.evaluation import Score
 from fedwsa.merge.states import is_statistic, require_alike, shares

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from experiments.merge.files import ModelFile
 from fedwsa import seeding
-from fedwsa.components import Component, ConfigError
-from fedwsa.config import Config, compose
+from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.compose import compose
+from fedwsa.config.schema import Config
 from fedwsa.data.evaluation import Score, evaluate
 from fedwsa.data.examples import LabelledData
 from fedwsa.data.federated import subset

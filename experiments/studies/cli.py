@@ -18,7 +18,7 @@ from experiments.tables.cli import request_of, warn
 from experiments.tables.collect import collect
 from experiments.tables.formats import show
 from experiments.tables.runs import STUDY, Unusable, read_json
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 
 _EXAMPLES = """\
 examples:

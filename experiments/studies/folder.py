@@ -21,9 +21,9 @@ from experiments.tables.runs import (
     read_result,
     write_json,
 )
-from fedwsa.components import ConfigError
-from fedwsa.identity import described, differences
-from server.locks import locked
+from fedwsa.config.component import ConfigError
+from fedwsa.config.identity import described, differences
+from fedwsa.runfolder.locks import locked
 
 State = Literal["finished", "failed", "interrupted", "new"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.processes import end_descendants
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 
 _START = (
     "from fedwsa.launcher import find_apps; find_apps(); "

@@ -23,7 +23,7 @@ from experiments.studies.pool import Job, Pool
 from experiments.studies.schema import SEED, Cell, Study, merged
 from experiments.tables.runs import STUDY, write_failure, write_json
 from fedwsa import interruption
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 
 _REFRESH = 0.5  # seconds between pictures
 _RAY_WORKERS = "runtime.workers="

@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic import ValidationError as PydanticError
 
 from experiments.tables.metrics import METRICS, Metric, share_to_reach
-from fedwsa.components import ConfigError, one_line
+from fedwsa.config.component import ConfigError, one_line
 
 FOLDER = Path(__file__).parent
 SEED = "seed"

@@ -68,7 +68,7 @@ def _begin(cpus: int) -> dict[str, Any]:
 def _check(overrides: list[str]) -> dict[str, Any]:
     """Compose a cell and set it up without running it; returns its configuration."""
     from experiments import runtimes
-    from fedwsa.config import compose, free_arguments
+    from fedwsa.config.compose import compose, free_arguments
     from fedwsa.learngene import Standard
     from fedwsa.learngene.pretrain import build_method
     from server.federation import Federation
@@ -88,7 +88,7 @@ def _check(overrides: list[str]) -> dict[str, Any]:
 def _run(config: dict[str, Any], folder: str) -> dict[str, Any]:
     """Run a cell."""
     from experiments.simulate import simulate
-    from fedwsa.config import Config
+    from fedwsa.config.schema import Config
 
     start = time.perf_counter()
     result = simulate(Config.model_validate(config), Path(folder))
@@ -103,8 +103,8 @@ def _reason(error: BaseException, overrides: Sequence[str]) -> str:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from fedwsa.components import ConfigError
-    from fedwsa.explain import explain
+    from fedwsa.config.component import ConfigError
+    from fedwsa.config.explain import explain
     from server.rounds import RunError
 
     if isinstance(error, (HydraException, OmegaConfBaseException)):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from experiments.statistics import WILCOXON_FROM, Paired, holm, interval, paired
 from experiments.tables.metrics import METRICS, Measure
 from experiments.tables.runs import Run
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 
 LEVEL = 0.05
 TESTS = {"t": "paired t-test", "wilcoxon": "Wilcoxon signed-rank test"}

@@ -14,8 +14,8 @@ from experiments.tables.build import TESTS, Request, build
 from experiments.tables.collect import Collection, collect
 from experiments.tables.formats import FORMATS, show
 from experiments.tables.metrics import METRICS, share_to_reach
-from fedwsa.components import ConfigError
-from fedwsa.files import write_text
+from fedwsa.config.component import ConfigError
+from fedwsa.runfolder.files import write_text
 
 _EXAMPLES = """\
 examples:

@@ -22,8 +22,8 @@ from experiments.tables.runs import (
     read_json,
     read_result,
 )
-from fedwsa.components import ConfigError
-from fedwsa.identity import described
+from fedwsa.config.component import ConfigError
+from fedwsa.config.identity import described
 
 SEED = "seed"
 _RUN_FILES = (CELL, "config.yaml", "result.json")

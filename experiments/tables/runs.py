@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from fedwsa.files import whole_lines, write_text
-from fedwsa.identity import described
+from fedwsa.config.identity import described
+from fedwsa.runfolder.files import whole_lines, write_text
 
 CELL, FAILED, STUDY = "cell.json", "failed.json", "study.json"
 _LISTS = {"cohort", "dropped", "late", "failed", "rejected", "failed_evaluation"}  # of clients

@@ -11,7 +11,7 @@ from fedwsa.algorithms.moon.client import Moon
 from fedwsa.algorithms.objective import Objective
 from fedwsa.algorithms.scaffold.client import Scaffold
 from fedwsa.algorithms.wsa.client import ScopeAlignment
-from fedwsa.components import ConfigError, locate
+from fedwsa.config.component import ConfigError, locate
 
 OBJECTIVES: tuple[type[Objective], ...] = (
     ScopeAlignment,

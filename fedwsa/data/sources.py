@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from fedwsa.data.cache import place
 from fedwsa.data.decoding import BATCH, Background, decode_images, in_one_shape
 from fedwsa.data.examples import Examples

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedwsa import seeding
-from fedwsa.sections import Local, Optimiser
+from fedwsa.config.sections import Local, Optimiser
 
 
 @dataclass(frozen=True)

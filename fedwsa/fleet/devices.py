@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 

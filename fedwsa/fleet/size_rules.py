@@ -17,7 +17,7 @@ import numpy as np
 from torch import nn
 
 from fedwsa import seeding
-from fedwsa.components import Component
+from fedwsa.config.component import Component
 from fedwsa.models import InputShape, build_model, flops
 from fedwsa.remembered import in_run
 

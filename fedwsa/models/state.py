@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fedwsa import seeding
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from fedwsa.models.norms import static_norms
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

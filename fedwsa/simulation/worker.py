@@ -15,7 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from ray import ObjectRef
 
 from fedwsa.algorithms.guard.replies import Rules
-from fedwsa.blame import told
+from fedwsa.config.blame import told
 from fedwsa.simulation.averaging import PartialAverage
 from fedwsa.simulation.cohort import CohortApp
 from fedwsa.simulation.contexts import Kept, OwnContext

@@ -10,7 +10,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from fedwsa.config import CONFIG_DIR, own_options
+from fedwsa.config.places import CONFIG_DIR, own_options
 
 logger = logging.getLogger("fedwsa")
 

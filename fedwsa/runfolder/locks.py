@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from fedwsa.components import Component, locate
+from fedwsa.config.component import Component, locate
 from fedwsa.fleet import size_rules, systems
 from fedwsa.models.augment import Transform
 from fedwsa.scope.weight_scope import Fusion, Reduction

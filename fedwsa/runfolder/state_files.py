@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedwsa.files import sync
+from fedwsa.runfolder.files import sync
 from fedwsa.scope.weight_scope import WeightScope
 from fedwsa.wire import messages
 

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 
-from fedwsa.config import CONFIG_DIR
+from fedwsa.config.places import CONFIG_DIR
 
 
 def explain(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedwsa.components import flat
+from fedwsa.config.component import flat
 
 # Keys that say where a run was made, who was told of it and how often it was looked at: what is
 # learned does not depend on them. (evaluation.validation is none: clients lose those images.)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PydanticSchemaGenerationError
 from pydantic import ValidationError as PydanticError
 from pydantic.errors import PydanticUserError
 
-from fedwsa.blame import blaming, told
+from fedwsa.config.blame import blaming, told
 
 
 class ConfigError(ValueError):
