@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.tables.runs import cell_values
+from experiments.reports.tables.runs import cell_values
 
 
 def run_folder(

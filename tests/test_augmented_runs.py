@@ -12,7 +12,7 @@ from torch.optim.swa_utils import update_bn
 
 from clients.cohort import why_not
 from clients.training import Samples, train, train_augmented
-from experiments.simulate import resume, simulate
+from experiments.commands.simulate import resume, simulate
 from fedwsa.algorithms.wsa.client import ScopeAlignment
 from fedwsa.config.component import ConfigError
 from fedwsa.config.compose import compose

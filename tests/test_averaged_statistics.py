@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import (
 )
 from safetensors.numpy import load_file
 
-from experiments.simulate import simulate
+from experiments.commands.simulate import simulate
 from fedwsa.algorithms.averaging import AveragedReplies, averages_by
 from fedwsa.algorithms.guard.replies import Rules
 from fedwsa.algorithms.statistics import AveragedStatistics, spared

@@ -11,7 +11,7 @@ import torch
 from flwr.serverapp.strategy import FedAvg
 from safetensors.torch import load_file
 
-from experiments.simulate import simulate
+from experiments.commands.simulate import simulate
 from fedwsa.algorithms.feddyn.server import FedDyn
 from fedwsa.algorithms.fednova.server import FedNova
 from fedwsa.algorithms.scaffold.server import Scaffold

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from experiments import simulate
 from experiments.bench import engine, wave_cost
 from experiments.bench.engine import Result
 from experiments.bench.loop import loop_seconds
 from experiments.bench.workloads import TRAININGS
-from experiments.processes import Usage, family, usage
+from experiments.commands import simulate
+from experiments.commands.descendants import Usage, family, usage
 from fedwsa.config.compose import compose
 
 

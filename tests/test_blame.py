@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import simulate
+from experiments.commands import simulate
 from fedwsa.config.blame import told
 from fedwsa.config.component import ConfigError
 from fedwsa.data.examples import Examples

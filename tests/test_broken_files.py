@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import FedAvg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments.commands import composing, in_one_line
+from experiments.commands.preamble import composing, in_one_line
 from fedwsa.config.component import Component, ConfigError
 from fedwsa.config.compose import compose
 from fedwsa.config.schema import Config

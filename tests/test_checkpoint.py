@@ -29,7 +29,7 @@ from flwr.serverapp.strategy import FedAvg
 from safetensors.torch import load_file
 
 import clients.app
-from experiments.simulate import resume, simulate
+from experiments.commands.simulate import resume, simulate
 from fedwsa.config.component import ConfigError
 from fedwsa.config.compose import compose
 from fedwsa.config.schema import Config
@@ -130,7 +130,7 @@ def test_control_variates_and_clients_memory_are_in_the_checkpoint(
 
 
 def test_a_killed_run_goes_on_by_the_command(cache: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "experiments.cli"]
+    command = [sys.executable, "-m", "experiments.commands.start"]
     plain = {**os.environ, "HYDRA_FULL_ERROR": "0"}  # which the tests' own process has set
 
     def resumed() -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ import torch
 from flwr.app import ArrayRecord
 from safetensors.torch import load_file
 
-from experiments.simulate import resume, simulate
+from experiments.commands.simulate import resume, simulate
 from fedwsa.config.component import ConfigError
 from fedwsa.config.compose import compose
 from fedwsa.config.schema import Config

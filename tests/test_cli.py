@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from experiments import simulate
+from experiments.commands import simulate
 
 COMMAND = Path(sys.executable).with_name("fedwsa")
 

@@ -10,7 +10,7 @@ import torch
 from flwr.serverapp.strategy import FedAvg
 from hydra.errors import HydraException
 
-from experiments.help import help_text
+from experiments.commands.help import help_text
 from fedwsa.algorithms.sizes.server import SizedFedAvg
 from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config.component import Component, ConfigError, build, check_arguments, locate

@@ -19,11 +19,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 from safetensors.torch import load_file
 
+from experiments.commands.simulate import simulate
 from experiments.deploy import keys
 from experiments.deploy.federation import LocalFederation, variables
 from experiments.deploy.keys import write_keys
 from experiments.deploy.processes import Processes, free_port
-from experiments.simulate import simulate
 from fedwsa.config.component import ConfigError
 from fedwsa.config.compose import compose
 

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from safetensors.torch import load_file
 
-from experiments.simulate import simulate
+from experiments.commands.simulate import simulate
 from fedwsa.algorithms.averaging import averaged
 from fedwsa.config.compose import compose
 from fedwsa.simulation import pool, run_simulation, worker

@@ -13,8 +13,8 @@ from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
 import clients.app
-from experiments import simulate as command
-from experiments.simulate import simulate
+from experiments.commands import simulate as command
+from experiments.commands.simulate import simulate
 from fedwsa.config.blame import place_of, told
 from fedwsa.config.component import ConfigError, locate
 from fedwsa.config.compose import compose
@@ -200,10 +200,10 @@ def test_pictures_that_fail_do_not_hide_why_a_run_ended(tmp_path: Path, monkeypa
     def no_pictures(*_: Any) -> None:
         raise OSError(28, "No space left", "curves.png")
 
-    monkeypatch.setattr("experiments.runtimes.run", ends)
-    monkeypatch.setattr("experiments.runtimes.start_ray", lambda config: None)
-    monkeypatch.setattr("experiments.runtimes.await_ray", lambda start: None)
-    monkeypatch.setattr("experiments.runs.draw_pictures", no_pictures)
+    monkeypatch.setattr("experiments.commands.runtimes.run", ends)
+    monkeypatch.setattr("experiments.commands.runtimes.start_ray", lambda config: None)
+    monkeypatch.setattr("experiments.commands.runtimes.await_ray", lambda start: None)
+    monkeypatch.setattr("experiments.commands.runs.draw_pictures", no_pictures)
     with pytest.raises(RunError, match="the reason"):
         simulate(composed(tmp_path), tmp_path / "run")
     assert "the reason" in (tmp_path / "run" / "failed.json").read_text()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from clients.network import network_for
 from clients.training import _Stepped, make_optimizer
-from experiments.simulate import simulate
+from experiments.commands.simulate import simulate
 from fedwsa.algorithms.sizes.fedwave import FedWave
 from fedwsa.config.component import Component, ConfigError
 from fedwsa.config.compose import compose

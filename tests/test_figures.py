@@ -10,11 +10,11 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from rich.console import Console
 
-from experiments.figures import draw, style
-from experiments.figures.cli import plot
-from experiments.statistics import interval
-from experiments.tables.build import Request, Row, build
-from experiments.tables.collect import collect
+from experiments.commands.plot import plot
+from experiments.reports.figures import draw, style
+from experiments.reports.statistics import interval
+from experiments.reports.tables.build import Request, Row, build
+from experiments.reports.tables.collect import collect
 from fedwsa.config.component import ConfigError
 from tests.run_folders import run_folder
 

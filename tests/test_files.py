@@ -19,8 +19,8 @@ import torch
 from flwr.app import MetricRecord
 
 import server.folder
-from experiments.tables.runs import Run
-from experiments.tables.runs import read_config as read_run
+from experiments.reports.tables.runs import Run
+from experiments.reports.tables.runs import read_config as read_run
 from fedwsa.config.component import ConfigError
 from fedwsa.config.compose import compose
 from fedwsa.data.cache import write_tensors

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.simulate import simulate
+from experiments.commands.simulate import simulate
 from fedwsa.config.component import ConfigError, locate
 from fedwsa.config.compose import compose
 from fedwsa.config.places import CONFIG_DIR

@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 import clients.app
-from experiments.simulate import simulate
+from experiments.commands.simulate import simulate
 from fedwsa.config.component import ConfigError
 from fedwsa.config.compose import compose
 from fedwsa.config.schema import Config

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import nn
 
-from experiments.commands import of_system
+from experiments.commands.preamble import of_system
 from fedwsa.algorithms.averaging import averages_by, weighs_by
 from fedwsa.algorithms.feddyn.server import FedDyn
 from fedwsa.algorithms.guard.guard import Guard

@@ -71,7 +71,7 @@ def interrupted(
 @pytest.mark.parametrize(
     ("words", "module"),
     [
-        ("fedwsa rounds=1 clients.count=2", "experiments.cli"),
+        ("fedwsa rounds=1 clients.count=2", "experiments.commands.start"),
         ("fedwsa rounds=1 clients.count=2", "server.rounds"),
         ("fedwsa-table .", "rich"),
     ],

@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments.processes import family
-from experiments.simulate import resume, simulate
+from experiments.commands.descendants import family
+from experiments.commands.simulate import resume, simulate
 from fedwsa.config.compose import compose
 from tests.processes import all_end, started
 from tests.test_checkpoint import assert_same_run
 
-FEDWSA = [sys.executable, "-m", "experiments.cli"]
+FEDWSA = [sys.executable, "-m", "experiments.commands.start"]
 ROUNDS = 10
 RUN = [
     *(f"rounds={ROUNDS}", "clients.count=4", "clients.fraction=0.5", "clients.table=true"),

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from experiments.learngene.__main__ import main
-from experiments.statistics import interval
+from experiments.commands.learngene import main
+from experiments.reports.statistics import interval
 from fedwsa.config.component import ConfigError
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import public_share

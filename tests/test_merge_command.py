@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.merge.cli import main
+from experiments.commands.merge import main
 from fedwsa import seeding
 from fedwsa.config.component import Component, ConfigError
 from fedwsa.config.compose import compose

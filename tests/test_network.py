@@ -16,7 +16,7 @@ from clients.cohort import Stack
 from clients.network import Network, network_for
 from clients.stacking import stacking
 from clients.training import _Stepped, make_optimizer
-from experiments.simulate import simulate
+from experiments.commands.simulate import simulate
 from fedwsa.config.component import Component, ConfigError
 from fedwsa.config.compose import compose
 from fedwsa.data.evaluation import evaluate

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clients.app import build as client_app
-from experiments.simulate import simulate
+from experiments.commands.simulate import simulate
 from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.oneshot import OneShot
 from fedwsa.config.component import ConfigError

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import partition as command
-from experiments.partition_plots import plot_labels
+from experiments.commands import partition as command
+from experiments.reports.partition_pictures import plot_labels
 from fedwsa.config.compose import compose
 from fedwsa.data.federated import open_federated
 from fedwsa.data.severity import severity

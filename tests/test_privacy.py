@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import (
 from scipy.stats import norm
 
 import clients.app
-from experiments.simulate import simulate
+from experiments.commands.simulate import simulate
 from fedwsa import FedWSA, ScopeAlignment, WeightScope, seeding
 from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.privacy import Accounted, accounted, local_multiplier, local_spent, spent

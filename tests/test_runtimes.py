@@ -19,9 +19,9 @@ from ray._private import services
 from safetensors.torch import load_file
 
 from clients.measure import choose_cohort
-from experiments.processes import family
-from experiments.ray_start import expects_local_ray
-from experiments.simulate import simulate
+from experiments.commands.descendants import family
+from experiments.commands.ray_start import expects_local_ray
+from experiments.commands.simulate import simulate
 from fedwsa.config.compose import compose
 from fedwsa.config.schema import Config
 from fedwsa.data.federated import open_federated

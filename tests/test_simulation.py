@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from safetensors.torch import load_file
 
 import clients.app
-from experiments.simulate import simulate
+from experiments.commands.simulate import simulate
 from fedwsa import WeightScope
 from fedwsa.config.component import ConfigError
 from fedwsa.config.compose import compose

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clients import app as clients
 from clients.network import Network, network_for
-from experiments.simulate import simulate
+from experiments.commands.simulate import simulate
 from fedwsa.config.component import Component, ConfigError
 from fedwsa.config.compose import compose
 from fedwsa.config.schema import Config

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.processes import Usage, usage
+from experiments.commands.descendants import Usage, usage
 from tests.processes import started
 
 ROUNDS, WARM = 2000, 300
@@ -20,7 +20,13 @@ ROUNDS, WARM = 2000, 300
 @pytest.mark.slow
 def test_memory_descriptors_and_threads_of_all_processes_stay(tmp_path: Path) -> None:
     command = [
-        *(sys.executable, "-m", "experiments.cli", f"rounds={ROUNDS}", "clients.count=4"),
+        *(
+            sys.executable,
+            "-m",
+            "experiments.commands.start",
+            f"rounds={ROUNDS}",
+            "clients.count=4",
+        ),
         *("clients.fraction=0.5", "local.epochs=1", "model.width=0.1", "runtime.workers=1"),
         *("evaluation.every=100", "evaluation.clients_every=500", "wsa=on"),
         *(f"cache_dir={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'run'}"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from clients.fisher import fisher_if_asked
 from clients.network import network_for
-from experiments.simulate import simulate
+from experiments.commands.simulate import simulate
 from fedwsa import seeding
 from fedwsa.config.compose import compose
 from fedwsa.config.schema import Config

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from experiments.statistics import holm, interval, paired
+from experiments.reports.statistics import holm, interval, paired
 
 
 def test_an_interval_is_students() -> None:

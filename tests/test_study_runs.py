@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.processes import family
+from experiments.commands.descendants import family
 from tests.processes import all_end, started
 
 COMMAND = Path(sys.executable).with_name("fedwsa-study")

@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from clients.training import Samples, train
-from experiments.simulate import _to_choose_by, simulate
+from experiments.commands.simulate import _to_choose_by, simulate
 from fedwsa import seeding
 from fedwsa.algorithms.scaffold.server import Scaffold
 from fedwsa.config.component import ConfigError

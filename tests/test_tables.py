@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments.statistics import holm, paired
-from experiments.tables.build import Request, build
-from experiments.tables.cli import table
-from experiments.tables.collect import collect, differences
-from experiments.tables.formats import to_latex, to_markdown
-from experiments.tables.metrics import METRICS
+from experiments.commands.table import table
+from experiments.reports.statistics import holm, paired
+from experiments.reports.tables.build import Request, build
+from experiments.reports.tables.collect import collect, differences
+from experiments.reports.tables.formats import to_latex, to_markdown
+from experiments.reports.tables.metrics import METRICS
 from fedwsa.config.component import ConfigError
 from tests.run_folders import pair_of_groups, run_folder, write
 
@@ -341,7 +341,7 @@ def test_five_hundred_runs_take_less_than_five_seconds_start_included(tmp_path: 
         axes = {"strategy": f"s{i % 25}", "wsa": "off" if i % 2 else "on"}
         history = [0.5 + i / 2000] * 100
         run_folder(tmp_path / str(i), history, axes=axes, seed=i // 50, cohort=cohort)
-    command = "import sys; from experiments.tables.cli import main; main(); "
+    command = "import sys; from experiments.commands.table import main; main(); "
     heavy = "print({'torch', 'ray', 'flwr', 'pandas'} & set(sys.modules))"
     arguments = [str(tmp_path), "--baseline", "wsa=off", "--metric", "accuracy,last5"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments.simulate import simulate
+from experiments.commands.simulate import simulate
 from fedwsa.config.component import ConfigError
 from fedwsa.config.compose import compose
 from fedwsa.config.schema import Config

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from experiments.merge.cli import main
+from experiments.commands.merge import main
 from experiments.merge.files import ModelFile
 from fedwsa.config.component import Component, ConfigError
 from fedwsa.config.compose import compose

@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from experiments.connectivity.lines import TREATMENTS
-from experiments.figures.style import COLOURS, COLUMN, DASHES, MARKERS, PAGE, STYLE
-from experiments.statistics import interval, paired
+from experiments.reports.figures.style import COLOURS, COLUMN, DASHES, MARKERS, PAGE, STYLE
+from experiments.reports.statistics import interval, paired
 from fedwsa.merge.connectivity import rise
 from fedwsa.runfolder.files import replacing, write_text
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.commands import Parser, in_one_line
+from experiments.commands.preamble import Parser, in_one_line
 from fedwsa.config.component import ConfigError
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from uuid import uuid4
 
-from experiments.processes import end_descendants
+from experiments.commands.descendants import end_descendants
 from fedwsa.config.component import ConfigError
 
 _PROBLEM = re.compile(r"^\[|error:|refused|denied|failed to|in use", re.IGNORECASE)

@@ -12,8 +12,8 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 from rich.console import Console
 
-from experiments.commands import composing, fail
-from experiments.help import learngene_help
+from experiments.commands.help import learngene_help
+from experiments.commands.preamble import composing, fail
 from experiments.learngene.schema import LearngeneConfig, compose
 from fedwsa.config.component import ConfigError
 from fedwsa.data.cache import require_writable

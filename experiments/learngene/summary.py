@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from experiments.statistics import interval
+from experiments.reports.statistics import interval
 from fedwsa.runfolder.files import replacing, write_text
 
 BASELINE = "standard"

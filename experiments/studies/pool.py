@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.processes import end_descendants
+from experiments.commands.descendants import end_descendants
 from fedwsa.config.component import ConfigError
 
 _START = (

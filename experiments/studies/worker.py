@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from experiments.processes import end_descendants
+from experiments.commands.descendants import end_descendants
 
 
 def main() -> None:
@@ -55,8 +55,7 @@ def _end() -> NoReturn:
 
 def _begin(cpus: int) -> dict[str, Any]:
     """Start Ray in the background; ``cpus`` 0: the cells need none."""
-    import experiments.simulate  # noqa: F401  (sets what Ray reads from the environment)
-    from experiments.ray_start import RayStart
+    from experiments.commands.ray_start import RayStart
 
     if cpus:
         RayStart.at(None, num_cpus=cpus)
@@ -67,7 +66,7 @@ def _begin(cpus: int) -> dict[str, Any]:
 
 def _check(overrides: list[str]) -> dict[str, Any]:
     """Compose a cell and set it up without running it; returns its configuration."""
-    from experiments import runtimes
+    from experiments.commands import runtimes
     from fedwsa.config.compose import compose, free_arguments
     from fedwsa.learngene import Standard
     from fedwsa.learngene.pretrain import build_method
@@ -87,7 +86,7 @@ def _check(overrides: list[str]) -> dict[str, Any]:
 
 def _run(config: dict[str, Any], folder: str) -> dict[str, Any]:
     """Run a cell."""
-    from experiments.simulate import simulate
+    from experiments.commands.simulate import simulate
     from fedwsa.config.schema import Config
 
     start = time.perf_counter()

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.processes import end_descendants
+from experiments.commands.descendants import end_descendants
 from fedwsa import interruption
 
 _POLL = 0.1  # seconds

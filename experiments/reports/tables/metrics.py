@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from experiments.tables.runs import Run
+from experiments.reports.tables.runs import Run
 
 Metric = Literal[
     "accuracy",

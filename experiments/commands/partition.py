@@ -14,8 +14,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.commands import composing, fail, in_one_line
-from experiments.help import partition_help
+from experiments.commands.help import partition_help
+from experiments.commands.preamble import composing, fail, in_one_line
 from fedwsa import interruption
 from fedwsa.config.compose import compose
 from fedwsa.config.schema import Config
@@ -40,7 +40,9 @@ def report(config: Config, folder: Path) -> None:
     file, picture = folder / "partition.json", folder / "partition.png"
     for place in (file, picture):
         require_writable(place, "out")
-    from experiments.partition_plots import plot_labels  # matplotlib: only now that it is needed
+    from experiments.reports.partition_pictures import (
+        plot_labels,  # matplotlib: only now that it is needed
+    )
 
     with console.status("drawing ..."):
         plot_labels(partition, picture)

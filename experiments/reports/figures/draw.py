@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from experiments.figures.style import Look, legend, looks, name, panels
-from experiments.statistics import interval
-from experiments.tables.build import Row
-from experiments.tables.runs import Unusable, numbers, read_columns
+from experiments.reports.figures.style import Look, legend, looks, name, panels
+from experiments.reports.statistics import interval
+from experiments.reports.tables.build import Row
+from experiments.reports.tables.runs import Unusable, numbers, read_columns
 from fedwsa.config.component import ConfigError
 
 Array = NDArray[np.float64]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.commands import Parser, in_one_line
-from experiments.tables.build import Request, Row, build
-from experiments.tables.cli import warn
-from experiments.tables.collect import collect
-from experiments.tables.runs import read_json
+from experiments.commands.preamble import Parser, in_one_line
+from experiments.commands.table import warn
+from experiments.reports.tables.build import Request, Row, build
+from experiments.reports.tables.collect import collect
+from experiments.reports.tables.runs import read_json
 from fedwsa.config.component import ConfigError
 
 _EXAMPLES = """\
@@ -68,7 +68,7 @@ def plot(arguments: Sequence[str], console: Console) -> None:
     if not rows:
         raise ConfigError("no run is left to draw")
     # Only now: a wrong call is answered without matplotlib's second.
-    from experiments.figures import draw, style
+    from experiments.reports.figures import draw, style
 
     names = given.quantity.split(",")
     for quantity in names:
@@ -101,7 +101,7 @@ def plot(arguments: Sequence[str], console: Console) -> None:
 
 def _partitions(rows: Sequence[Row], out: Path) -> list[Path]:
     """Who holds what: a picture for each partition of the rows, at their first seed."""
-    from experiments.partition_plots import plot_labels
+    from experiments.reports.partition_pictures import plot_labels
 
     first = {row.runs[0].partition: row.runs[0].folder for row in reversed(rows)}
     first.pop(None, None)

@@ -26,6 +26,6 @@ class Comparison(Callback):
         """Print the table; write ``comparison.csv`` and ``comparison.png``."""
         if self._runs:
             # Here, since they import pandas: not before a run has begun.
-            from experiments.comparison import SweptRun, compare
+            from experiments.reports.comparison import SweptRun, compare
 
             compare([SweptRun(*run) for run in self._runs], self._runs[0][1].parent)

@@ -8,12 +8,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.plots import plot_curves
-from experiments.runs import read_history
-from experiments.tables.build import Request, build
-from experiments.tables.collect import SEED, collect
-from experiments.tables.formats import show, to_csv
-from experiments.tables.runs import CELL, Run, Unusable, cell_values, read_config, write_json
+from experiments.commands.runs import read_history
+from experiments.reports.pictures import plot_curves
+from experiments.reports.tables.build import Request, build
+from experiments.reports.tables.collect import SEED, collect
+from experiments.reports.tables.formats import show, to_csv
+from experiments.reports.tables.runs import (
+    CELL,
+    Run,
+    Unusable,
+    cell_values,
+    read_config,
+    write_json,
+)
 from fedwsa.runfolder.files import write_text
 
 _METRICS = ("accuracy", "last5", "loss", "client_mean", "client_worst10", "seconds")

@@ -59,7 +59,7 @@ def read_history(folder: Path) -> pd.DataFrame:
 
 def draw_pictures(folder: Path, label: str) -> None:
     """``partition.png``, and ``curves.png`` if at least a round went by."""
-    from experiments.plots import plot_curves, plot_partition
+    from experiments.reports.pictures import plot_curves, plot_partition
 
     partition = json.loads((folder / "partition.json").read_text(encoding="utf-8"))
     plot_partition(partition, folder / "partition.png")

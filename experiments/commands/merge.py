@@ -16,7 +16,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 from rich.console import Console
 from torch import Tensor
 
-from experiments.commands import Parser, composing, in_one_line
+from experiments.commands.preamble import Parser, composing, in_one_line
 from experiments.merge import report
 from experiments.merge.data import DataAtHand
 from experiments.merge.files import ModelFile, require_one_kind

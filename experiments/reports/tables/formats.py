@@ -15,8 +15,8 @@ from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from experiments.tables.build import Row, Table
-from experiments.tables.metrics import Measure
+from experiments.reports.tables.build import Row, Table
+from experiments.reports.tables.metrics import Measure
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 import traceback
 
-from experiments.ray_start import RayStart, expects_local_ray
+from experiments.commands.ray_start import RayStart, expects_local_ray
 from fedwsa import interruption
 
 
 def main() -> None:
-    """Run the command; see :mod:`experiments.simulate`."""
+    """Run the command; see :mod:`experiments.commands.simulate`."""
     try:
         if expects_local_ray(sys.argv[1:]):
             RayStart.at(None)
-        from experiments.simulate import main as command
+        from experiments.commands.simulate import main as command
 
         interruption.check()
         command()

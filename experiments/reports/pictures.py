@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from experiments.partition_plots import severity_line
+from experiments.reports.partition_pictures import severity_line
 from fedwsa.runfolder.files import replacing
 
 _SIZE = (9.0, 3.4)

@@ -14,7 +14,7 @@ from clients import app as clients
 from clients.cohort import why_not
 from clients.measure import choose_cohort
 from clients.stacking import stacking
-from experiments.ray_start import RayStart
+from experiments.commands.ray_start import RayStart
 from fedwsa import interruption
 from fedwsa.config.component import ConfigError
 from fedwsa.config.schema import Config

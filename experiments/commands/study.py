@@ -9,15 +9,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.commands import Parser, in_one_line
+from experiments.commands.preamble import Parser, in_one_line
+from experiments.commands.table import request_of, warn
+from experiments.reports.tables.build import build
+from experiments.reports.tables.collect import collect
+from experiments.reports.tables.formats import show
+from experiments.reports.tables.runs import STUDY, Unusable, read_json
 from experiments.studies.folder import kept_apart, state_of
 from experiments.studies.runner import Runner, write_study
 from experiments.studies.schema import Cell, expand, find, load, selected, shipped
-from experiments.tables.build import build
-from experiments.tables.cli import request_of, warn
-from experiments.tables.collect import collect
-from experiments.tables.formats import show
-from experiments.tables.runs import STUDY, Unusable, read_json
 from fedwsa.config.component import ConfigError
 
 _EXAMPLES = """\

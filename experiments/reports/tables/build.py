@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from experiments.statistics import WILCOXON_FROM, Paired, holm, interval, paired
-from experiments.tables.metrics import METRICS, Measure
-from experiments.tables.runs import Run
+from experiments.reports.statistics import WILCOXON_FROM, Paired, holm, interval, paired
+from experiments.reports.tables.metrics import METRICS, Measure
+from experiments.reports.tables.runs import Run
 from fedwsa.config.component import ConfigError
 
 LEVEL = 0.05
@@ -22,7 +22,7 @@ class Request:
     Attributes
     ----------
     metrics : list of str
-        Of :data:`~experiments.tables.metrics.METRICS`; the first is compared.
+        Of :data:`~experiments.reports.tables.metrics.METRICS`; the first is compared.
     target : float or None
         The accuracy to reach, for metrics that count until then.
     baseline : dict of str to str

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from experiments.tables.runs import (
+from experiments.reports.tables.runs import (
     CELL,
     FAILED,
     STUDY,

@@ -32,9 +32,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from experiments.commands import fail, of_system
-from experiments.help import help_text
-from experiments.ray_start import RayStart
+from experiments.commands.help import help_text
+from experiments.commands.preamble import fail, of_system
+from experiments.commands.ray_start import RayStart
 from fedwsa import interruption
 from fedwsa.config.blame import telling_theirs, told
 from fedwsa.config.component import ConfigError, flat
@@ -92,7 +92,7 @@ def _attempt(composed: DictConfig, folder: Path) -> float:
 
 def _failed(folder: Path, reason: str) -> float:
     """Say why a run of a sweep failed, here and in its folder; the others go on."""
-    from experiments.tables.runs import write_failure
+    from experiments.reports.tables.runs import write_failure
 
     interruption.check()  # what failed may be what a signal broke off
     number = HydraConfig.get().job.num
@@ -142,9 +142,9 @@ def simulate(
     RunError
         If the run cannot go on; the history so far is kept.
     """
-    from experiments import runtimes
-    from experiments.runs import draw_pictures, read_result
-    from experiments.tables.runs import FAILED
+    from experiments.commands import runtimes
+    from experiments.commands.runs import draw_pictures, read_result
+    from experiments.reports.tables.runs import FAILED
     from server.folder import held
     from server.rounds import RunError
 
@@ -167,8 +167,8 @@ def simulate(
 
 def _leave(folder: Path, label: str, error: BaseException) -> None:
     """Why a run ended early, and its pictures so far; what fails here does not hide the reason."""
-    from experiments.runs import draw_pictures
-    from experiments.tables.runs import write_failure
+    from experiments.commands.runs import draw_pictures
+    from experiments.reports.tables.runs import write_failure
     from server.rounds import RunError
 
     try:
@@ -181,7 +181,7 @@ def _leave(folder: Path, label: str, error: BaseException) -> None:
 
 def _set_up(config: Config, folder: Path, resumed: bool) -> Federation:
     """Everything that a run needs before its first round; its folder says what it is."""
-    from experiments import runtimes
+    from experiments.commands import runtimes
     from server.federation import Federation
     from server.folder import describe_run
 
@@ -212,7 +212,7 @@ def resume(folder: Path) -> dict[str, Any]:
     RunError
         If the run cannot go on.
     """
-    from experiments.runs import read_config
+    from experiments.commands.runs import read_config
     from server.folder import require_begun
 
     require_begun(folder)
