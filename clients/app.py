@@ -330,7 +330,10 @@ def _train_together(
         return None
     if asks_for_fisher(content):  # of each model by itself
         return None
-    if cohort.why_not(config.local) or first.network.templated or first.network.stacking.reason:
+    if cohort.why_not(config.local) or first.network.templated:
+        return None
+    stacking = first.network.stacking(config.local.largest_batch)
+    if stacking.reason:
         return None
     if asks_to_clip(received[0]) or config.privacy.local is not None:
         return None
@@ -345,7 +348,7 @@ def _train_together(
     start, replies = first.network.state(), {}
     for together in alike.values():
         order = sorted(together, key=lambda k: -len(drawn[k]))
-        stack = cohort.Stack(model, len(order), first.network.stacking.padded)
+        stack = cohort.Stack(model, len(order), stacking.padded)
         views = [stack.client(i) for i in range(len(order))]
         local = [
             LocalRun(

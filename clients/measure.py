@@ -60,7 +60,7 @@ def choose_cohort(
     device = resolve_device(config.device)
     component = config.model_of(size)
     model = build_model(component, data.whole.shape, data.whole.classes, config.seed).to(device)
-    found = stacking(model, data.whole.shape, data.whole.classes)
+    found = stacking(model, data.whole.shape, data.whole.classes, config.local.largest_batch)
     if reason := why_not(config.local) or found.reason:
         return 1, f"one by one, since {reason}"
     threads = torch.get_num_threads()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -47,16 +46,18 @@ class Network:
     rest: Mapping[str, Tensor]
     shape: InputShape
     classes: int
+    _tried: dict[int, Stacking] = field(default_factory=dict)
 
     @property
     def templated(self) -> bool:
         """Whether its weights are made from templates."""
         return any(name.startswith(wave.TEMPLATES) for name in self.keys)
 
-    @cached_property
-    def stacking(self) -> Stacking:
-        """How clients that train it may do so at once."""
-        return stacking(self.model, self.shape, self.classes)
+    def stacking(self, batch: int) -> Stacking:
+        """How clients that train it in batches of this size may do so at once; tried once."""
+        if batch not in self._tried:
+            self._tried[batch] = stacking(self.model, self.shape, self.classes, batch)
+        return self._tried[batch]
 
     def _own(self) -> dict[str, Tensor]:
         """The network's tensors that travel."""

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from clients.borrowed import borrowed
 from clients.cohort import Stack
 from fedwsa import seeding
 from fedwsa.config.blame import told
 from fedwsa.models import InputShape
 
-_SIZES = ((4, 4), (4, 2))  # batches of two clients: the second pads its second one
+_FEWEST, _MOST = 4, 64  # of a batch; larger ones cost time, and show no more
+_TRIES = 3
 _RATE = 0.01
 _ALIKE = 1e-2  # of a weight's change; what looks across a batch differs by far more
 
@@ -39,7 +41,7 @@ class Stacking:
     padded: bool = True
 
 
-def stacking(model: nn.Module, shape: InputShape, classes: int) -> Stacking:
+def stacking(model: nn.Module, shape: InputShape, classes: int, batch: int = 4) -> Stacking:
     """Train two unlike clients for two steps, at once and each alone, and compare.
 
     The weights are moved at random before: one that begins at zero would hide what lies behind.
@@ -49,6 +51,9 @@ def stacking(model: nn.Module, shape: InputShape, classes: int) -> Stacking:
     ----------
     shape
         Of an example.
+    batch
+        Size of the run's batches; the clients' are of this size but for the last of the second,
+        which is half as large.
     """
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
@@ -58,13 +63,14 @@ def stacking(model: nn.Module, shape: InputShape, classes: int) -> Stacking:
             return Stacking(f"{name} is {str(weight.dtype).removeprefix('torch.')}")
     device = next(model.parameters()).device
     draw = seeding.generator(0, "stacking")
-    examples = [_examples(sum(sizes), shape, classes, draw, device) for sizes in _SIZES]
-    with seeding.seeded(0, "stacking"), _kept(model):
+    full = min(max(batch, _FEWEST), _MOST)
+    examples = [
+        _batches(sizes, shape, classes, draw, device) for sizes in ((full, full), (full, full // 2))
+    ]
+    with seeding.seeded(0, "stacking"), _kept(model), borrowed(model):
         _move(model, draw)
         try:
-            alone = [
-                _alone(model, *own, sizes) for own, sizes in zip(examples, _SIZES, strict=True)
-            ]
+            alone = [_alone(model, own) for own in examples]
         except _Unstackable as error:
             return Stacking(str(error))
         except (Exception, SystemExit) as error:  # a stranger's code may raise anything
@@ -84,15 +90,25 @@ class _Unstackable(Exception):
     pass
 
 
-def _examples(
-    count: int, shape: InputShape, classes: int, draw: torch.Generator, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    text = len(shape) == 1
-    size = (count, *shape)
-    inputs = torch.randint(classes, size, generator=draw) if text else None
-    labels = torch.randint(classes, size if text else (count,), generator=draw)
-    inputs = torch.randn(size, generator=draw) if inputs is None else inputs
-    return inputs.to(device), labels.to(device)
+Batches = Sequence[tuple[Tensor, Tensor]]
+"""Inputs and labels of each step of a client."""
+
+
+def _batches(
+    sizes: Sequence[int],
+    shape: InputShape,
+    classes: int,
+    draw: torch.Generator,
+    device: torch.device,
+) -> Batches:
+    text, found = len(shape) == 1, []
+    for count in sizes:
+        size = (count, *shape)
+        inputs = torch.randint(classes, size, generator=draw) if text else None
+        labels = torch.randint(classes, size if text else (count,), generator=draw)
+        inputs = torch.randn(size, generator=draw) if inputs is None else inputs
+        found.append((inputs.to(device), labels.to(device)))
+    return found
 
 
 @contextmanager
@@ -130,9 +146,7 @@ def _move(model: nn.Module, draw: torch.Generator) -> None:
             weight.add_(noise.to(weight))
 
 
-def _alone(
-    model: nn.Module, inputs: Tensor, labels: Tensor, sizes: Sequence[int]
-) -> dict[str, Tensor]:
+def _alone(model: nn.Module, batches: Batches) -> dict[str, Tensor]:
     """How far plain SGD takes each weight.
 
     Raises
@@ -140,21 +154,26 @@ def _alone(
     _Unstackable
         If the model draws random numbers, or a buffer changes: each client would need its own.
     """
+    for _ in range(_TRIES):  # other threads of the process draw from the same generators
+        before = _generators(batches[0][0].device)
+        moved = _moved(model, batches)
+        if _generators(batches[0][0].device) == before:
+            return moved
+    raise _Unstackable("its dropout, or what else it draws, would be another")
+
+
+def _moved(model: nn.Module, batches: Batches) -> dict[str, Tensor]:
+    """The same, whatever it draws."""
     start = {name: t.detach().clone() for name, t in _tensors(model)}
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    drawn = _generators(inputs.device)
     model.train()
-    for x, y in zip(
-        torch.split(inputs, list(sizes)), torch.split(labels, list(sizes)), strict=True
-    ):
+    for x, y in batches:
         loss = cross_entropy(model(x), y)
         found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         with torch.no_grad():
             for weight, gradient in zip(weights.values(), found, strict=True):
                 if gradient is not None:
                     weight.sub_(gradient, alpha=_RATE)
-    if _generators(inputs.device) != drawn:
-        raise _Unstackable("its dropout, or what else it draws, would be another")
     for prefix, module in model.named_modules():
         for leaf, buffer in module.named_buffers(recurse=False):
             before = start.get(f"{prefix}.{leaf}".lstrip("."))
@@ -176,29 +195,22 @@ def _generators(device: torch.device) -> tuple[object, ...]:
 
 
 def _stacked(
-    model: nn.Module, examples: Sequence[tuple[Tensor, Tensor]], padded: bool
+    model: nn.Module, examples: Sequence[Batches], padded: bool
 ) -> list[dict[str, Tensor]]:
-    """The same of two clients at once."""
-    stack = Stack(model, len(_SIZES), padded)
+    """The same of several clients at once."""
+    count = len(examples)
+    stack = Stack(model, count, padded)
     start = {name: w.clone() for name, w in stack.weights.items()}
-    device = examples[0][0].device
-    lr, decay = (torch.full((len(_SIZES),), rate, device=device) for rate in (_RATE, 0.0))
-    first = 0
-    for sizes in zip(*_SIZES, strict=True):
-        widest = max(sizes)
-        x, y = (
-            torch.stack(
-                [
-                    _padded(own[i][first : first + n], widest)
-                    for own, n in zip(examples, sizes, strict=True)
-                ]
-            )
-            for i in (0, 1)
-        )
+    device = examples[0][0][0].device
+    lr, decay = (torch.full((count,), rate, device=device) for rate in (_RATE, 0.0))
+    for step in zip(*examples, strict=True):  # a batch of each
+        sizes = [len(y) for _, y in step]
+        x, y = (torch.stack([_padded(batch[i], max(sizes)) for batch in step]) for i in (0, 1))
         stack.backward(x, y, sizes)
-        stack.step(len(_SIZES), lr, decay, 0.0)
-        first += widest
-    return [{name: w[k] - start[name][k] for name, w in stack.weights.items()} for k in range(2)]
+        stack.step(count, lr, decay, 0.0)
+    return [
+        {name: w[k] - start[name][k] for name, w in stack.weights.items()} for k in range(count)
+    ]
 
 
 def _padded(batch: Tensor, length: int) -> Tensor:

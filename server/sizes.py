@@ -40,12 +40,15 @@ class SizedModels:
         What a forward pass costs a client of a size.
     known : Architecture
         What is known of this kind of network.
+    shape : tuple of int
+        Of an example.
     """
 
     models: dict[str, nn.Module]
     of_client: list[str]
     costs: dict[str, float]
     known: Architecture
+    shape: InputShape
 
     @classmethod
     def of(cls, config: Config, shape: InputShape, classes: int) -> SizedModels:
@@ -72,7 +75,7 @@ class SizedModels:
             )
             several = len(names) > 1
             costs[name] = model_cost(component, shape, classes) if several else 1.0
-        return cls(models, config.client_sizes(shape, classes), costs, known)
+        return cls(models, config.client_sizes(shape, classes), costs, known, shape)
 
     @cached_property
     def marks(self) -> dict[str, str]:

@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 
 from fedwsa.algorithms.averaging import averages_by
 from fedwsa.algorithms.guard.guard import Guard
+from fedwsa.algorithms.moon.client import require_classifier
+from fedwsa.algorithms.moon.server import Moon
 from fedwsa.algorithms.objectives import own_objectives
 from fedwsa.algorithms.oneshot import OneShot, Operator
 from fedwsa.algorithms.personal.fedper import FedPer
@@ -32,6 +34,7 @@ from fedwsa.algorithms.sizes.server import SizedFedAvg
 from fedwsa.algorithms.statistics import spared
 from fedwsa.algorithms.wrapping import chain, declared
 from fedwsa.algorithms.wsa.server import FedWSA
+from fedwsa.config.blame import blaming
 from fedwsa.config.component import (
     Component,
     ConfigError,
@@ -46,7 +49,7 @@ from fedwsa.data.own import is_own
 from fedwsa.fleet.size_rules import WHOLE
 from fedwsa.merge import needs
 from fedwsa.merge.average import average
-from fedwsa.models import state
+from fedwsa.models import blank_inputs, state
 from fedwsa.models.architecture import Units
 from fedwsa.models.augment import kernels
 from fedwsa.models.weights import open_weights
@@ -102,6 +105,7 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
     _check_optimisers(strategy, config)
     _check_majority(strategy, config, cohort)
     _check_personal(strategy, sizes)
+    _check_contrast(strategy, sizes)
     _check_augmentation(strategy, config, sizes)
     _warn_of_learned(strategy, config)
     own_objectives(config.local.objectives)
@@ -179,7 +183,7 @@ def _operator(config: Config) -> Operator:
     missing = parameters.get("base_fisher")
     if missing is not None and missing.default is missing.empty:
         raise ConfigError(f"merge: {component.name} needs base_fisher, which nobody has here")
-    supplied = {"weights", *needs(operator)}
+    supplied = {"weights", *needs(operator, "merge")}
     options = check_arguments(operator, component.arguments, "merge", 1, supplied)
     return functools.partial(operator, **options)
 
@@ -192,7 +196,7 @@ def _permutations(config: Config, sizes: SizedModels) -> Units | None:
     ConfigError
         If the network does not say.
     """
-    if "permutations" not in needs(locate(config.merge.target, "merge._target_")):
+    if "permutations" not in needs(locate(config.merge.target, "merge._target_"), "merge"):
         return None
     if sizes.known.units is None:
         raise ConfigError(
@@ -310,6 +314,14 @@ def _check_personal(strategy: Strategy, sizes: SizedModels) -> None:
                     f"strategy.args.personal: {' and '.join(same)} are one tied array, of which "
                     "one name would stay with the clients and the other not; match all or none"
                 )
+
+
+def _check_contrast(strategy: Strategy, sizes: SizedModels) -> None:
+    """Refuse to contrast what goes into the classifier of a model that has none to tap."""
+    if any(isinstance(part, Moon) and part.mu for part in chain(strategy)):
+        for model in sizes.models.values():
+            with blaming(ConfigError, "strategy: ", kinds=False):
+                require_classifier(model, blank_inputs(sizes.shape, 2))
 
 
 def _set_sampling(strategy: Strategy, config: Config) -> None:

@@ -57,3 +57,20 @@ class _Masked(nn.Module):
 def masked(image: ImageShape, classes: int) -> nn.Module:
     """A network of which a part is drawn by the seed and never saved."""
     return _Masked(image[0] * image[1] * image[2], classes)
+
+
+class _Inside(nn.Module):
+    """All layers lie under a name that wrappers have, too."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.module = nn.Sequential(nn.Flatten(), nn.Linear(inputs, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.module(x)
+        return scores
+
+
+def inside(image: ImageShape, classes: int) -> nn.Module:
+    """A network that calls its only part ``module``, as DataParallel does."""
+    return _Inside(image[0] * image[1] * image[2], classes)

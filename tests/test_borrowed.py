@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from collections import defaultdict, deque
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -39,3 +43,44 @@ def test_hooks_modes_and_what_is_trained_are_put_back_however_it_ends() -> None:
     assert "forward" not in vars(model[2])
     assert not model[0].bias.requires_grad
     assert (model[0].weight == 3).all()  # values stay
+
+
+class Counting(nn.Linear):
+    """A layer that keeps what it counts, remembers and draws in whatever Python has."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.steps, self.nested = 0, {"n": [0], "more": (defaultdict(int), {1})}
+        self.last, self.recent = None, deque([0], maxlen=2)
+        self.torch_draw = torch.Generator().manual_seed(1)
+        self.numpy_draw, self.python_draw = np.random.default_rng(1), random.Random(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.steps += 1
+        self.nested["n"][0] += 1
+        self.nested["more"][0]["seen"] += 1
+        self.nested["more"][1].add(self.steps + 1)
+        self.recent.append(self.steps)
+        self.last = super().forward(x)
+        return self.last
+
+    def told(self) -> tuple[object, ...]:
+        drawn = torch.rand((), generator=self.torch_draw).item()
+        drawn = (drawn, self.numpy_draw.random(), self.python_draw.random())
+        more = [str(value) for value in (self.steps, self.nested, self.last, self.recent)]
+        return (*drawn, *more)
+
+
+def test_what_a_layer_counts_remembers_and_draws_is_no_next_client_s() -> None:
+    model = nn.Sequential(Counting())
+    counts = model[0].nested["n"]
+    found = []
+    for _ in range(2):
+        with borrowed(model):
+            model(torch.ones(1, 2))
+            found.append(model[0].told())
+    assert found[0] == found[1]
+    assert model[0].told() != found[0]
+    assert model[0].nested["n"] is counts
+    assert counts == [0]
+    assert model[0].recent.maxlen == 2

@@ -15,7 +15,7 @@ from fedwsa.config.component import Component
 from fedwsa.config.compose import compose
 from fedwsa.data import keys, sources
 from fedwsa.data.federated import open_federated
-from fedwsa.data.keys import of_code, of_component, of_files
+from fedwsa.data.keys import of_arguments, of_code, of_component, of_files
 from fedwsa.data.loading import load
 
 
@@ -42,6 +42,52 @@ def test_code_what_it_imports_and_the_files_it_names_are_in_the_key(written, fil
     assert of_component(named) == before
     (written / file).write_text((written / file).read_text() + "2\n")
     assert of_component(named) != before
+
+
+@pytest.mark.parametrize("file", ["__init__.py", "b.py", "c.py", "d.py", "sub/__init__.py"])
+def test_packages_around_and_modules_that_are_named_to_be_imported_are_in_the_key(
+    written, file
+) -> None:
+    package = written / "keyed_package"
+    (package / "sub").mkdir(parents=True)
+    for name, code in {
+        "__init__.py": "",
+        "sub/__init__.py": "",
+        "sub/a.py": "from ..b import N\nclass Cuts:\n    one = N\n",
+        "b.py": "from .c import N\n",
+        "c.py": "import importlib\nN = importlib.import_module('.d', __package__).N\n",
+        "d.py": "N = 1\n",
+    }.items():
+        (package / name).write_text(code)
+    before = of_code(["keyed_package.sub.a.Cuts"])
+    assert before not in (None, of_code([]))
+    assert of_code(["keyed_package.sub.a.Cuts"]) == before
+    (package / file).write_text((package / file).read_text() + "M = 2\n")
+    assert of_code(["keyed_package.sub.a.Cuts"]) != before
+
+
+def test_a_module_that_import_is_called_for_is_in_the_key(written) -> None:
+    (written / "keyed_value.py").write_text("CUT = __import__('keyed_helper').CUT\n")
+    before = of_code(["keyed_value"])
+    (written / "keyed_helper.py").write_text("CUT = 2\n")
+    assert of_code(["keyed_value"]) != before
+
+
+def test_what_a_link_in_a_folder_leads_to_is_in_the_key_and_circles_end(written) -> None:
+    for name in ("named", "one", "two"):
+        (written / name).mkdir()
+        (written / name / "n.txt").write_text(name)
+    (written / "one" / "back").symlink_to("../two")
+    (written / "two" / "back").symlink_to("../one")
+    links = [written / "named" / name for name in ("link", "other")]
+    found = []
+    for targets in (["one"], ["two"], ["one", "one"], ["two", "one"]):
+        for link, target in zip(links, targets, strict=False):
+            link.unlink(missing_ok=True)
+            link.symlink_to(f"../{target}")
+        found.append(of_arguments({"where": str(written / "named")}))
+    assert None not in found
+    assert len(set(found)) == 4
 
 
 def test_strings_that_can_name_nothing_are_passed_by(written) -> None:

@@ -83,7 +83,7 @@ def test_help_explains_groups_keys_and_examples(tmp_path: Path) -> None:
         ("wsa=on wsa.align=after strategy=fedavgm", "wsa: align='after' does not go with FedAvgM"),
         ("wsa=on wsa.layers=conv", "wsa.layers: no weight tensor matches layers='conv'; those"),
         ("wsa=on wsa.target=fixed wsa.scope=no.safetensors", "wsa.scope: cannot use no.safe"),
-        ("hydra.run.dir=/proc/nowhere", "cannot write /proc/nowhere: "),
+        ("hydra.run.dir=/proc/nowhere", "cannot use /proc/nowhere: "),
         ("cache_dir=/proc/nowhere", "cache_dir: cannot write /proc/nowhere"),
         ("runtime.workers=0", "runtime.workers: input should be greater than 0 (got 0)"),
     ],

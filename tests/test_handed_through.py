@@ -203,7 +203,7 @@ def test_a_lazy_network_is_refused() -> None:
 
 
 def test_errors_of_the_system_say_what_they_are_of() -> None:
-    assert of_system(OSError(28, "No space left", "/a/b")) == "cannot write /a/b: No space left"
+    assert of_system(OSError(28, "No space left", "/a/b")) == "cannot use /a/b: No space left"
     said = of_system(OSError("AF_UNIX path length cannot exceed 107 bytes"))
     assert said == "OSError: AF_UNIX path length cannot exceed 107 bytes"
 

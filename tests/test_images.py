@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,42 @@ def test_what_is_wrong_with_a_parquet_file_is_said(tmp_path, columns, options, m
         load_parquet(tmp_path / "d", tmp_path / "cache", **options)
 
 
+def test_columns_of_one_name_are_counted(tmp_path: Path) -> None:
+    for names in (["img", "img", "label"], ["img", "label", "label"]):
+        columns = [[png()] if name == "img" else [0] for name in names]
+        for part in ("train", "test"):
+            pq.write_table(pa.table(columns, names), tmp_path / f"{part}.parquet")
+        with pytest.raises(ConfigError, match=rf"train\.parquet has 2 columns named {names[1]}$"):
+            sources.parquet(path=str(tmp_path)).decode()
+
+
+def test_the_label_may_be_the_id_too(tmp_path: Path) -> None:
+    folder = huggingface(tmp_path / "d", [png()] * 3, [2, 0, 2])
+    source = sources.parquet(path=str(folder), label_column="label", id_column="label")
+    train = source.decode().train
+    assert (train.labels.tolist(), train.ids.tolist()) == ([2, 0, 2], [1, 0, 1])
+
+
+def test_parts_that_number_their_classes_otherwise_are_refused(tmp_path: Path) -> None:
+    table = pa.table({"img": [png()] * 2, "label": [0, 1]})
+
+    def written(part: str, said: str) -> None:
+        named = table.replace_schema_metadata({"huggingface": said})
+        pq.write_table(named, tmp_path / f"{part}.parquet")
+
+    def names(*classes: str) -> str:
+        return json.dumps({"info": {"features": {"label": {"names": classes}, "x": {"names": 3}}}})
+
+    written("train", names("cat", "dog"))
+    for fits in (names("cat", "dog"), names("cat"), "{", "{}", "[" * 9999, names()):
+        written("test", fits)
+        assert sources.parquet(path=str(tmp_path)).decode().classes == 2
+    written("test", names("dog", "cat"))
+    said = r"label 0 is dog in .*test\.parquet, and cat in .*train\.parquet$"
+    with pytest.raises(ConfigError, match=said):
+        sources.parquet(path=str(tmp_path)).decode()
+
+
 def test_one_image_in_colour_makes_all_colour_and_16_bits_are_refused(tmp_path: Path) -> None:
     folder = huggingface(tmp_path / "d", [png(mode="L"), png(seed=1)], [0, 1])
     data = load_parquet(folder, tmp_path / "cache")
@@ -163,6 +200,12 @@ def test_image_folder_takes_classes_from_folder_names(tmp_path: Path) -> None:
     data = load(sources.image_folder(path=str(tmp_path / "d")), tmp_path / "cache")
     assert data.train.labels.tolist() == [0, 1, 1]
     assert data.test.labels.tolist() == [1]
+    for hidden in ("train/.saved/x", "test/.saved/x", "train/cat/.saved/x", "train/.x"):
+        file = tmp_path / "d" / f"{hidden}.png"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(png())
+    source = sources.image_folder(path=str(tmp_path / "d"))
+    assert (source.decode().train.labels.tolist(), source.classes) == ([0, 1, 1], ("cat", "dog"))
     (tmp_path / "d/test/fox").mkdir()
     (tmp_path / "d/test/fox/1.png").write_bytes(png())
     with pytest.raises(ConfigError, match=r"classes that train lacks: \['fox'\]"):

@@ -197,6 +197,27 @@ def test_ties_by_hand() -> None:
     assert shifted["w"].tolist() == [9.0, 7.0, 8.5, 8.0]
 
 
+@pytest.mark.parametrize(
+    ("changes", "weights", "merged"),
+    [
+        ((-3.0, 1.0, 2.0), (1, 1, 1), 0.0),
+        ((1.0, 1.0, -1.0), (1, 2, 3), 0.0),
+        ((2.0, -1.0, 1.0), (0.1, 0.3, 0.1), 0.0),  # 0.2 + 0.1 - 0.3 is not 0 in binary numbers
+        ((-3.0, -2.0, -1.0, 3.0, 3.0), (1, 1, 1, 1, 1), 0.0),
+        ((-3.0, 1.0, 2.0 + 2**-20), (1, 1, 1), (3 + 2**-20) / 2),  # small is not cancelled
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ties_elects_nothing_where_changes_cancel_in_any_order(
+    changes, weights, merged, dtype
+) -> None:
+    base = {"w": torch.zeros(1, dtype=dtype)}
+    for order in itertools.permutations(range(len(changes))):
+        models = [{"w": torch.tensor([changes[k]], dtype=dtype)} for k in order]
+        found = ties(models, base=base, density=1.0, weights=[weights[k] for k in order])
+        assert float(found["w"]) == pytest.approx(merged)
+
+
 def test_ties_trims_over_the_whole_model() -> None:
     base = {"a": torch.zeros(2), "b": torch.zeros(2)}
     found = ties([{"a": torch.tensor([5.0, 4.0]), "b": torch.tensor([1.0, 2.0])}], base=base,
@@ -296,7 +317,9 @@ def test_inputs_are_not_changed() -> None:
 def test_every_option_in_conf_fits_its_operator() -> None:
     for name, component in options("merge").items():
         operator = locate(component.target, "merge")
-        check_arguments(operator, component.arguments, "merge", 1, {"weights", *needs(operator)})
+        check_arguments(
+            operator, component.arguments, "merge", 1, {"weights", *needs(operator, "merge")}
+        )
         assert name
 
 

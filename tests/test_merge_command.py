@@ -347,7 +347,7 @@ def test_what_cannot_be_merged_is_refused_in_one_line(call, digits, tmp_path) ->
          "--out there.safetensors: is there already; --force writes over it"),
         (["a.safetensors", "b.safetensors", "--out", "m.pt"], "must end in .safetensors"),
         (["a.safetensors", "b.safetensors", *out, "--weights", "0,0"],
-         "--weights 0,0: weights must be non-negative with a positive sum"),
+         "--weights 0,0: weights must be non-negative with a positive, finite sum"),
         (["a.safetensors", "b.safetensors", *out, "--weights", "1,2,3"],
          "2 models need as many weights"),
         (["a.safetensors", "b.safetensors", *out, "--method", "none"],

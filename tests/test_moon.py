@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,8 +13,14 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 
 from clients.training import Conditions, Samples, train
-from fedwsa.algorithms.moon.client import Moon, contrastive
+from fedwsa.algorithms.moon.client import Moon, contrastive, require_classifier
 from fedwsa.algorithms.objective import LocalRun
+from fedwsa.config.component import ConfigError, locate
+from fedwsa.config.compose import compose
+from fedwsa.config.places import options
+from fedwsa.models import ImageShape, blank_inputs, build_model, takes
+from server.sizes import SizedModels
+from server.strategy import build_strategy
 from tests.test_training import data, local, net
 
 ASKED = {"config": {"moon-mu": 2.0, "moon-temperature": 0.5}}
@@ -91,7 +99,57 @@ def test_a_client_s_first_training_is_fedavg_s_and_is_kept_for_the_next() -> Non
     assert not any(m._forward_pre_hooks for m in again.modules())
 
 
-def test_a_model_without_a_linear_classifier_is_refused() -> None:
-    model = nn.Conv2d(1, 1, 1)
-    with pytest.raises(ValueError, match="classifier is a linear layer"):
-        Moon(model, ASKED, LocalRun(0.1, state={"moon": model.state_dict()}))
+class Headed(nn.Module):
+    """Answers by a rule, from a hidden layer with as many units as there are classes, or not."""
+
+    def __init__(self, head: Callable[[Headed, torch.Tensor], torch.Tensor], units: int) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, units), nn.Linear(units, 3)
+        self.answer = head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.answer(self, self.body(x.flatten(1)))
+
+
+@pytest.mark.parametrize("units", [5, 3])
+@pytest.mark.parametrize(
+    ("head", "refused"),
+    [
+        (lambda m, z: m.head(torch.relu_(z)), False),
+        (lambda m, z: nn.functional.log_softmax(m.head(z), 1), False),
+        (lambda m, z: nn.functional.linear(z, m.head.weight, m.head.bias), True),
+        (lambda m, z: m.head(z) + nn.functional.linear(z, m.head.weight), True),
+        (lambda m, z: (m.head(z) + m.head(z.relu())) / 2, True),
+    ],
+)
+def test_a_model_that_does_not_answer_by_its_last_linear_layer_is_refused(
+    units: int, head: Callable[[Headed, torch.Tensor], torch.Tensor], refused: bool
+) -> None:
+    model = Headed(head, units)
+    told = pytest.raises(ValueError, match="answers by a linear layer")
+    with told if refused else nullcontext():
+        require_classifier(model, torch.zeros(2, 1, 2, 2))
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def convolution(image: ImageShape, classes: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(image[0], classes, image[1:]), nn.Flatten())
+
+
+@pytest.mark.parametrize("mu", [1.0, 0.0])
+def test_it_is_refused_before_round_1_where_it_counts(mu: float) -> None:
+    words = ["strategy=moon", f"strategy.args.mu={mu}", f"model._target_={__name__}.convolution"]
+    config = compose([*words, "~model.width", "~model.depth"])
+    sizes = SizedModels.of(config, (1, 4, 4), 3)
+    told = pytest.raises(ConfigError, match=r"^strategy: MOON needs a model that answers by a lin")
+    with told if mu else nullcontext():
+        build_strategy(config, sizes)
+
+
+@pytest.mark.parametrize("name", options("model"))
+def test_our_models_answer_by_a_linear_layer(name: str) -> None:
+    component = options("model")[name].model_copy(update={"width": 0.25})
+    text = takes(locate(component.target, "model")) == 1
+    shape = (8,) if text else (3, 32, 32)
+    require_classifier(build_model(component, shape, 10, 0), blank_inputs(shape, 2))

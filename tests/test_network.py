@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import dropout
+from torch.nn.utils import parametrizations, prune
 
 from clients.cohort import Stack
 from clients.network import Network, network_for
 from clients.stacking import stacking
 from clients.training import _Stepped, make_optimizer
 from experiments.commands.simulate import simulate
-from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.component import Component, ConfigError, locate
 from fedwsa.config.compose import compose
+from fedwsa.config.places import options
 from fedwsa.data.evaluation import evaluate
 from fedwsa.data.federated import open_federated
 from fedwsa.fleet.conditions import Conditions
 from fedwsa.merge.average import average
-from fedwsa.models import build_model, state
+from fedwsa.models import build_model, state, takes
+from fedwsa.models.attributes import copied
 from fedwsa.models.files import load_network
 from fedwsa.remembered import enter
 from fedwsa.wire import messages
@@ -128,9 +132,47 @@ class Saying(nn.Linear):
         return {"not": "a tensor"}
 
 
+class Hooked(nn.Module):
+    """Two layers, whose state dict is what a hook leaves of it."""
+
+    def __init__(self, hook: Callable[[dict[str, Tensor]], None], frozen: bool = False) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(16, 4).requires_grad_(not frozen), nn.Linear(4, 3)
+        self.register_state_dict_post_hook(lambda module, saved, prefix, meta: hook(saved))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x.flatten(1)))
+
+
+class Attributed(nn.Linear):
+    """A layer that holds more in a plain attribute."""
+
+    def __init__(self, held: object) -> None:
+        super().__init__(16, 3)
+        self.held = held
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(1))
+
+
+def head_alone(saved: dict[str, Tensor]) -> None:
+    for name in [name for name in saved if name.startswith("body.")]:
+        del saved[name]
+
+
+def renaming(saved: dict[str, Tensor]) -> None:
+    for name in list(saved):
+        saved[f"net.{name}"] = saved.pop(name)
+
+
 @pytest.mark.parametrize(
     ("model", "what"),
     [
+        (Hooked(head_alone), "body.weight is trained, and is not in the state dict"),
+        (Hooked(renaming), "body.weight is trained, and is not in the state dict"),
+        (Attributed(torch.zeros(2)), "held is a tensor in a plain attribute"),
+        (nn.Sequential(Attributed({"a": [torch.ones(2)]})), "0.held.a.0 is a tensor in a plain"),
+        (Attributed([nn.Parameter(torch.ones(2))]), "held.0 is a tensor in a plain attribute"),
         (Holding(torch.zeros(2, dtype=torch.complex64)), "extra is complex64"),
         (Holding(torch.zeros(2, dtype=torch.complex64), "parameter"), "extra is complex64"),
         (Holding(torch.eye(2).to_sparse()), "extra is sparse"),
@@ -148,6 +190,41 @@ def test_what_can_neither_travel_nor_be_built_alike_is_refused(model: nn.Module,
 def test_what_can_is_not() -> None:
     state.require_shareable(everything(IMAGE, CLASSES), "model")
     state.require_shareable(Holding(torch.ones(2, dtype=torch.int8), "parameter"), "model")
+    for held in ([], {"sizes": (1, 2)}, torch.float32, torch.Size([2]), torch.device("cpu")):
+        state.require_shareable(Attributed(held), "model")
+    adapter = Hooked(head_alone, frozen=True)
+    state.require_shareable(adapter, "model")
+    assert set(state.travelling(adapter)) == {"head.weight", "head.bias"}
+    assert set(state.staying(adapter)) == {"body.weight", "body.bias"}
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.LSTM(4, 4, 2),
+        lambda: nn.Transformer(4, 2, 1, 1, 4),
+        lambda: parametrizations.orthogonal(nn.Linear(4, 4)),
+        lambda: parametrizations.spectral_norm(nn.Conv2d(2, 2, 3)),
+        lambda: nn.utils.spectral_norm(nn.Linear(4, 4)),
+        lambda: nn.utils.weight_norm(nn.Linear(4, 4)),
+        lambda: prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*is deprecated in favor of")
+def test_layers_as_torch_makes_them_are_shared_and_copied(build: Callable[[], nn.Module]) -> None:
+    layer = build()
+    state.require_shareable(layer, "model")
+    there, twin = layer.state_dict(), copied(layer).state_dict()
+    assert all(torch.equal(tensor, there[name]) for name, tensor in twin.items())
+    assert all(tensor.data_ptr() != there[name].data_ptr() for name, tensor in twin.items())
+
+
+@pytest.mark.parametrize("name", options("model"))
+def test_networks_of_ours_are_shareable(name: str) -> None:
+    component = options("model")[name]
+    shape = (8,) if takes(locate(component.target, "model")) == 1 else (3, 32, 32)
+    small = component.model_copy(update={"width": 0.25})
+    state.require_shareable(build_model(small, shape, 10, 0), "model")
 
 
 _loose = np.random.default_rng(0)
@@ -204,6 +281,28 @@ def test_what_each_client_needs_for_itself_cannot_be_stacked(between: object, re
     model = Layers(between)
     model.part = torch.zeros(2)
     assert str(stacking(model, IMAGE, 3).reason).startswith(reason)
+
+
+def test_what_others_draw_meanwhile_is_not_the_model_s() -> None:
+    model = Layers(lambda m, x: m.once(x))
+    model.part = torch.zeros(2)
+
+    def once(x: Tensor) -> Tensor:
+        model.once = lambda x: x
+        random.random()
+        return x
+
+    model.once = once
+    assert stacking(model, IMAGE, 3).reason is None
+    assert model.once is once  # as it was
+
+
+def test_what_looks_across_large_batches_alone_is_found_at_the_run_s() -> None:
+    model = Layers(lambda m, x: x - x.mean(0) if len(x) >= 8 else x)
+    model.part = torch.zeros(2)
+    assert stacking(model, IMAGE, 3, batch=4).padded
+    assert not stacking(model, IMAGE, 3, batch=8).padded
+    assert not stacking(model, IMAGE, 3, batch=1000).padded
 
 
 def test_a_buffer_that_looks_at_a_weight_and_a_weight_held_elsewhere_are_found() -> None:

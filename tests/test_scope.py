@@ -275,7 +275,7 @@ def test_spread_and_its_inverse(mean: float, variance: float, fusion: str) -> No
 
 
 def test_fusing_refuses_bad_weights_rules_and_layers() -> None:
-    with pytest.raises(ValueError, match="positive sum"):
+    with pytest.raises(ValueError, match="positive, finite sum"):
         WeightScope.fuse([scope((0, 1))], [0.0])
     with pytest.raises(ValueError, match="as many weights"):
         WeightScope.fuse([scope((0, 1))], [1.0, 2.0])

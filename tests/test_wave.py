@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from fedwsa.learngene import kronecker, wave
 from fedwsa.learngene.kronecker import kronecker as weight_of
@@ -132,6 +133,21 @@ def test_templates_are_shared_saved_once_and_loaded(name: str) -> None:
     wave.load(other, known, tensors)
     x = some_inputs(name)
     torch.testing.assert_close(other.eval()(x), model.eval()(x))
+
+
+def test_other_parametrisations_are_no_templates() -> None:
+    model = nn.Sequential(weight_norm(nn.Linear(4, 4)), spectral_norm(nn.Linear(4, 4)))
+    assert wave.made_of(model) == []
+    assert wave.shell_of(model).keys() == model.state_dict().keys()
+    wave.materialise(model)
+    assert isinstance(model[1].parametrizations.weight[0], nn.Module)
+    other, known = random_wave("mlp.mlp"), architecture_of(component("mlp.mlp"))
+    weight_norm(other.head)
+    tensors = {name: t.detach() + 1 for name, t in wave.state(other, known).items()}
+    assert {f"head.parametrizations.weight.original{i}" for i in (0, 1)} <= tensors.keys()
+    wave.load(other, known, tensors)
+    for name, tensor in wave.state(other, known).items():
+        assert torch.equal(tensor, tensors[name])
 
 
 def test_functional_call_leaves_the_sharing_alone() -> None:

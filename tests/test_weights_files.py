@@ -89,6 +89,7 @@ def test_a_sharded_model_is_read_and_merged_into_one_file(call, tmp_path: Path) 
         ),
         (lambda m: m.update(c="../x.safetensors"), "c is to be in ../x.safetensors, outside"),
         (lambda m: m.update(c="/x.safetensors"), "c is to be in /x.safetensors, outside"),
+        (lambda m: m.update(c="x" * 300 + ".safetensors"), ".safetensors, which is to have c"),
         (lambda m: m.update(c="x.bin"), "c is to be in x.bin, which is no safetensors file"),
         (lambda m: m.update(c=3), "the file of c must be a name, not 3"),
     ],
@@ -178,6 +179,34 @@ def test_a_network_of_ours_is_read_from_either(tmp_path: Path) -> None:
     for file in (tmp_path / "p.safetensors", index):
         found = load_network(file).module.state_dict()
         assert all(torch.equal(found[k], tensors[k]) for k in tensors)
+
+
+def test_a_network_whose_layers_are_called_as_a_wrapper_s_keeps_their_names(call) -> None:
+    data = digits().decode()
+    inside = Component(**{"_target_": "tests.odd_models.inside"})
+    nets = [build_model(inside, data.shape, data.classes, seed) for seed in range(3)]
+    states = [net.state_dict() for net in nets]
+    assert list(states[0]) == ["module.1.weight", "module.1.bias"]
+    for k in (0, 1):
+        save_network(Path(f"{k}.safetensors"), states[k], inside, data)
+    torch.save(states[2], "2.pt")
+    torch.save(nn.DataParallel(nets[2]).state_dict(), "wrapped.pt")
+    found = load_network(Path("0.safetensors"), [inside.target]).module.state_dict()
+    assert all(torch.equal(found[k], t) for k, t in states[0].items())
+    wsa = compose(["wsa=on", "wsa.target=fixed", "wsa.scope=0.safetensors"]).wsa
+    assert _scope_of(wsa).names == ("module.1.weight",)
+    for files in (["2.pt", "0.safetensors"], ["wrapped.pt", "--base", "0.safetensors"],
+                  ["0.safetensors", "--base", "1.safetensors"],
+                  ["0.safetensors", "1.safetensors"]):  # fmt: skip
+        method = "task_arithmetic" if "--base" in files else "average"
+        words = ["--method", method, "--out", "m.safetensors", "--force"]
+        code, printed, _ = call(*files, *words)
+        assert code == 0
+        assert ("wrapped.pt: names are read without" in printed) == ("wrapped.pt" in files)
+        assert load_file("m.safetensors").keys() == states[0].keys()
+    merged = load_network(Path("m.safetensors"), [inside.target]).module.state_dict()
+    mean = (states[0]["module.1.bias"] + states[1]["module.1.bias"]) / 2
+    torch.testing.assert_close(merged["module.1.bias"], mean)
 
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties"])

@@ -25,7 +25,7 @@ from fedwsa.config.component import ConfigError
 from fedwsa.config.places import options
 from fedwsa.data.cache import require_writable, write_tensors
 from fedwsa.data.evaluation import Score
-from fedwsa.merge.states import is_statistic, require_alike, shares
+from fedwsa.merge.states import is_statistic, require_alike, require_same, shares
 from fedwsa.models.weights import prefix_hint
 
 _COMMAND = "fedwsa-merge"
@@ -139,9 +139,13 @@ def _open(given: argparse.Namespace) -> Ingredients:
     base = None if given.base is None else ModelFile(given.base)
     everything = models if base is None else [*models, base]
     require_one_kind(everything)
+    if ours := next((m for m in everything if m.facts), None):  # it has its network's own names
+        for model in everything:
+            model.name_as(ours)
     weights = _weights(given.weights, len(models))
     try:
         require_alike(everything)
+        require_same(everything)
     except ValueError as error:
         line = _named(str(error), [str(m.file) for m in everything])
         hint = next(filter(None, (prefix_hint(m) for m in everything)), "")

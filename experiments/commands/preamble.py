@@ -27,10 +27,10 @@ def fail(command: str, line: str) -> NoReturn:
 
 
 def of_system(error: OSError) -> str:
-    """What the system refused: a file that cannot be written, or whatever else it says."""
+    """What the system refused: a file that cannot be read or written, or whatever else it says."""
     if not isinstance(error.filename, str) or not error.strerror or place_of(error):
         return told(error)
-    return f"cannot write {error.filename}: {error.strerror}"
+    return f"cannot use {error.filename}: {error.strerror}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -86,7 +86,7 @@ def in_one_line(command: str, interrupted: str = "interrupted") -> Iterator[None
 
 @contextmanager
 def composing(command: str, overrides: Sequence[str], config: str = "config") -> Iterator[None]:
-    """Inside of :func:`in_one_line`: the same for Hydra's errors and for files it cannot write."""
+    """Inside of :func:`in_one_line`: the same for Hydra's errors and for files it cannot use."""
     # Only now: commands that compose nothing do without Hydra's half second.
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

@@ -110,7 +110,8 @@ def _unstackable(federation: Federation) -> str | None:
     if problem := why_not(config.local):
         return problem
     for size, model in federation.sizes.models.items():
-        if problem := stacking(model, whole.shape, whole.classes).reason:
+        found = stacking(model, whole.shape, whole.classes, config.local.largest_batch)
+        if problem := found.reason:
             return problem if size == WHOLE else f"of size {size}, {problem}"
     return None
 

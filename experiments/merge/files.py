@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ class ModelFile(Mapping[str, Tensor]):
     file
         A safetensors file, the index of several (``model.safetensors.index.json``), or what
         ``torch.save`` made of a state dict (``.pt``, ``.pth``). What wrappers put before names
-        (``module.``, ``_module.``, ``_orig_mod.``) is left out.
+        (``module.``, ``_module.``, ``_orig_mod.``) is left out, but of a file of ours.
 
     Attributes
     ----------
@@ -65,7 +66,8 @@ class ModelFile(Mapping[str, Tensor]):
     def _open_torch(self) -> None:
         try:
             mapped = zipfile.is_zipfile(self.file)
-            held = torch.load(self.file, map_location="cpu", weights_only=True, mmap=mapped)
+            with warnings.catch_warnings(action="ignore"):  # of TorchScript, which is refused
+                held = torch.load(self.file, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:  # what it raises at damaged files is not documented
             if type(error).__name__ == "UnpicklingError":
                 raise ConfigError(
@@ -86,6 +88,12 @@ class ModelFile(Mapping[str, Tensor]):
                 raise ConfigError(f"{self.file}: {name} is sparse, quantized or without content")
         tensors = {name: tensor.detach() for name, tensor in held.items()}
         self._stored, self._read = plain_names(tensors, self.file), tensors.__getitem__
+
+    def name_as(self, other: ModelFile) -> None:
+        """Take the names of a file of the same network, whatever wrapper stands before either."""
+        own, theirs = (plain_names(m._stored.values(), m.file) for m in (self, other))
+        if own.keys() == theirs.keys():
+            self._stored = {theirs[name]: stored for name, stored in own.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         return self._read(self._stored[name])

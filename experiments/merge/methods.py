@@ -36,7 +36,7 @@ class Method:
     @property
     def needs(self) -> frozenset[str]:
         """What it needs beside models and weights."""
-        return needs(locate(self.component.target, "--method"))
+        return needs(locate(self.component.target, "--method"), "--method")
 
 
 @dataclass

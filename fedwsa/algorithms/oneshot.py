@@ -69,7 +69,7 @@ class OneShot(FedAvg):
         **sampling: Unpack[Sampling],
     ) -> None:
         super().__init__(**sampling)
-        self.merge, self._needs = merge, sorted(needs(merge))
+        self.merge, self._needs = merge, sorted(needs(merge, "merge"))
         self.labels = choose(Labels, labels, "labels")
         self.buffers = frozenset(buffers)
         self.permutations = permutations

@@ -132,6 +132,11 @@ class Local(Section):
     channels_last: bool
     fused: bool
 
+    @property
+    def largest_batch(self) -> int:
+        """The most samples that a client takes at once."""
+        return max(self.batch_sizes or [self.batch_size])
+
 
 class Wsa(Section):
     """Weight scope alignment; see :class:`fedwsa.algorithms.wsa.server.FedWSA`."""

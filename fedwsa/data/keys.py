@@ -66,11 +66,14 @@ def of_component(component: Component, *functions: Callable[..., Any]) -> str | 
 def of_code(modules: Iterable[str], *functions: Callable[..., Any]) -> str | None:
     """The source of modules, of those that functions stand in, and of all that they import.
 
+    With a module the packages that it lies in are imported, and modules that it names to
+    ``import_module`` or ``__import__`` in a string.
+
     Of installed packages their versions. With the source stand the files and the variables of the
     environment that it names in a string. None: there is no source, or it has changed since it
     was imported, so that what runs is not what stands in the file.
     """
-    waiting = [*modules, *map(_module_of, functions)]
+    waiting = [*_with_packages([*modules, *map(_module_of, functions)])]
     seen: dict[str, object] = {}
     files: set[Path | None] = set()
     while waiting:
@@ -99,7 +102,7 @@ def of_code(modules: Iterable[str], *functions: Callable[..., Any]) -> str | Non
             if None in named:
                 return None
             seen[str(file)] = (hashlib.sha256(content).hexdigest(), named)
-            waiting += imported
+            waiting += _with_packages(imported)
     return digest(sys.version_info[:3], sorted(seen.items(), key=str))
 
 
@@ -112,6 +115,14 @@ def _module_of(function: Any) -> str:
     while isinstance(function, partial):
         function = function.func
     return str(getattr(function, "__module__", None) or type(function).__module__)
+
+
+def _with_packages(modules: Iterable[str]) -> Iterator[str]:
+    """Each module, then the packages around it: taken from the end they come first, as imported."""
+    for name in modules:
+        while name:
+            yield name
+            name = name.rpartition(".")[0]
 
 
 def _top(module: str) -> str:
@@ -168,14 +179,32 @@ def _read(module: str, file: Path, content: bytes) -> tuple[list[str], list[str]
         if isinstance(node, ast.Import):
             imported += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            origin = "." * node.level + (node.module or "")
-            if node.level and not package:
-                continue
-            origin = resolve_name(origin, package)
-            imported += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+            origin = _absolute("." * node.level + (node.module or ""), package)
+            imported += (
+                [origin, *(f"{origin}.{alias.name}" for alias in node.names)] if origin else []
+            )
+        elif isinstance(node, ast.Call) and (named := _imports(node)):
+            imported.append(_absolute(named, package))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             strings += [node.value] if _may_be_path(node.value) else []
     return imported, sorted(set(strings))
+
+
+def _absolute(module: str, package: str) -> str:
+    """A module by its whole name; empty if there is no package that it could be relative to."""
+    try:
+        return resolve_name(module, package)
+    except ImportError:
+        return ""
+
+
+def _imports(call: ast.Call) -> str:
+    """The module that a call of ``import_module`` or ``__import__`` names in a string."""
+    called = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    if called not in ("import_module", "__import__") or not call.args:
+        return ""
+    named = call.args[0]
+    return str(named.value) if isinstance(named, ast.Constant) else ""
 
 
 def _may_be_path(text: str) -> bool:
@@ -223,9 +252,18 @@ def _of_place(path: Path) -> str | None:
             return of_files([path])
         if not path.is_dir():
             return ""
-        found = list(islice(path.rglob("*"), _MANY))
+        found = list(islice(_inside(path), _MANY))
         files = sorted(file for file in found if file.is_file())
         names = [str(file.relative_to(path)) for file in files]
         return None if len(found) == _MANY else digest(names, of_files(files))
     except OSError:  # nor can anybody else here read it
         return ""
+
+
+def _inside(path: Path) -> Iterator[Path]:
+    """All that is in a folder, through links too, but not around in a circle of them."""
+    for at, folders, files in os.walk(path, followlinks=True):
+        folder = Path(at)
+        above = {os.path.realpath(p) for p in (folder, *folder.parents) if p.is_relative_to(path)}
+        folders[:] = [name for name in folders if os.path.realpath(folder / name) not in above]
+        yield from (folder / name for name in (*folders, *files))

@@ -7,7 +7,6 @@ test set. Nodes are told, read the training part of their own folder, and say ho
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from fedwsa.config.component import Component, ConfigError, locate
+from fedwsa.config.component import Component, ConfigError, locate, signature_of
 from fedwsa.data.decoding import coloured
 from fedwsa.data.examples import LabelledData
 from fedwsa.data.federated import (
@@ -180,7 +179,7 @@ def _open_node(described: str, path: str, client: int, clients: int, told: str) 
 
 def _source_at(source: Component, path: str, reference: Reference) -> Source:
     """The source of the configuration, but of a node's folder."""
-    asked = inspect.signature(locate(source.target, "dataset._target_")).parameters
+    asked = signature_of(locate(source.target, "dataset._target_"), "dataset").parameters
     if not {"path", "classes"} <= set(asked):
         raise ConfigError(
             f"dataset: nodes cannot have {source.name} of their own, but parquet or image_folder"

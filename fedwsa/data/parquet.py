@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +74,14 @@ def read_part(
     ConfigError
         Names the file, and the row that is refused.
     """
-    image, label = wanted["image"], wanted["label"]
     counts, labels = [], []
     for file in files:
-        columns, count = _schema(file)
-        columns = {name: kind for name, kind in columns.items() if name != wanted["id"]}
-        image = _column(columns, image, _is_image, "image_column", "encoded images", file)
-        label = _column(columns, label, _is_integer, "label_column", "integers", file)
+        image, label, count = _columns(file, wanted)
+        wanted = {**wanted, "image": image, "label": label}  # the same in each shard
         counts.append(count)
         labels.append(_labels(file, label))
     if not sum(counts):
         raise ConfigError(f"dataset.path: {files[0]} has no rows")
-    assert image is not None
     batches = (batch for file in files for batch in _images(file, image))
     ends = np.cumsum(counts)
 
@@ -96,12 +94,64 @@ def read_part(
     return Examples(pixels, torch.from_numpy(np.concatenate(labels)))
 
 
+def _columns(file: Path, wanted: dict[str, str | None]) -> tuple[str, str, int]:
+    """The columns of images and labels, and the number of rows."""
+    columns, count = _schema(file)
+    image, label = wanted["image"], wanted["label"]
+    named = (image, label)  # the label may be the id, too
+    columns = {k: kind for k, kind in columns.items() if k != wanted["id"] or k in named}
+    image = _column(columns, image, _is_image, "image_column", "encoded images", file)
+    label = _column(columns, label, _is_integer, "label_column", "integers", file)
+    return image, label, count
+
+
 def _schema(file: Path) -> tuple[dict[str, Any], int]:
     """Types of the columns, and the number of rows."""
     import pyarrow.parquet as pq
 
     with _reading(file), pq.ParquetFile(file) as opened:
-        return {f.name: f.type for f in opened.schema_arrow}, opened.metadata.num_rows
+        columns = list(opened.schema_arrow)
+        count = opened.metadata.num_rows
+    for name, times in Counter(column.name for column in columns).items():
+        if times > 1:
+            raise ConfigError(f"dataset.path: {file} has {times} columns named {name}")
+    return {column.name: column.type for column in columns}, count
+
+
+def require_one_numbering(files: Sequence[Path], wanted: dict[str, str | None]) -> None:
+    """Refuse files whose labels are numbers of other classes, as Hugging Face's metadata say.
+
+    Parameters
+    ----------
+    wanted
+        As for :func:`read_part`.
+
+    Raises
+    ------
+    ConfigError
+        Names two files, and the first number that means something else.
+    """
+    known: dict[int, tuple[str, Path]] = {}
+    for file in files:
+        _, label, _ = _columns(file, wanted)
+        for number, name in enumerate(_class_names(file, label)):
+            first, other = known.setdefault(number, (name, file))
+            if name != first:
+                raise ConfigError(
+                    f"dataset.path: {label} {number} is {name} in {file}, and {first} in {other}"
+                )
+
+
+def _class_names(file: Path, column: str) -> list[str]:
+    """What Hugging Face's metadata call the classes of a column; empty if they do not say."""
+    import pyarrow.parquet as pq
+
+    with _reading(file):
+        said = pq.read_schema(file).metadata or {}
+    names: Any = None
+    with suppress(KeyError, TypeError, ValueError, RecursionError):
+        names = json.loads(said[b"huggingface"])["info"]["features"][column]["names"]
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _images(file: Path, column: str) -> Iterator[list[Encoded]]:

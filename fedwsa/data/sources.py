@@ -19,7 +19,7 @@ from fedwsa.data.examples import Examples
 from fedwsa.data.images import ImageData
 from fedwsa.data.keys import digest, of_files
 from fedwsa.data.loading import Source
-from fedwsa.data.parquet import natural_ids, part_files, read_part
+from fedwsa.data.parquet import natural_ids, part_files, read_part, require_one_numbering
 
 
 def digits() -> Source:
@@ -130,6 +130,7 @@ def parquet(
 
     def decode() -> ImageData:
         wanted = {"image": image_column, "label": label_column, "id": id_column}
+        require_one_numbering([file for files in parts for file in files], wanted)
         read = [read_part(files, wanted, background) for files in parts]
         if len(read) == 1:
             return ImageData.own(read[0])
@@ -172,15 +173,17 @@ def image_folder(
 
 
 def _images_in(part: Path) -> list[Path]:
-    """The files of all classes; what lies elsewhere is refused, not passed over."""
-    found = sorted(f for f in part.glob("*/*") if not f.name.startswith("."))
+    """The files of all classes; what lies elsewhere is refused, what is hidden passed over."""
+    images = Image.registered_extensions()
+    found = [f for f in sorted(part.glob("[!.]*/*")) if not f.name.startswith(".")]
     files = [file for file in found if file.is_file()]
     if not files:
         raise ConfigError(f"dataset.path: there are no image files in {part}/CLASS/")
     if deeper := next((f for f in found if f.is_dir() and any(f.iterdir())), None):
         raise ConfigError(f"dataset.path: {deeper} is a folder; images lie in {part}/CLASS/ itself")
-    images = Image.registered_extensions()
-    if beside := next((f for f in sorted(part.glob("*.*")) if f.suffix.lower() in images), None):
+    if beside := next(
+        (f for f in sorted(part.glob("[!.]*.*")) if f.suffix.lower() in images), None
+    ):
         raise ConfigError(f"dataset.path: {beside} is in no class; images lie in {part}/CLASS/")
     return files
 

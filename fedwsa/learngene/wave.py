@@ -120,7 +120,7 @@ class TemplatedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """As a linear layer; see :func:`structured_is_cheaper`."""
-        if is_parametrized(self, "weight"):
+        if _is_templated(self):
             rule, scalers = _rule(self)
             if structured_is_cheaper(x.numel() // x.shape[-1], scalers, rule.templates):
                 y = structured_linear(x, scalers, rule.templates)
@@ -182,7 +182,14 @@ def materialise(model: nn.Module) -> None:
 
 
 def _templated(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((n, m) for n, m in model.named_modules() if is_parametrized(m, "weight"))
+    return ((n, m) for n, m in model.named_modules() if _is_templated(m))
+
+
+def _is_templated(module: nn.Module) -> bool:
+    """Whether its weight is made from templates; a stranger's network may have other rules."""
+    if not is_parametrized(module, "weight"):
+        return False
+    return isinstance(module.parametrizations["weight"][0], Kronecker)  # type: ignore[index]
 
 
 def templates_of(model: nn.Module, architecture: Architecture) -> dict[str, nn.Parameter]:
@@ -209,9 +216,14 @@ def made_of(model: nn.Module) -> list[nn.Parameter]:
 
 def shell_of(model: nn.Module) -> dict[str, Tensor]:
     """Name → everything of a network that is not made from templates, as its state dict has it."""
-    return {
-        k: t for k, t in model.state_dict(keep_vars=True).items() if ".parametrizations." not in k
-    }
+    made = tuple(f"{_chain(layer)}." for layer, _ in _templated(model))
+    saved = model.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in saved.items() if not name.startswith(made)}
+
+
+def _chain(layer: str) -> str:
+    """Where the state dict has what the weight of a layer is made from."""
+    return f"{layer}.parametrizations.weight".lstrip(".")
 
 
 def state(model: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
@@ -232,10 +244,9 @@ def keys(model: nn.Module, architecture: Architecture) -> dict[str, list[str]]:
     """Name in :func:`state` → the keys of ``state_dict()`` that hold that tensor."""
     found: dict[str, list[str]] = {}
     for layer, _ in _templated(model):
-        chain = f"{layer}.parametrizations.weight"
         group = architecture.group(f"{layer}.weight")
-        found.setdefault(f"{TEMPLATES}{group}", []).append(f"{chain}.0.templates")
-        found[SCALERS + layer] = [f"{chain}.original"]
+        found.setdefault(f"{TEMPLATES}{group}", []).append(f"{_chain(layer)}.0.templates")
+        found[SCALERS + layer] = [f"{_chain(layer)}.original"]
     return {**found, **{name: [name] for name in shell_of(model)}}
 
 

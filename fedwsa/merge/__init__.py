@@ -21,13 +21,25 @@ A yaml in ``conf/merge/`` names an operator and gives its options.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
+
+from fedwsa.config.component import signature_of
 
 NEEDS = ("base", "fishers", "base_fisher", "permutations")
 """What operators may need beside models and weights."""
 
 
-def needs(operator: Callable[..., object]) -> frozenset[str]:
-    """Which of :data:`NEEDS` an operator has among its parameters."""
-    return frozenset(inspect.signature(operator).parameters) & frozenset(NEEDS)
+def needs(operator: Callable[..., object], where: str) -> frozenset[str]:
+    """Which of :data:`NEEDS` an operator has among its parameters.
+
+    Parameters
+    ----------
+    where
+        What named it, for messages.
+
+    Raises
+    ------
+    ConfigError
+        If it does not say which it has.
+    """
+    return frozenset(signature_of(operator, where).parameters) & frozenset(NEEDS)

@@ -34,15 +34,15 @@ def shares(weights: Sequence[float] | None, count: int) -> list[float]:
     ------
     ValueError
         If there are no models, or not as many as weights, one is negative, or the sum is not
-        positive.
+        positive, or beyond all numbers.
     """
     if not count:
         raise ValueError("there is nothing to merge")
     given = [1.0] * count if weights is None else [float(w) for w in weights]
     if len(given) != count:
         raise ValueError(f"{count} models need as many weights; got {len(given)}")
-    if any(not math.isfinite(w) or w < 0 for w in given) or not sum(given) > 0:
-        raise ValueError(f"weights must be non-negative with a positive sum; got {given}")
+    if any(not math.isfinite(w) or w < 0 for w in given) or not 0 < sum(given) < math.inf:
+        raise ValueError(f"weights must be non-negative with a positive, finite sum; got {given}")
     return [w / sum(given) for w in given]
 
 
@@ -54,6 +54,10 @@ def require_alike(models: Sequence[State]) -> None:
     ValueError
         Names the first tensor that is missing, too many, of another shape or dtype, or has NaN
         or infinite entries, and the model, counted from 1.
+
+    See Also
+    --------
+    require_same : masks must be the same in all as well.
     """
     _require_names(models)
     first = models[0]
@@ -61,6 +65,21 @@ def require_alike(models: Sequence[State]) -> None:
         for name in model:
             _require_form(name, model[name], first[name], number)
             _require_values(name, model[name], number)
+
+
+def require_same(models: Sequence[State]) -> None:
+    """Refuse models that are :func:`require_alike` where their masks, orders or tables differ.
+
+    These are integers and booleans; weights are of no use with those of another model.
+
+    Raises
+    ------
+    ValueError
+        Names the first tensor that differs, and the model, counted from 1.
+    """
+    for name, tensor in models[0].items():
+        if not tensor.is_floating_point():
+            _require_same(name, [model[name] for model in models])
 
 
 def _require_names(models: Sequence[State]) -> None:

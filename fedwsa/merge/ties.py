@@ -31,7 +31,7 @@ def ties(
     1. Trim: of each difference τ_t = θ_t − θ_0 only the largest ``density`` of all its entries, by
        absolute value over the whole model, stay (rounded up); the others become zero. Of equal
        ones those stay that come first, in the order of the base's tensors and their entries.
-    2. Elect: the sign of each entry is that of Σ_t p_t τ_t.
+    2. Elect: the sign of each entry is that of Σ_t p_t τ_t; where these cancel, none.
     3. Merge: τ is the mean, by p_t, of those τ_t that are not zero and have that sign.
     4. θ = θ_0 + λ·τ.
 
@@ -51,6 +51,7 @@ def ties(
         λ.
     """
     share = shares(weights, len(models))
+    exact = torch.tensor(share, dtype=torch.float64)
     trims = [_trim(model, base, density) for model in models]
 
     def operate(name: str, tensors: list[Tensor]) -> Tensor:
@@ -70,7 +71,7 @@ def ties(
                 equal, here = equal & (equal.cumsum(1) <= room), equal.sum(1, keepdim=True)
                 room = (room - here).clamp(min=0)
             changes.masked_fill_(~(equal | (size > least)), 0.0)
-            made.copy_(begun + scale * _elected(changes, origin.new_tensor(share)))
+            made.copy_(begun + scale * _elected(changes.double(), exact))
         return result
 
     return merged(models, operate, share)
@@ -81,8 +82,15 @@ _PIECE = 2**18
 
 
 def _elected(changes: Tensor, share: Tensor) -> Tensor:
-    """The mean of those changes, of shape (K, n), that are not zero and have the sum's sign."""
-    agree = (changes.sign() == (share @ changes).sign()) & (changes != 0)
+    """The mean of those changes, of shape (K, n), that are not zero and have the sum's sign.
+
+    A sum that is zero but for rounding has none: else noise would elect, by the models' order.
+    """
+    total = share @ changes
+    noise = len(share) * torch.finfo(share.dtype).eps * (share @ changes.abs())
+    agree = (changes.sign() == total.sign().masked_fill_(total.abs() <= noise, 0.0)) & (
+        changes != 0
+    )
     counted = share @ agree.to(share.dtype)
     return share @ (changes * agree) / counted.masked_fill(counted == 0, 1.0)
 

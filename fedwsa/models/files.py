@@ -15,7 +15,7 @@ from fedwsa.config.component import Component, ConfigError
 from fedwsa.data.cache import write_tensors
 from fedwsa.data.examples import LabelledData
 from fedwsa.models import InputShape, build_model, state
-from fedwsa.models.weights import open_weights
+from fedwsa.models.weights import open_weights, plain_names
 
 
 def save_network(
@@ -88,6 +88,8 @@ def built(
 ) -> nn.Module:
     """The network that the facts of a file are of, with tensors that come from ``what``.
 
+    Names may be those of a wrapper, where they are not the network's own.
+
     Raises
     ------
     ConfigError
@@ -97,6 +99,8 @@ def built(
     """
     shape = tuple(int(size) for size in facts["shape"])
     network = build_model(component, shape, int(facts["classes"]), int(facts.get("seed", 0)))
+    if not network.state_dict().keys() & tensors.keys():
+        tensors = {name: tensors[stored] for name, stored in plain_names(tensors, what).items()}
     missing, unexpected = network.load_state_dict(dict(tensors), strict=False)
     needed = [name for name in missing if not state.is_count(network.state_dict()[name])]
     if wrong := [*needed, *unexpected]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedwsa.config.blame import blaming
 from fedwsa.config.component import Component, ConfigError
 from fedwsa.models import InputShape, blank_inputs, build_model
+from fedwsa.models.attributes import copied
 from fedwsa.remembered import in_run
 
 
@@ -43,9 +43,9 @@ def _count(
     piece, which torch does not count. A model that looks at values has to have some.
     """
     try:
-        return _counted(work, deepcopy(model).to("meta"), blank_inputs(shape, batch, "meta"))
+        return _counted(work, copied(model).to("meta"), blank_inputs(shape, batch, "meta"))
     except Exception:  # a stranger's own comes again below
-        return _counted(work, deepcopy(model).cpu(), blank_inputs(shape, batch, "cpu"))
+        return _counted(work, copied(model).cpu(), blank_inputs(shape, batch, "cpu"))
 
 
 def _counted(work: Callable[[nn.Module, Tensor], None], model: nn.Module, inputs: Tensor) -> int:

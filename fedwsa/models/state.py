@@ -6,11 +6,14 @@ tensor                                      in a federation
 floating-point, in the state dict           travels, and is averaged; one that has several names
                                             (tied weights) once, under the first of a parameter
 integer or boolean, or not in the state     stays: server and clients build it alike, by the
-dict (a buffer that is not persistent)      run's seed; a file has it if a state dict does
+dict (a buffer that is not persistent, a    run's seed; a file has it if a state dict does
+frozen weight that a hook leaves out)
 statistics of a static BatchNorm            stay: of one network, and measured where it is scored
                                             (:mod:`fedwsa.models.norms`); a file has them
 complex in the state dict, sparse,          is refused: it has no average that we know, or no
 quantised, without a shape, float8          file holds it
+trained, and not in the state dict          is refused: what it learns would be lost
+in a plain attribute of a module            is refused: neither sent, nor saved, nor put back
 ==========================================  =====================================================
 """
 
@@ -24,6 +27,7 @@ from torch.nn.parameter import is_lazy
 
 from fedwsa import seeding
 from fedwsa.config.component import ConfigError
+from fedwsa.models.attributes import loose
 from fedwsa.models.norms import static_norms
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -126,6 +130,17 @@ def require_shareable(model: nn.Module, where: str) -> None:
     for name, tensor in _held(model).items():
         if problem := _unshareable(tensor, name in saved):
             raise ConfigError(f"{where}: {name} {problem}")
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and name not in saved:
+            raise ConfigError(
+                f"{where}: {name} is trained, and is not in the state dict under that name: it "
+                "would not travel; freeze it with requires_grad_(False), or save it"
+            )
+    for name in loose(model):
+        raise ConfigError(
+            f"{where}: {name} is a tensor in a plain attribute, which would differ between server "
+            "and clients: make it a buffer by register_buffer (or a parameter)"
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"{where}: it has no parameters to train")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -51,6 +52,9 @@ class Weights:
 def open_weights(file: Path) -> Weights:
     """Open a safetensors file, or the index of several (``model.safetensors.index.json``).
 
+    Names are read without what wrappers put before them, but where the file is one of ours, which
+    has them as its network does: a layer may be called ``module``.
+
     Raises
     ------
     ConfigError
@@ -65,11 +69,15 @@ def open_weights(file: Path) -> Weights:
     if file.name.endswith(INDEX):
         return _sharded(file)
     opened = _opened(file)
-    names = plain_names(opened.keys(), file)
-    return Weights(names, opened.get_tensor, opened.metadata() or {}, [file])
+    metadata = opened.metadata() or {}
+    return Weights(_names(opened.keys(), file, metadata), opened.get_tensor, metadata, [file])
 
 
-def plain_names(stored: Iterable[str], file: Path) -> dict[str, str]:
+def _names(stored: Iterable[str], file: Path, metadata: Mapping[str, str]) -> dict[str, str]:
+    return {k: k for k in stored} if "fedwsa" in metadata else plain_names(stored, file)
+
+
+def plain_names(stored: Iterable[str], file: Path | str) -> dict[str, str]:
     """Names without what wrappers put before them → the names as they are.
 
     Raises
@@ -130,7 +138,7 @@ def _sharded(index: Path) -> Weights:
     for key, shard in shard_of.items():
         if shard not in opened:
             _require_inside(index, key, shard)
-            if not (index.parent / shard).is_file():
+            if not os.path.isfile(index.parent / shard):  # of a name that is too long, too
                 raise ConfigError(f"{index}: there is no file {shard}, which is to have {key}")
             opened[shard] = _opened(index.parent / shard)
     for shard, file in opened.items():
@@ -154,7 +162,7 @@ def _sharded(index: Path) -> Weights:
         return tensor
 
     files = [index, *(index.parent / shard for shard in opened)]
-    return Weights(plain_names(shard_of, index), read, metadata, files)
+    return Weights(_names(shard_of, index, metadata), read, metadata, files)
 
 
 def _index(file: Path) -> tuple[dict[str, str], dict[str, str]]:

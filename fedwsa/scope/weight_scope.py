@@ -14,6 +14,7 @@ Weight Scope Alignment, arXiv 2408.12237.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -347,7 +348,7 @@ class WeightScope:
         Raises
         ------
         ValueError
-            If layers differ or the weights do not add up to a positive number.
+            If layers differ or the weights do not add up to a positive, finite number.
         """
         require_same_layers(scopes)
         share = torch.tensor(
@@ -355,9 +356,9 @@ class WeightScope:
         )
         if len(share) != len(scopes):
             raise ValueError(f"{len(scopes)} scopes need as many weights; got {len(share)}")
-        if not ((share >= 0).all() and share.isfinite().all() and share.sum() > 0):
+        if not ((share >= 0).all() and 0 < share.sum() < math.inf):
             raise ValueError(
-                f"weights must be non-negative with a positive sum; got {share.tolist()}"
+                f"weights must be non-negative with a positive, finite sum; got {share.tolist()}"
             )
         share = share / share.sum()
         mean = share @ torch.stack([s.mean for s in scopes])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, softplus
 
 from fedwsa.algorithms.objective import Content, LocalRun, Objective, Weights, find_record
+from fedwsa.models.attributes import copied
 from fedwsa.wire import messages
 
 _STATE = "moon"
+_NEEDS = (
+    "MOON needs a model that answers by a linear layer (torch.nn.Linear): it compares what goes in"
+)
 
 
 def contrastive(z: Tensor, z_global: Tensor, z_previous: Tensor, temperature: float) -> Tensor:
@@ -61,7 +63,7 @@ class Moon(Objective):
         if last is None or not self.mu:
             self._others: list[tuple[nn.Module, _Tap]] = []
             return
-        received, previous = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
+        received, previous = copied(model).eval(), copied(model).eval()
         previous.load_state_dict(last, strict=False)
         self._others = [(m, _Tap(m)) for m in (received, previous)]
         self._tap = _Tap(model)
@@ -91,22 +93,55 @@ class Moon(Objective):
         return {}
 
 
+def require_classifier(model: nn.Module, inputs: Tensor) -> None:
+    """Refuse a model whose answer is not made from that of the linear layer that it calls last.
+
+    Raises
+    ------
+    ValueError
+        If it calls none, one with other outputs than there are classes, or weights beside it.
+    """
+    made: list[Tensor] = []
+
+    def cut(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        made.append(output.detach().requires_grad_())
+        return made[-1].clone()  # what comes next may change it in place
+
+    hooks = [layer.register_forward_hook(cut) for layer in _linear(model)]
+    mode = model.training
+    try:
+        with torch.enable_grad():
+            answer = model.eval()(inputs)
+    finally:
+        model.train(mode)
+        for hook in hooks:
+            hook.remove()
+    if not made or made[-1].shape[-1] != answer.shape[1] or not answer.requires_grad:
+        raise ValueError(_NEEDS)
+    sources = [made[-1], *made[:-1], *(p for p in model.parameters() if p.requires_grad)]
+    through, *around = torch.autograd.grad(answer.sum(), sources, allow_unused=True)
+    if through is None or any(gradient is not None for gradient in around):
+        raise ValueError(_NEEDS)
+
+
+def _linear(model: nn.Module) -> list[nn.Linear]:
+    return [module for module in model.modules() if isinstance(module, nn.Linear)]
+
+
 class _Tap:
     """Catches what goes into the last linear layer of a model, by the order of calls."""
 
     def __init__(self, model: nn.Module) -> None:
-        linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-        if not linear:
-            raise ValueError("MOON needs a model whose classifier is a linear layer")
         self._caught: Tensor | None = None
-        self._hooks = [layer.register_forward_pre_hook(self._catch) for layer in linear]
+        self._hooks = [layer.register_forward_pre_hook(self._catch) for layer in _linear(model)]
 
     def _catch(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._caught = inputs[0]
 
     def take(self) -> Tensor:
         """What was caught last, in single precision."""
-        assert self._caught is not None
+        if self._caught is None:
+            raise ValueError(_NEEDS)
         return self._caught.float()
 
     def remove(self) -> None:
