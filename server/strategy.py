@@ -27,7 +27,7 @@ from fedwsa.algorithms.oneshot import OneShot, Operator
 from fedwsa.algorithms.personal.fedper import FedPer
 from fedwsa.algorithms.personal.local import LocalOnly
 from fedwsa.algorithms.personal.server import Personal
-from fedwsa.algorithms.privacy import accounted
+from fedwsa.algorithms.privacy import accounted, is_private
 from fedwsa.algorithms.scaffold.server import Scaffold
 from fedwsa.algorithms.sizes.fedwave import FedWave
 from fedwsa.algorithms.sizes.server import SizedFedAvg
@@ -100,6 +100,12 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
     strategy = _make(component, "strategy.args", facts)
     if not isinstance(strategy, Strategy):
         raise ConfigError(f"strategy._target_: {component.target} is no Flower Strategy")
+    if is_private(strategy) and not config.private:
+        raise ConfigError(
+            f"strategy._target_: {component.name} makes a strategy that adds noise: say "
+            f"{component.name}.adds_noise = True, so that clients withhold what the noise does not "
+            "cover"
+        )
     _check_rounds(strategy, config)
     _set_sampling(strategy, config)
     _check_optimisers(strategy, config)

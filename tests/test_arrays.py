@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, RecordDict
 from hypothesis import given
 from hypothesis.extra import numpy as np_strategies
 
@@ -32,6 +33,46 @@ def test_it_is_encoded_pickled_and_deflated_as_flower_s_own(array: np.ndarray) -
     assert restored.data == flowers.data
     assert ours.deflate() == flowers.deflate()
     assert ours.object_id == flowers.object_id
+
+
+@given(ARRAYS)
+def test_it_equals_what_holds_the_same(array: np.ndarray) -> None:
+    ours, others = MemoryArray(array), [Array(array), Array(np.asarray(array, order="F"))]
+    for other in [*others, MemoryArray(array.copy()), copy.copy(ours), copy.deepcopy(ours), ours]:
+        assert ours == other
+        assert other == ours
+    record = record_of({"w": array})
+    assert record == ArrayRecord({"w": Array(array)})
+    assert RecordDict({"a": record}) == RecordDict({"a": record_of({"w": array.copy()})})
+
+
+def test_it_differs_from_what_does_not() -> None:
+    ours = MemoryArray(np.array([1.0, float("nan")]))
+    plain = Array(ours.values)
+    different = [
+        Array(np.array([2.0, float("nan")])),
+        Array(np.array([[1.0, float("nan")]])),
+        Array(ours.values.astype(np.float32)),
+        Array(ours.values.view(np.int64)),
+        dataclasses.replace(plain, stype="other"),
+        dataclasses.replace(plain, data=b"no array"),
+        dataclasses.replace(plain, data=plain.data[:-1]),
+    ]
+    different += [MemoryArray(other.numpy()) for other in different[:4]]
+    for other in different:
+        assert ours != other
+        assert other != ours
+    assert ours == plain
+    assert ours != "an array"
+    with pytest.raises(TypeError, match="unhashable"):  # as Flower's
+        hash(ours)
+
+
+def test_a_field_of_it_is_replaced_as_flower_s() -> None:
+    ours = MemoryArray(np.arange(3.0))
+    replaced = dataclasses.replace(ours, shape=(3, 1))
+    assert type(replaced) is Array
+    assert replaced == dataclasses.replace(Array(np.arange(3.0)), shape=(3, 1))
 
 
 @given(ARRAYS)

@@ -9,12 +9,14 @@ import pandas as pd
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
     FedAdagrad,
     FedAdam,
     FedAvg,
     FedAvgM,
     FedMedian,
     FedYogi,
+    QFedAvg,
     Strategy,
 )
 from safetensors.numpy import load_file
@@ -34,6 +36,7 @@ OPTIMISERS = {
     "fedadam": FedAdam,
     "fedyogi": FedYogi,
     "fedadagrad": FedAdagrad,
+    "qfedavg": lambda: QFedAvg(client_learning_rate=0.1, q=1.0),
 }
 BUFFERS = ["norm.running_mean", "norm.running_var"]
 
@@ -58,7 +61,7 @@ def one_round(
 
 
 def reply(message: Message, arrays: ArrayRecord, examples: int) -> Message:
-    metrics = MetricRecord({"num-examples": examples})
+    metrics = MetricRecord({"num-examples": examples, "train_loss": 0.5 * examples})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
 
@@ -84,13 +87,63 @@ def test_momentum_alone_carries_a_variance_below_zero() -> None:
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_statistics_are_the_mean_by_examples_and_weights_go_as_without(name: str) -> None:
     answers = {1: model(2.0, 1.0, 1.0), 3: model(4.0, -1.0, 3.0)}
-    alone = one_round(OPTIMISERS[name](), model(1.0, 0.0, 9.0), answers)
+    weights = {n: ArrayRecord({"weight": arrays["weight"]}) for n, arrays in answers.items()}
+    sent = model(1.0, 0.0, 9.0)
+    alone = one_round(OPTIMISERS[name](), ArrayRecord({"weight": sent["weight"]}), weights)
     strategy = spared(OPTIMISERS[name](), BUFFERS)
-    found = one_round(strategy, model(1.0, 0.0, 9.0), answers)
+    found = one_round(strategy, sent, answers)
     assert found["weight"] == alone["weight"]
     assert found[BUFFERS[0]] == pytest.approx([(1 * 1.0 + 3 * -1.0) / 4])
     assert found[BUFFERS[1]] == pytest.approx([(1 * 1.0 + 3 * 3.0) / 4])
-    assert list(found) == list(alone)  # privacy wrappers pair arrays by their order
+    assert list(found) == list(sent)  # privacy wrappers pair arrays by their order
+
+
+@pytest.mark.usefixtures("task_identity")
+def test_clients_get_the_statistics_and_answers_stay_as_they_came() -> None:
+    sent = model(1.0, 0.5, 9.0)
+    strategy = spared(QFedAvg(client_learning_rate=0.1), BUFFERS)
+    asked = list(strategy.configure_train(1, sent, ConfigRecord(), Nodes(2)))
+    assert asked[0].content is asked[1].content  # so that it is stored once
+    got = asked[0].content["arrays"]
+    assert {k: a.numpy().tolist() for k, a in got.items()} == {
+        k: a.numpy().tolist() for k, a in sent.items()
+    }
+    replies = [reply(message, model(2.0, 1.0, 1.0), 1) for message in asked]
+    strategy.aggregate_train(1, replies)
+    assert [list(r.content["arrays"]) for r in replies] == [list(sent)] * 2
+
+
+def private(inner: Strategy) -> Strategy:
+    return DifferentialPrivacyServerSideFixedClipping(
+        inner, noise_multiplier=1e-12, clipping_norm=1e6, num_sampled_clients=2
+    )
+
+
+@pytest.mark.usefixtures("task_identity")
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_within_a_privacy_wrapper_too(name: str) -> None:
+    sent, answers = model(1.0, 0.0, 9.0), {1: model(2.0, 1.0, 1.0), 3: model(4.0, -1.0, 3.0)}
+    strategy = spared(private(OPTIMISERS[name]()), BUFFERS)
+    found = one_round(strategy, sent, answers)
+    assert found["weight"] != [1.0, -1.0]
+    assert found[BUFFERS[1]] == pytest.approx([(1 * 1.0 + 3 * 3.0) / 4], abs=1e-4)
+
+
+@pytest.mark.usefixtures("task_identity")
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_scopes_among_the_arrays_are_averaged_too(name: str) -> None:
+    strategy = FedWSA(private(OPTIMISERS[name]()), source="noised", layers="weight")
+    layer = record_of({"weight": np.ones((2, 2), np.float32)})
+    asked = strategy.configure_train(1, layer, ConfigRecord(), Nodes(2))
+    replies = []
+    for message, mean in zip(asked, [0.5, 1.5], strict=True):
+        scope = np.array([[mean], [mean**2 + 0.25]], np.float32)  # moments
+        arrays = record_of({"weight": np.full((2, 2), 2.0, np.float32), "wsa-scope": scope})
+        replies.append(reply(message, arrays, 4))
+    strategy.aggregate_train(1, replies)
+    # The mean of the moments: E x² = (0.5² + 1.5²)/2 + 0.25 = 1.5, so that the variance is 0.5.
+    assert strategy.target.mean.tolist() == pytest.approx([1.0], abs=1e-4)
+    assert strategy.target.variance.tolist() == pytest.approx([0.5], abs=1e-4)
 
 
 @pytest.mark.usefixtures("task_identity")
@@ -127,7 +180,7 @@ def test_only_optimisers_of_models_with_statistics_are_wrapped() -> None:
         FedWSA(spared(FedAvgM(), BUFFERS), align="after")
 
 
-@pytest.mark.parametrize("name", ["fedavgm", "fedadam"])
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "qfedavg"])
 def test_a_network_with_batch_norm_learns_under_them(name: str, tmp_path: Path) -> None:
     overrides = [
         *("model=resnet20", "model.width=0.25", "model.norm=batch", f"strategy={name}", "wsa=on"),

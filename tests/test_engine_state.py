@@ -34,12 +34,16 @@ def notebook() -> ClientApp:
             state["list"] = MetricRecord({"n": []})
         state["list"]["n"].append(told)
         context.noted = [*getattr(context, "noted", []), told]
+        if not hasattr(state, "noted"):
+            state.noted = []
+        state.noted.append(told)
         context.node_config["noted"] = f"{context.node_config.get('noted', '')}{told}"
         if message.content["c"]["fails"] == "raise":
             raise RuntimeError("after it has noted")
         if message.content["c"]["fails"] == "run_config":
             context.run_config["n"] = told
         answer = MetricRecord({"list": list(state["list"]["n"]), "others": context.noted})
+        answer["beside"] = list(state.noted)
         config = ConfigRecord({"node": context.node_config["noted"]})
         return Message(RecordDict({"m": answer, "c": config}), reply_to=message)
 
@@ -64,7 +68,7 @@ def tell(node: int, number: int, fails: str = "") -> Message:
 def told(reply: Message) -> list[int]:
     """What the client has noted, the same in all places."""
     noted = reply.content["m"]["list"]
-    assert reply.content["m"]["others"] == noted
+    assert reply.content["m"]["others"] == reply.content["m"]["beside"] == noted
     assert reply.content["c"]["node"] == "".join(map(str, noted))
     return noted
 
@@ -83,6 +87,16 @@ def test_what_is_kept_is_what_the_message_before_left_and_failures_leave_nothing
         assert told(pulled(grid, ids)[0]) == [1, 2, 3, 4]
 
     within(notebook(), body, 2, workers=2)
+
+
+def test_a_checkpoint_is_told_of_what_stands_beside_the_records(caplog) -> None:
+    def body(grid: Grid) -> None:
+        list(grid.send_and_receive([tell(2, 1)]))
+        with caplog.at_level("WARNING", "fedwsa"):
+            assert list(grid.client_states[0]) == ["list"]
+        assert "clients keep node_config, noted on their context beside records" in caplog.text
+
+    within(notebook(), body, 1, workers=1)
 
 
 def test_what_a_client_receives_is_its_own() -> None:

@@ -313,3 +313,28 @@ def test_strength_zero_only_measures() -> None:
 def test_a_layer_that_is_no_parameter_is_named() -> None:
     with pytest.raises(ValueError, match=r"aligns 7\.weight, which is no parameter"):
         ScopeAlignment(net(), content(names=["7.weight"]))
+
+
+class Modest(FedAvg):
+    """A model, and no metrics; the old one where nobody answered."""
+
+    def configure_train(self, server_round, arrays, config, grid):
+        self.arrays = arrays
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(self, server_round, replies):
+        arrays, _ = super().aggregate_train(server_round, replies)
+        return arrays or self.arrays, None
+
+
+def test_a_model_without_metrics_is_not_taken_for_a_round_without_answers() -> None:
+    strategy = FedWSA(Modest())
+    with pytest.raises(ValueError, match=r"must report ScopeAlignment\.end\(\) in their metrics"):
+        one_round(strategy, [net(1), net(2)], [1, 1])
+    configure(strategy, net(), 2)
+    arrays, metrics = strategy.aggregate_train(1, iter([]))
+    assert (arrays, metrics) == (strategy.arrays, None)
+    measured = FedWSA(Modest(), source="measured")  # which asks clients for nothing
+    arrays, metrics = one_round(measured, [net(1), net(2)], [1, 1])
+    assert metrics is None
+    assert measured.report is not None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
-from types import SimpleNamespace
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from types import MethodType, SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -66,8 +67,76 @@ def test_methods_attributes_and_the_loop_of_a_wrapped_strategy(wrap, monkeypatch
     arrays = ArrayRecord({"w": messages.to_arrays({"w": torch.randn(3, 2)})["w"]})
     found, place, sent, _ = ours.start(SimpleNamespace(config={}), arrays, num_rounds=1)
     assert (place, sent, theirs.best, ours.best) == ("here", [], 0.5, 0.5)
-    assert isinstance(found, Theirs)
+    assert found is theirs
     assert called  # the outermost hooks, not theirs alone
+    assert not {"configure_train", "summary"} & vars(theirs).keys()
+
+
+class Registered(FedAvg):
+    """Whose subclasses are counted, with a slot, and a loop that looks at its own type."""
+
+    __slots__ = ("where",)
+    kinds: ClassVar[list[str]] = []
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        Registered.kinds.append(cls.__name__)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.where, self.called = "slot", []
+
+    def configure_train(self, *_: Any) -> list[Any]:
+        self.called.append("theirs")
+        self.summary()  # its own, within ours
+        return []
+
+    def summary(self) -> None:
+        self.called.append("summary")
+
+    def start(self, grid: Any, initial_arrays: Any, num_rounds: int = 1, **named: Any) -> Any:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda n: self.configure_train(n, initial_arrays, {}, grid), [1, 2]))
+        return type(self), self.where
+
+
+def noting(monkeypatch) -> list[str]:
+    called: list[str] = []
+    usual = FedWSA.configure_train
+
+    def noted(*given: Any) -> Any:
+        called.append("ours")
+        return usual(*given)
+
+    monkeypatch.setattr(FedWSA, "configure_train", noted)
+    return called
+
+
+def test_a_loop_runs_on_the_strategy_itself(monkeypatch) -> None:
+    theirs, called = Registered(), noting(monkeypatch)
+    arrays = messages.to_arrays({"w": torch.randn(3, 2)})
+    assert FedWSA(theirs).start(None, arrays) == (Registered, "slot")
+    assert called == ["ours"] * 2
+    assert sorted(theirs.called) == ["summary", "summary", "theirs", "theirs"]
+    assert Registered.kinds == []
+
+
+def test_a_loop_that_was_put_onto_an_instance_runs(monkeypatch) -> None:
+    theirs, called = FedAvg(), noting(monkeypatch)
+    theirs.configure_train = lambda *_: []
+
+    def start(self: Any, grid: Any, initial_arrays: Any) -> str:
+        self.configure_train(1, initial_arrays, {}, grid)
+        raise LookupError("the loop's own")
+
+    theirs.start = MethodType(start, theirs)
+    arrays = messages.to_arrays({"w": torch.randn(3, 2)})
+    hook = theirs.configure_train
+    with pytest.raises(LookupError, match="the loop's own"):
+        Guard(FedWSA(theirs)).start(None, arrays)
+    assert called == ["ours"]
+    assert theirs.configure_train is hook
+    assert "aggregate_train" not in vars(theirs)
 
 
 def test_a_setting_of_ours_is_not_theirs() -> None:
@@ -141,16 +210,9 @@ def test_a_setting_of_theirs_is_set_where_it_is_read() -> None:
 
 
 def test_a_hook_that_was_put_onto_an_instance_is_called_within_ours(monkeypatch) -> None:
-    theirs, called = Theirs(), []
+    theirs, called = Theirs(), noting(monkeypatch)
     theirs.configure_train = lambda *_: called.append("theirs") or []
     ours = FedWSA(theirs)
-    usual = FedWSA.configure_train
-
-    def noted(*given: Any) -> Any:
-        called.append("ours")
-        return usual(*given)
-
-    monkeypatch.setattr(FedWSA, "configure_train", noted)
     arrays = messages.to_arrays({"w": torch.randn(3, 2)})
     theirs.place = "here"
     ours.start(SimpleNamespace(config={}), arrays, num_rounds=1)

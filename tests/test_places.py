@@ -64,6 +64,18 @@ def test_what_no_flower_app_can_have_is_refused(given) -> None:
         run_simulation(asking([]), telling(), 1, run_config=given)
 
 
+def test_what_means_nothing_here_is_warned_of(caplog) -> None:
+    found: list[dict[str, object]] = []
+    backend = {"client-resources": {"num-cpus": 1, "memory": 1e6}, "actor": {"tensorflow": 0}}
+    run_simulation(asking(found), telling(), 1, workers=1, backend_config=backend)
+    assert found == [{}, {}]
+    # By identity: where the logger has a handler of its own, caplog sees a record twice.
+    warned = {id(r): r.getMessage() for r in caplog.records if r.name == "fedwsa"}
+    assert list(warned.values()) == [
+        "backend_config: actor, client_resources.memory: unknown here, and ignored"
+    ]
+
+
 def test_an_event_loop_may_run_outside_and_another_inside() -> None:
     found: list[str] = []
     app = ServerApp()

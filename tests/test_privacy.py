@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -267,9 +268,73 @@ def test_secret_noise_does_not_repeat_and_keyed_noise_does(cache: str, tmp_path:
     assert losses["a"] == losses["b"] != losses["c"]
 
 
+class Namesake(FedAvg):
+    """Whose parameters have the names of a privacy wrapper's, and mean other things."""
+
+    def __init__(self, strategy: str = "mine", noise_multiplier: float = 0.0, **own: Any) -> None:
+        super().__init__(**own)
+        self.strategy, self.clipping_norm = strategy, 1.0
+
+
+class Noisy(FedAvg):
+    """Adds noise by a rule of its own."""
+
+    adds_noise = True
+
+
+class Derived(DifferentialPrivacyServerSideFixedClipping):
+    """With other parameters."""
+
+    def __init__(self, **own: Any) -> None:
+        super().__init__(FedAvg(), 1.0, 1.0, **own)
+
+
+def made(**own: Any) -> Derived:
+    return Derived(**own)
+
+
+def said(**own: Any) -> Derived:
+    return Derived(**own)
+
+
+said.adds_noise = True
+
+
+@pytest.mark.parametrize(
+    ("name", "private"),
+    [("Namesake", False), ("Noisy", True), ("Derived", True), ("said", True), ("made", False)],
+)
+def test_a_strategy_is_private_by_its_class_or_by_what_it_says(name: str, private: bool) -> None:
+    own = [f"strategy._target_={__name__}.{name}", "strategy.args={}"]
+    assert compose(own).private is private
+    inner = f"strategy.args={{strategy: {{_target_: {__name__}.{name}}}}}"
+    assert compose([f"strategy._target_={__name__}.Namesake", inner]).private is private
+
+
+def test_so_do_the_aligning_and_the_guarding_strategy() -> None:
+    assert FedWSA(Namesake()).source == "reported"
+    assert FedWSA(Noisy()).source == "measured"
+    Guard(Namesake(), max_norm_ratio=3)
+    with pytest.raises(ValueError, match="does not go with privacy wrappers"):
+        Guard(Noisy(), max_norm_ratio=3)
+
+
+def test_nobody_knows_the_price_of_a_stranger_s_noise(caplog) -> None:
+    noisy = Noisy()
+    assert accounted(noisy, DELTA, 3) is noisy
+    assert "nobody knows the ε of Noisy" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            [
+                f"strategy._target_={__name__}.made",
+                "strategy.args={num_sampled_clients: 4}",
+            ],
+            r"made makes a strategy that adds noise: say made.adds_noise = True",
+        ),
         (
             ["strategy=dp_server_fixed", "privacy.local={clipping_norm: 1.0, epsilon: 1.0}"],
             "privacy.local does not go with a strategy that adds noise itself",

@@ -41,9 +41,20 @@ Adaptive = (
 )
 
 
+def adds_noise(kind: object) -> bool:
+    """Whether what makes a strategy makes a private one; never by the names of its parameters.
+
+    Known are Flower's privacy wrappers, and what they are the base of. Another class, or a function
+    that returns a private strategy, says ``adds_noise = True``.
+    """
+    if isinstance(kind, type) and issubclass(kind, Fixed | Adaptive):
+        return True
+    return getattr(kind, "adds_noise", None) is True
+
+
 def is_private(strategy: Strategy) -> bool:
-    """Whether one of Flower's privacy wrappers is among the strategies that this one wraps."""
-    return any(isinstance(part, Fixed | Adaptive) for part in chain(strategy))
+    """Whether it, or one that it wraps, adds noise."""
+    return any(adds_noise(type(part)) for part in chain(strategy))
 
 
 def accountant(delta: float, population: int) -> RdpAccountant:
@@ -118,6 +129,8 @@ def accounted(strategy: Strategy, delta: float, population: int) -> Strategy:
     client moves its result, and a warning says so.
     """
     if not isinstance(strategy, Fixed | Adaptive):
+        if is_private(strategy):
+            logger.warning("privacy: nobody knows the ε of %s", type(strategy).__name__)
         return strategy
     inner = strategy.strategy
     averages = isinstance(inner, FedAvg) and type(inner).aggregate_train is FedAvg.aggregate_train

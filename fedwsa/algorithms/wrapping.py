@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABCMeta
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, cast
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -79,23 +81,39 @@ class Wrapper(Strategy, metaclass=_Made):
         Its loop runs on the wrapped strategy, with what that keeps, and calls the outermost hooks.
         """
         for part in chain(self.strategy):
-            if type(part).start not in (Strategy.start, Wrapper.start):
-                return self._facing(part).start(*given, **named)
+            if "start" in vars(part) or type(part).start not in (Strategy.start, Wrapper.start):
+                with self._called_by(part):
+                    return part.start(*given, **named)
         return super().start(*given, **named)
 
-    def _facing(self, part: Strategy) -> Strategy:
-        """A strategy that is ``part``, attributes and all, but for the hooks, which are ours."""
+    @contextmanager
+    def _called_by(self, part: Strategy) -> Iterator[None]:
+        """Put our hooks before those of a strategy, which has its own only within ours."""
+        own = {name: getattr(part, name) for name in _HOOKS}
+        before = {name: hook for name, hook in vars(part).items() if name in _HOOKS}
+        within = threading.local()  # a loop may call hooks in several threads
 
-        def ours(name: str) -> property:  # which goes before what the instance has of the name
-            def put(_: Strategy, hook: Callable[..., Any]) -> None:
-                vars(part)[name] = hook
+        def ours(name: str) -> Callable[..., Any]:
+            def hook(*given: Any, **named: Any) -> Any:
+                if vars(within):
+                    return own[name](*given, **named)
+                within.ours = True
+                try:
+                    return getattr(self, name)(*given, **named)
+                finally:
+                    del within.ours
 
-            return property(lambda _: getattr(self, name), put)
+            return hook
 
-        kind = type(part)
-        face: Any = object.__new__(type(kind.__name__, (kind,), {n: ours(n) for n in _HOOKS}))
-        face.__dict__ = vars(part)
-        return cast(Strategy, face)
+        put = {name: ours(name) for name in _HOOKS}
+        vars(part).update(put)
+        try:
+            yield
+        finally:
+            for name in [n for n, hook in put.items() if vars(part).get(n) is hook]:
+                del vars(part)[name]
+            for name, hook in before.items():
+                vars(part).setdefault(name, hook)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from fedwsa.algorithms.privacy import adds_noise
 from fedwsa.config.component import Component, locate
 from fedwsa.fleet import size_rules, systems
 from fedwsa.models.augment import Transform
@@ -71,11 +71,10 @@ class Strategy(Section):
 
     @property
     def adds_noise(self) -> bool:
-        """Whether it, or one that it wraps, is one of Flower's privacy wrappers."""
+        """Whether it, or one that it wraps, is differentially private."""
         component: Component | None = self.component
         while component is not None:
-            asked = inspect.signature(locate(component.target, "strategy._target_")).parameters
-            if {"noise_multiplier", "strategy"} <= asked.keys():
+            if adds_noise(locate(component.target, "strategy._target_")):
                 return True
             inner = component.arguments.get("strategy")
             wraps = isinstance(inner, dict) and "_target_" in inner

@@ -9,6 +9,8 @@ from flwr.app import Context, RecordDict, UserConfig
 
 from fedwsa.simulation.transport import PackedContent, Record, each, own_record, pack, same, unpack
 
+_OF_ANY_STATE = frozenset(vars(RecordDict()))
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -17,12 +19,15 @@ class Kept:
     Attributes
     ----------
     state : dict
-        Its packed ``state``.
+        The packed records of its ``state``.
+    beside : dict
+        What the app has set on the ``state`` beside its records.
     others : dict
         All other attributes that the app has set or changed, its ``node_config`` among them.
     """
 
     state: PackedContent = field(default_factory=dict)
+    beside: dict[str, Any] = field(default_factory=dict)
     others: dict[str, Any] = field(default_factory=dict)
 
 
@@ -56,7 +61,8 @@ class OwnContext:
         self._new = dict(vars(self.context), node_config=node_config, run_config=run_config)
         del self._new["state"]
         self._before: dict[str, Record] = each(self.context.state, own_record)
-        self._had_others = bool(kept.others)
+        self._had_more = bool(kept.beside or kept.others)
+        vars(self.context.state).update(kept.beside)
         vars(self.context).update(kept.others)
 
     def changed(self) -> Kept | None:
@@ -73,11 +79,12 @@ class OwnContext:
         state = now["state"]
         others = {k: v for k, v in now.items() if k != "state" and not self._as_new(k, v)}
         if type(state) is not RecordDict:  # Flower keeps whatever is there
-            return Kept({}, others | {"state": state})
+            return Kept(others=others | {"state": state})
+        beside = {k: v for k, v in vars(state).items() if k not in _OF_ANY_STATE}
         # What another attribute holds may have changed inside: it is kept anew each time.
-        if not others and not self._had_others and same(self._before, state):
+        if not (beside or others or self._had_more) and same(self._before, state):
             return None
-        return Kept(pack(state), others)
+        return Kept(pack(state), beside, others)
 
     def _as_new(self, name: str, value: object) -> bool:
         return name in self._new and repr(self._new[name]) == repr(value)

@@ -99,9 +99,9 @@ class RayGrid(Grid):
         with self._pool.lock:
             references = dict(self._pool.kept)
         kept: dict[int, Kept] = {node: ray.get(r) for node, r in references.items()}
-        if others := sorted({name for k in kept.values() for name in k.others}):
+        if others := sorted({name for k in kept.values() for name in {**k.others, **k.beside}}):
             logger.warning(
-                "clients keep %s on their context beside its state: no checkpoint holds that",
+                "clients keep %s on their context beside records: no checkpoint holds that",
                 ", ".join(others),
             )
         return {self.known_partitions[node]: unpack(k.state) for node, k in kept.items()}

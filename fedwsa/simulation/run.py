@@ -18,6 +18,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedwsa.simulation.cluster import SimulationError, connect, count_workers
 
+logger = logging.getLogger("fedwsa")
+
 __all__ = ["SimulationError", "run_simulation"]
 
 
@@ -58,7 +60,8 @@ def run_simulation(
         As Flower's: ``client_resources`` (``num_cpus``, ``num_gpus``) and ``init_args`` (for
         ``ray.init``).
         A worker has one CPU, or ``num_cpus`` of ``client_resources``, and as many threads; as many
-        workers are started as fit. Keys may have dashes; ``address`` of ``init_args`` is ours.
+        workers are started as fit. Keys may have dashes; ``address`` of ``init_args`` is ours; of
+        other keys a warning says that they are ignored.
     enable_tf_gpu_growth
         Not supported: set ``TF_FORCE_GPU_ALLOW_GROWTH=true``.
     verbose_logging
@@ -180,6 +183,10 @@ def _from_backend(config: dict[str, Any], gpus: float) -> tuple[dict[str, Any], 
     """Arguments of ``ray.init``, CPUs and GPUs of a worker, from Flower's ``backend_config``."""
     config = _underscored(config)
     resources = config.get("client_resources", {})
+    unknown = [key for key in config if key not in ("client_resources", "init_args")]
+    unknown += [f"client_resources.{k}" for k in resources if k not in ("num_cpus", "num_gpus")]
+    if unknown:
+        logger.warning("backend_config: %s: unknown here, and ignored", ", ".join(unknown))
     # What clients print is shown, as in Flower's simulation.
     init: dict[str, Any] = {"log_to_driver": True}
     init |= config.get("init_args", {})

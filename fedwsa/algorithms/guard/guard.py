@@ -35,7 +35,7 @@ from fedwsa.algorithms.guard.replies import (
     unusable_scores,
     update_size,
 )
-from fedwsa.algorithms.privacy import Adaptive, Fixed
+from fedwsa.algorithms.privacy import Adaptive, Fixed, is_private
 from fedwsa.algorithms.wrapping import Wrapper, chain
 from fedwsa.scope.weight_scope import choose
 from fedwsa.wire import messages
@@ -130,7 +130,7 @@ class Guard(Wrapper):
         self.min_results, self.repeats = min_results, repeats
         self.below = choose(Below, below, "below")
         self.timeout, self.numbers, self.scores = timeout, tuple(numbers), tuple(scores)
-        if max_norm_ratio is not None and any(hasattr(p, "clipping_norm") for p in chain(strategy)):
+        if max_norm_ratio is not None and is_private(strategy):
             raise ValueError(
                 "max_norm_ratio does not go with privacy wrappers, which clip every update"
             )

@@ -17,6 +17,7 @@ from torch import Tensor
 from fedwsa.algorithms.averaging import averaged, averages_by
 from fedwsa.algorithms.privacy import is_private
 from fedwsa.algorithms.sizes.server import sized
+from fedwsa.algorithms.statistics import spared
 from fedwsa.algorithms.wrapping import Wrapper, chain, declared
 from fedwsa.scope.rescale import rescale_gaussian
 from fedwsa.scope.weight_scope import (
@@ -99,7 +100,8 @@ class FedWSA(Wrapper):
         Where the fused scope comes from: what clients report; or, so that nothing is said of them
         beside what differential privacy covers, the scope of the aggregated model, noise and all;
         or scopes that go among the arrays, and are clipped and noised with them (ours, all three).
-        Default: measured around one of Flower's privacy wrappers, else reported; where clients
+        Default: measured around one of Flower's privacy wrappers, or a class that says
+        ``adds_noise = True``, else reported; where clients
         add noise themselves (LocalDpMod), which nobody sees here, say measured.
     untrained : iterable of str
         Names of arrays that no client trains, frozen layers for instance: they take no part.
@@ -164,6 +166,8 @@ class FedWSA(Wrapper):
         self.source = choose(Source, source, "source")
         if source == "noised" and sizes is not None:
             raise ValueError("source='noised' needs models of one size; take measured")
+        if source == "noised":  # scopes among the arrays are no weights, to be stepped like them
+            self.strategy = spared(strategy, [messages.SCOPE_ARRAY])
         self.layers = layers
         self._follows_fused = target == "fused"
         self.target: WeightScope | None = None
@@ -261,8 +265,10 @@ class FedWSA(Wrapper):
         ValueError
             If the clients' metrics hold no scopes, or impossible ones.
         """
-        arrays, metrics = self.strategy.aggregate_train(server_round, replies)
-        if arrays is None or metrics is None:  # nobody answered: the old target stays
+        given = replies if isinstance(replies, list) else list(replies)
+        answered = any(reply.has_content() for reply in given)
+        arrays, metrics = self.strategy.aggregate_train(server_round, given)
+        if arrays is None or not answered:  # the old target stays
             return arrays, metrics
         noised = None
         if self.source == "noised":
@@ -271,7 +277,7 @@ class FedWSA(Wrapper):
         tensors = self._model(arrays, server_round)
         averaged = WeightScope.measure({n: tensors[n] for n in self._names})
         if self.source == "reported":
-            fused, kl = self._fused(metrics)
+            fused, kl = self._fused(MetricRecord() if metrics is None else metrics)
         else:
             fused, kl = self._unreported(averaged, noised)
         plain = fused if self._root is None else fused.times(1 / self._root)
