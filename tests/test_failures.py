@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +28,8 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedwsa import interruption
 from fedwsa.algorithms.averaging import AveragedReplies, averaged
-from fedwsa.simulation import SimulationError
+from fedwsa.simulation import SimulationError, pool
+from fedwsa.simulation import grid as grid_module
 from fedwsa.simulation.cluster import connect
 from tests.test_engine import (
     CLIENTS,
@@ -260,12 +262,25 @@ def test_an_import_is_not_interrupted(tmp_path: Path) -> None:
     within(client_app(imports), body, workers=1, keep_workers=False)
 
 
-def test_a_timeout_begins_when_the_workers_live() -> None:
+def test_a_timeout_begins_when_the_workers_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = 0.0
+    clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: time.monotonic() + started})
+    for module in (grid_module, pool):
+        monkeypatch.setattr(module, "time", clock)
+    await_ready = pool.Pool.await_ready
+
+    def slowly(self: pool.Pool) -> None:
+        nonlocal started
+        await_ready(self)
+        started = 1000.0
+
+    monkeypatch.setattr(pool.Pool, "await_ready", slowly)
+
     def body(grid: Grid) -> None:
-        replies = grid.send_and_receive(instructions(grid), timeout=1.5)
+        replies = grid.send_and_receive(instructions(grid), timeout=500.0)
         assert len(list(replies)) == CLIENTS
 
-    within(client_app(), body, keep_workers=False)  # new ones, which start for longer than that
+    within(client_app(), body, keep_workers=False)
 
 
 def test_an_exchange_ends_by_a_signal_that_python_swallowed(monkeypatch, tmp_path: Path) -> None:
