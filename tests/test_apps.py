@@ -6,34 +6,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 
 import clients.app
 import server.app
 from fedwsa.config.component import ConfigError
 from server.rounds import RunError
-from tests.test_fedwsa import Nodes
+from tests.given.apps import Loopback, context
 
 pytestmark = pytest.mark.usefixtures("task_identity")
-
-
-class Loopback(Nodes):
-    """A grid that hands each message to the ClientApp, with a context kept for each node."""
-
-    def __init__(self, count: int, run_config: dict) -> None:
-        super().__init__(count)
-        self.contexts = {
-            node: context({"partition-id": node - 1}, run_config) for node in self.get_node_ids()
-        }
-
-    def send_and_receive(self, messages, *, timeout=None):
-        return [
-            clients.app.app(m, self.contexts[m.metadata.dst_node_id]) for m in list(messages)[::-1]
-        ]
-
-
-def context(node_config: dict, run_config: dict) -> Context:
-    return Context(1, 1, node_config, RecordDict(), run_config)
 
 
 def run(folder: Path, overrides: str) -> pd.DataFrame:

@@ -23,8 +23,8 @@ from fedwsa.models import build_model
 from fedwsa.models.augment import kernels
 from fedwsa.scope.weight_scope import WeightScope, add_kl_gradient_
 from fedwsa.wire import messages
-from tests.test_checkpoint import assert_same_run, interrupted
-from tests.test_fedwsa import content
+from tests.given.checkpoint import assert_same_run, interrupted
+from tests.given.fedwsa import content
 
 AUGMENTED = ("model=cnn", "local.weight_augmentation=choice")
 TINY = ("clients.count=4", "local.epochs=1", "model.width=0.2", "clients.table=true")

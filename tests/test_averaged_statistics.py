@@ -29,7 +29,7 @@ from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config.compose import compose
 from fedwsa.simulation.averaging import PartialAverage
 from fedwsa.wire.arrays import record_of
-from tests.test_fedwsa import Nodes
+from tests.given.fedwsa import Nodes
 
 OPTIMISERS = {
     "fedavgm": lambda: FedAvgM(server_momentum=0.9),

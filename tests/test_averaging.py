@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedwsa.algorithms.guard.replies import Rules
 from fedwsa.simulation.averaging import PartialAverage
-from tests.test_fedwsa import Nodes
+from tests.given.fedwsa import Nodes
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 

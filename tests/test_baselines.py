@@ -17,7 +17,7 @@ from fedwsa.algorithms.fednova.server import FedNova
 from fedwsa.algorithms.scaffold.server import Scaffold
 from fedwsa.config.compose import compose
 from fedwsa.models import build_model
-from tests.quadratics import BEGIN, JOINT, A, B, Descent, Exact, app, run
+from tests.given.quadratics import BEGIN, JOINT, A, B, Descent, Exact, app, run
 
 ALL = {"fraction_evaluate": 0.0, "min_train_nodes": 3, "min_available_nodes": 3}
 TINY = ["clients.count=4", "local.epochs=2", "model.width=0.1", "evaluation.clients_every=99"]

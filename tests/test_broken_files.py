@@ -34,7 +34,7 @@ from fedwsa.wire import messages
 from server.checkpoint import Checkpoint, Checkpoints
 from server.sizes import SizedModels
 from server.strategy import build_strategy
-from tests.test_images import huggingface, png
+from tests.given.images import huggingface, png
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from fedwsa.config.schema import Config
 from fedwsa.data.evaluation import Score
 from server.callbacks.choosing import BestModel, EarlyStop
 from server.rounds import RoundRecord
-from tests.test_checkpoint import assert_same_run, interrupted
+from tests.given.checkpoint import assert_same_run, interrupted
 
 TINY = ["clients.count=4", "local.epochs=1", "model.width=0.2", "evaluation.validation=0.2"]
 

@@ -20,7 +20,7 @@ from server.federation import Federation
 from server.sizes import SizedModels
 from server.strategy import build_strategy
 from server.wants import FACTS, wants_of
-from tests.test_sized_strategies import alternating, arrays, plain, sent
+from tests.given.sized_strategies import alternating, arrays, plain, sent
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 

@@ -14,17 +14,13 @@ from fedwsa.algorithms.objective import LocalRun, Objective
 from fedwsa.algorithms.scaffold.client import Scaffold
 from fedwsa.algorithms.wsa.client import ScopeAlignment
 from fedwsa.config.compose import compose
-from fedwsa.config.sections import Local
 from fedwsa.fleet.conditions import Conditions
 from fedwsa.models import build_model
 from fedwsa.scope.weight_scope import WeightScope
+from tests.given.cohort import settings
 
 SIZES = (23, 17, 9, 8, 5, 1)
 """Unequal: six, five, two, two, one and one batches of four; 17 and 9 end in one of five."""
-
-
-def settings(**changes: object) -> Local:
-    return compose().local.model_copy(update={"epochs": 3, "batch_size": 4, **changes})
 
 
 def samples(k: int, shape: tuple[int, ...]) -> Samples:

@@ -26,8 +26,7 @@ from experiments.deploy.keys import write_keys
 from experiments.deploy.processes import Processes, free_port
 from fedwsa.config.component import ConfigError
 from fedwsa.config.compose import compose
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.given import ROOT
 
 
 def test_keys_fit_together_and_are_private(tmp_path) -> None:

@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedwsa.simulation.cluster import connect
-from tests.test_engine import pulled, within
+from tests.given.engine import pulled, within
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -22,7 +22,7 @@ from flwr.serverapp.strategy import FedAvg
 from fedwsa.algorithms.averaging import averaged
 from fedwsa.simulation import CohortApp
 from fedwsa.simulation.cluster import connect
-from tests.test_engine import within
+from tests.given.engine import within
 
 NEVER = 600  # seconds: who is asked to sleep is ended before
 

@@ -18,9 +18,10 @@ from fedwsa.algorithms.objective import LocalRun, Objective
 from fedwsa.algorithms.objectives import own_objectives, require_numbers
 from fedwsa.config.component import ConfigError
 from fedwsa.config.places import CONFIG_DIR
-from tests.test_runtimes import environment
+from tests.given import ROOT
+from tests.given.runtimes import environment
 
-PAGE = (Path(__file__).parent.parent / "docs" / "extend.md").read_text()
+PAGE = (ROOT / "docs" / "extend.md").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -23,15 +23,15 @@ from fedwsa.simulation.transport import pack, shell, unpack
 from fedwsa.simulation.worker import Answers, Job, Order, Worker
 from server.federation import Federation
 from server.rounds import RunError
-from tests.failing import fail
+from tests.given.failing import fail
 
 FLEET = [
     *("rounds=1", "clients.count=2", "local.epochs=1", "device=cpu"),
-    *("dataset=digits", "dataset._target_=tests.failing.source"),
-    *("partition=iid", "partition._target_=tests.failing.partition"),
-    *("model=mlp", "model._target_=tests.failing.net", "~model.width", "~model.depth"),
+    *("dataset=digits", "dataset._target_=tests.given.failing.source"),
+    *("partition=iid", "partition._target_=tests.given.failing.partition"),
+    *("model=mlp", "model._target_=tests.given.failing.net", "~model.width", "~model.depth"),
 ]
-OURS = "strategy._target_=tests.failing.Average"
+OURS = "strategy._target_=tests.given.failing.Average"
 HERE = r"\(\S*tests/failing\.py:\d+\)"
 
 
@@ -75,7 +75,7 @@ BEFORE = {
     "dataset: failing-decode-plain: ": ["+dataset.at=decode"],
     "partition: ": ["+partition.at=partition"],
     "partition=partition: ": ["+partition.at=shares"],
-    "tracker.mine: ": ["+tracker.mine._target_=tests.failing.Lines +tracker.mine.at=tracker"],
+    "tracker.mine: ": ["+tracker.mine._target_=tests.given.failing.Lines +tracker.mine.at=tracker"],
     "strategy.args: ": ["+strategy.args.at=strategy"],
 }
 
@@ -94,7 +94,7 @@ def test_what_fails_before_a_run_refuses_it(begin: str, words: str, tmp_path: Pa
 
 
 def test_a_tracker_that_cannot_start_and_one_that_stops(tmp_path: Path, caplog: Any) -> None:
-    words = ["+tracker.mine._target_=tests.failing.Lines", "+tracker.mine.how=exit"]
+    words = ["+tracker.mine._target_=tests.given.failing.Lines", "+tracker.mine.how=exit"]
     config = composed(tmp_path, *words, "+tracker.mine.at=on_start")
     with pytest.raises(RunError) as caught:
         Federation(config, tmp_path / "run").start(Nodes(config))
@@ -109,7 +109,7 @@ def test_a_tracker_that_cannot_start_and_one_that_stops(tmp_path: Path, caplog: 
 IN_A_ROUND = {
     "all 2 clients failed in training: {} in train of client 0": [
         "+model.at=training +model.how=",
-        "skew._target_=tests.failing.Skew +skew.at=apply +skew.how=",
+        "skew._target_=tests.given.failing.Skew +skew.at=apply +skew.how=",
     ],
     "evaluating the model raised {}": ["+model.at=evaluation +model.how="],
     **{
@@ -121,7 +121,7 @@ IN_A_ROUND = {
         for hook in ("configure_evaluate", "aggregate_evaluate")
     },
     "OneShot.aggregate_train raised {}": [
-        "strategy=oneshot merge._target_=tests.failing.merged +merge.how="
+        "strategy=oneshot merge._target_=tests.given.failing.merged +merge.how="
     ],
 }
 
@@ -147,7 +147,7 @@ def test_what_fails_in_a_round_ends_the_run(line, words, how, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["AtInit", "AtGradient", "AtEnd"])
 def test_an_objective_that_fails(name: str, tmp_path: Path) -> None:
-    config = composed(tmp_path, f"local.objectives=[tests.failing.{name}]")
+    config = composed(tmp_path, f"local.objectives=[tests.given.failing.{name}]")
     with pytest.raises(RunError, match=f"failed in training: RuntimeError: my bug {HERE} in tr"):
         Federation(config, tmp_path / "run").start(Nodes(config))
 
@@ -215,7 +215,7 @@ def test_what_has_no_signature_is_refused(tmp_path: Path) -> None:
 
 
 def test_indices_that_are_no_whole_numbers_are_refused(tmp_path: Path) -> None:
-    config = composed(tmp_path, "partition._target_=tests.failing.fractions")
+    config = composed(tmp_path, "partition._target_=tests.given.failing.fractions")
     with pytest.raises(ConfigError, match="must return a list of arrays of indices"):
         simulate(config, tmp_path / "run")
 

@@ -31,7 +31,7 @@ from fedwsa.algorithms.averaging import AveragedReplies, averaged
 from fedwsa.simulation import SimulationError, pool
 from fedwsa.simulation import grid as grid_module
 from fedwsa.simulation.cluster import connect
-from tests.test_engine import (
+from tests.given.engine import (
     CLIENTS,
     client_app,
     instructions,

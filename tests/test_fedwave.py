@@ -22,8 +22,8 @@ from fedwsa.models import build_model
 from fedwsa.models.architecture import architecture_of
 from fedwsa.wire import messages
 from server.federation import Federation
-from tests.test_architecture import CLASSES, IMAGE, component, network
-from tests.test_training import local
+from tests.given.architecture import CLASSES, IMAGE, component, network
+from tests.given.training import local
 
 SIZES = {"S": {"width": 0.25, "depth": 2}, "L": {"width": 0.5, "depth": 4}}
 

@@ -16,7 +16,7 @@ from experiments.reports.statistics import interval
 from experiments.reports.tables.build import Request, Row, build
 from experiments.reports.tables.collect import collect
 from fedwsa.config.component import ConfigError
-from tests.run_folders import run_folder
+from tests.given.run_folders import run_folder
 
 CURVES = {
     "off": [[0.2, 0.4, 0.5], [0.3, 0.5, 0.6]],

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-FLOORS = {"fedwsa": 0, "server": 1, "clients": 1, "experiments": 2}
+from tests.given.floors import FLOORS, ROOT, modules
+
 # The methods are plain PyTorch; only the plug-ins know a framework.
 FRAMEWORKS = {"flwr": "flwr", "ray": "ray", "hydra": "hydra", "omegaconf": "hydra"}
 MAY_USE = {
@@ -21,12 +21,6 @@ MAY_USE = {
 # What runs at a client knows no framework either: a message reaches it as a mapping.
 PURE = ("client.py", "objective.py", "objectives.py", "overlap.py")
 LAUNCHER = "fedwsa/launcher.py"  # starts the commands, which stand above it
-
-
-def modules() -> list[Path]:
-    found = [f for top in FLOORS for f in sorted((ROOT / top).rglob("*.py"))]
-    assert len(found) > 30
-    return found
 
 
 def imports(file: Path) -> set[str]:

@@ -16,7 +16,7 @@ from fedwsa.config.schema import Config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.partition import Facts, Shares, make_shares
 from fedwsa.data.sources import parquet
-from tests.test_images import png
+from tests.given.images import png
 
 # Ids 0 … 4 with 6, 5, 4, 3 and 2 samples.
 IDS = np.repeat([3, 0, 4, 1, 2], [3, 6, 2, 5, 4])

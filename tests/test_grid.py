@@ -18,7 +18,7 @@ from fedwsa.runfolder import state_files
 STRATEGIES = sorted(file.stem for file in (CONFIG_DIR / "strategy").glob("*.yaml"))
 DATA = {
     "mlp": ["dataset=digits", "model=mlp"],
-    "all": ["model._target_=tests.odd_models.everything", "~model.depth", "~model.width"],
+    "all": ["model._target_=tests.given.odd_models.everything", "~model.depth", "~model.width"],
     "cnn": ["dataset._target_=tests.test_personal.small_images", "model=cnn", "partition=iid"],
 }
 REFUSED = {  # strategy, model or WSA → why

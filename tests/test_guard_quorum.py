@@ -11,8 +11,8 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedwsa.algorithms.guard.guard import Guard, TooFewResults
 from fedwsa.algorithms.wsa.server import FedWSA
-from tests.test_fedwsa import Nodes, answer, arrays_of, net
-from tests.test_guard import START, asked, record, reply
+from tests.given.fedwsa import Nodes, answer, arrays_of, net
+from tests.given.guard import START, asked, record, reply
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 

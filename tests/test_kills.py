@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from experiments.commands.descendants import family
 from experiments.commands.simulate import resume, simulate
 from fedwsa.config.compose import compose
-from tests.processes import all_end, started
-from tests.test_checkpoint import assert_same_run
+from tests.given.checkpoint import assert_same_run
+from tests.given.processes import all_end, started
 
 FEDWSA = [sys.executable, "-m", "experiments.commands.start"]
 ROUNDS = 10

@@ -13,12 +13,10 @@ from torch.nn.functional import cross_entropy
 
 from fedwsa import seeding
 from fedwsa.config.component import Component, ConfigError
-from fedwsa.data.examples import Examples
-from fedwsa.data.images import ImageData
 from fedwsa.learngene import METHODS, LinearExpansion, Selection, Stages, Standard, Wave, wave
-from fedwsa.learngene.base import Target, Task
+from fedwsa.learngene.base import Target
 from fedwsa.learngene.expansion import ExpandedNetwork
-from fedwsa.learngene.fit import Lesson, Recipe, distillation
+from fedwsa.learngene.fit import Recipe, distillation
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.resize import (
     first_blocks,
@@ -31,26 +29,9 @@ from fedwsa.learngene.resize import (
 from fedwsa.learngene.stages import share_stages
 from fedwsa.models import build_model
 from fedwsa.models.architecture import architecture_of, outline
-from tests.test_architecture import IMAGE, SMALL, component, shape
-from tests.test_wave import random_wave
-
-CLASSES = 7
-VIT = component("vit.vit", width=0.25, depth=6)
-
-
-def lesson(count: int = 64, classes: int = CLASSES) -> Lesson:
-    """Images whose class can be seen: each class is as bright as its number."""
-    draw = torch.Generator().manual_seed(1)
-    labels = torch.randint(0, classes, (count,), generator=draw)
-    noise = torch.randint(0, 30, (count, *IMAGE), generator=draw)
-    pixels = (30 * labels.view(-1, 1, 1, 1) + noise).to(torch.uint8)
-    images = Examples(pixels, labels)
-    return Lesson(images, ImageData(images, images, classes, (0.4,) * 3, (0.25,) * 3))
-
-
-def task(model: Component, steps: int = 0, **changes: Any) -> Task:
-    recipe = Recipe(steps, batch_size=16, augment="none")
-    return replace(Task(model, [model], IMAGE, CLASSES, lesson(), recipe), **changes)
+from tests.given.architecture import IMAGE, SMALL, component, shape
+from tests.given.learngene import CLASSES, VIT, lesson, task
+from tests.given.wave import random_wave
 
 
 def built(

@@ -21,7 +21,7 @@ from fedwsa.learngene.fit import Report
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.progress import Watcher
 from fedwsa.models.files import load_network, save_network
-from tests.test_architecture import component, network
+from tests.given.architecture import component, network
 
 SMALL = [
     "model=mlp",

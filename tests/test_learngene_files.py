@@ -16,8 +16,8 @@ from fedwsa.config.component import ConfigError
 from fedwsa.learngene import Wave
 from fedwsa.learngene.base import Target
 from fedwsa.learngene.gene import Learngene
-from tests.test_architecture import IMAGE, component
-from tests.test_learngene import CLASSES, VIT, task
+from tests.given.architecture import IMAGE, component
+from tests.given.learngene import CLASSES, VIT, task
 
 
 @pytest.fixture

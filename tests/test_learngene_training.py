@@ -18,8 +18,8 @@ from fedwsa.learngene.pretrain import School
 from fedwsa.learngene.resume import Resume
 from fedwsa.models import build_model
 from fedwsa.models.flops import forward_flops, step_flops
-from tests.test_architecture import IMAGE, component
-from tests.test_learngene import CLASSES, lesson
+from tests.given.architecture import IMAGE, component
+from tests.given.learngene import CLASSES, lesson
 
 
 def test_distillation_is_ce_plus_the_softened_kl() -> None:

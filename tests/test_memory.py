@@ -16,8 +16,8 @@ from fedwsa.algorithms.memory import client as memory
 from fedwsa.algorithms.objective import Objective, gradients, trainable
 from fedwsa.algorithms.scaffold.server import Scaffold
 from fedwsa.wire import messages
-from tests.quadratics import JOINT, A, B, Descent, Exact, app, begin, run
-from tests.test_fedwsa import Nodes
+from tests.given.fedwsa import Nodes
+from tests.given.quadratics import JOINT, A, B, Descent, Exact, app, begin, run
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 
@@ -200,7 +200,7 @@ def test_a_pull_beside_the_loss_stays_out_of_the_variate(momentum: float) -> Non
     # Constant gradients: 2 of the loss and 3 of the pull, so c_i is 2, whatever the path.
     from fedwsa.algorithms.objective import LocalRun
     from fedwsa.algorithms.scaffold.client import Scaffold as Correction
-    from tests.quadratics import Point
+    from tests.given.quadratics import Point
 
     model, state = Point(), {}
     local = LocalRun(0.1, momentum, state)

@@ -400,7 +400,7 @@ def test_the_command_is_there_and_explains_itself() -> None:
 
 
 def test_networks_with_masks_of_their_own_are_not_merged_as_one(call, digits) -> None:
-    masked = Component(**{"_target_": "tests.odd_models.masked"})
+    masked = Component(**{"_target_": "tests.given.odd_models.masked"})
     for name, seed in (("a", 0), ("b", 1), ("c", 0)):
         network(f"{name}.safetensors", digits, seed, masked)
     words = ["--evaluate", "dataset=digits", "--builder", masked.target, "--out", "out.safetensors"]

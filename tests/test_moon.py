@@ -21,7 +21,7 @@ from fedwsa.config.places import options
 from fedwsa.models import ImageShape, blank_inputs, build_model, takes
 from server.sizes import SizedModels
 from server.strategy import build_strategy
-from tests.test_training import data, local, net
+from tests.given.training import data, local, net
 
 ASKED = {"config": {"moon-mu": 2.0, "moon-temperature": 0.5}}
 

@@ -32,10 +32,10 @@ from fedwsa.models.files import load_network
 from fedwsa.remembered import enter
 from fedwsa.wire import messages
 from server.sizes import SizedModels
-from tests.odd_models import everything
+from tests.given.odd_models import everything
 
 IMAGE, CLASSES = (1, 4, 4), 3
-ODD = Component(_target_="tests.odd_models.everything")
+ODD = Component(_target_="tests.given.odd_models.everything")
 
 
 def outputs(model: nn.Module) -> Tensor:

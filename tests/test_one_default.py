@@ -11,7 +11,7 @@ import yaml
 
 from fedwsa.config.component import locate
 from fedwsa.config.places import options
-from tests.test_floors import ROOT
+from tests.given.floors import ROOT
 
 
 def groups() -> list[Path]:

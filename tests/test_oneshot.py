@@ -29,7 +29,7 @@ from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.merge.ugm import ugm
 from fedwsa.models import build_model
 from fedwsa.wire import messages
-from tests.test_fedwsa import Nodes
+from tests.given.fedwsa import Nodes
 
 State = dict[str, Tensor]
 

@@ -20,7 +20,7 @@ import server.app
 from fedwsa.config.component import ConfigError
 from fedwsa.config.compose import compose
 from fedwsa.data.federated import open_federated
-from tests.test_fedwsa import Nodes
+from tests.given.fedwsa import Nodes
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 DIGITS = load_digits()

@@ -137,7 +137,7 @@ def test_a_pattern_that_leaves_nothing_or_everything_is_refused(
 def test_a_pattern_that_parts_tied_weights_is_refused(
     cache: str, tmp_path: Path, pattern: str
 ) -> None:
-    odd = ["~model.depth", "~model.width", "model._target_=tests.odd_models.everything"]
+    odd = ["~model.depth", "~model.width", "model._target_=tests.given.odd_models.everything"]
     words = [o for o in TINY if "width" not in o] + odd + ["strategy=fedper", "rounds=1"]
     parted = compose([*words, f"cache_dir={cache}", f"strategy.args.personal={pattern}\\."])
     with pytest.raises(

@@ -12,7 +12,7 @@ import torch
 from flwr.simulation import run_simulation
 
 from fedwsa import WeightScope
-from tests import plain_app, plain_sized_app
+from tests.given import ROOT, plain_app, plain_sized_app
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -49,7 +49,7 @@ def test_a_plain_app_of_two_widths_runs_there_too() -> None:
 
 
 def test_docs_show_exactly_the_lines_of_the_app_of_two_widths() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "sizes.md").read_text()
+    page = (ROOT / "docs" / "sizes.md").read_text()
     section = page.split("## In a Flower app of yours")[1].split("\n## ")[0]
     code = [line for part in section.split("```")[1::2] for line in part.splitlines()[1:]]
     app = {line.strip() for line in Path(plain_sized_app.__file__).read_text().splitlines()}
@@ -58,7 +58,7 @@ def test_docs_show_exactly_the_lines_of_the_app_of_two_widths() -> None:
 
 
 def test_the_page_for_strangers_runs_as_it_stands_and_shows_its_lines(tmp_path) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "plug-in.md").read_text()
+    page = (ROOT / "docs" / "plug-in.md").read_text()
     *shown, app, loop = [part.removeprefix("python\n") for part in page.split("```")[1::2]]
     (tmp_path / "app.py").write_text(app)
     (tmp_path / "loop.py").write_text(loop)
@@ -90,7 +90,7 @@ def test_it_imports_only_the_two_names() -> None:
 
 def test_the_readme_shows_exactly_these_lines() -> None:
     # Every line of the README's two snippets stands in the app that the test above runs.
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
     section = readme.split("## Plug it into your own Flower app")[1].split("\n## ")[0]
     code = [line for part in section.split("```")[1::2] for line in part.splitlines()[1:]]
     app = {line.strip() for line in Path(plain_app.__file__).read_text().splitlines()}

@@ -29,7 +29,7 @@ from fedwsa.config.component import ConfigError
 from fedwsa.config.compose import compose
 from fedwsa.wire import messages
 from server.checkpoint import Checkpoints
-from tests.test_fedwsa import Nodes, answer, arrays_of, net
+from tests.given.fedwsa import Nodes, answer, arrays_of, net
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import clients.app
 import server.app
 from fedwsa.wire import messages
-from tests.test_apps import Loopback, context
+from tests.given.apps import Loopback, context
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 

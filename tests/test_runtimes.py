@@ -26,7 +26,8 @@ from fedwsa.config.compose import compose
 from fedwsa.config.schema import Config
 from fedwsa.data.federated import open_federated
 from fedwsa.simulation.cluster import SimulationError, connect
-from tests.processes import all_end, catches, started
+from tests.given.processes import all_end, catches, started
+from tests.given.runtimes import environment
 
 COMMAND = [sys.executable, "-m", "fedwsa"]
 
@@ -34,12 +35,6 @@ COMMAND = [sys.executable, "-m", "fedwsa"]
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("cache"))
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """As a person has it: importing the command here has set what shows tracebacks."""
-    inherited = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
-    return {**inherited, "FEDWSA_CACHE": str(folder / "cache"), "PYTHONPATH": os.getcwd()}
 
 
 def small(cache: str, *overrides: str) -> Config:
@@ -72,7 +67,15 @@ def test_a_cluster_of_two_nodes_gives_the_same_model_and_each_node_reads_its_own
     ray.shutdown()
     there = ["runtime.address=ADDRESS", "cache_dir=$NODE_CACHE", f"hydra.run.dir={tmp_path}/there"]
     subprocess.run(
-        [sys.executable, "-m", "tests.two_nodes", str(tmp_path), *COMMAND, *overrides, *there],
+        [
+            sys.executable,
+            "-m",
+            "tests.given.two_nodes",
+            str(tmp_path),
+            *COMMAND,
+            *overrides,
+            *there,
+        ],
         check=True,
         timeout=400,
     )

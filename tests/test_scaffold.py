@@ -12,8 +12,8 @@ from fedwsa.algorithms.scaffold.client import Scaffold as Correction
 from fedwsa.algorithms.scaffold.client import plain_steps
 from fedwsa.algorithms.scaffold.server import Scaffold
 from fedwsa.wire import messages
-from tests.quadratics import BEGIN, JOINT, A, B, Point, begin, gradient
-from tests.test_fedwsa import Nodes
+from tests.given.fedwsa import Nodes
+from tests.given.quadratics import BEGIN, JOINT, A, B, Point, begin, gradient
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import ray
 import torch
-from flwr.app import ArrayRecord, Context, Message
-from flwr.clientapp import ClientApp
 from safetensors.torch import load_file
 
-import clients.app
 from experiments.commands.simulate import simulate
 from fedwsa import WeightScope
 from fedwsa.config.component import ConfigError
@@ -23,6 +18,7 @@ from fedwsa.config.compose import compose
 from fedwsa.config.schema import Config
 from fedwsa.models import build_model
 from server.rounds import RunError
+from tests.given.simulation import faulty
 
 SMALL = ["rounds=3", "clients.count=6", "clients.fraction=0.5", "local.epochs=1", "local=differing"]
 
@@ -139,45 +135,6 @@ def test_the_run_learned(aligned: Path, cache: str) -> None:
     assert all(not torch.equal(initial[k], w) for k, w in weights(aligned).items())
 
 
-def faulty(config: Config, faults: dict[int, str]) -> ClientApp:
-    """Our ClientApp, in which some clients fail in one way each when they train."""
-    honest, app = clients.app.build(config), ClientApp()
-
-    @app.query()
-    def query(message: Message, context: Context) -> Message:
-        return honest(message, context)
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        return honest(message, context)
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        fault = faults.get(int(context.node_config["partition-id"]))
-        if fault == "raise":
-            raise RuntimeError(f"the battery of {ray.util.get_node_ip_address()} is empty")
-        reply = honest(message, context)
-        arrays: Any = {k: a.numpy().copy() for k, a in reply.content["arrays"].items()}
-        if fault == "nan":
-            arrays["hidden0.bias"][0] = np.nan
-        elif fault == "shape":
-            arrays["hidden0.bias"] = arrays["hidden0.bias"][:-1]
-        elif fault == "examples":
-            reply.content["metrics"]["num-examples"] = 0
-        elif fault == "loss":
-            del reply.content["metrics"]["train_loss"]
-        reply.content["arrays"] = ArrayRecord({k: _array(a) for k, a in arrays.items()})
-        return reply
-
-    return app
-
-
-def _array(values: np.ndarray) -> Any:
-    from flwr.app import Array
-
-    return Array(np.ascontiguousarray(values))
-
-
 def test_bad_clients_are_counted_named_and_left_out_of_the_average(
     cache: str, tmp_path: Path
 ) -> None:
@@ -215,11 +172,11 @@ def test_when_all_clients_fail_the_run_ends_and_keeps_its_history(
 
 
 def test_a_strategy_that_raises_is_named_with_its_hook(cache: str, tmp_path: Path) -> None:
-    stranger = ["strategy._target_=tests.stranger.Halfway", "strategy.args.step=2.0"]
+    stranger = ["strategy._target_=tests.given.stranger.Halfway", "strategy.args.step=2.0"]
     with pytest.raises(RunError) as caught:
         simulate(configured(cache, *stranger), tmp_path)
     line = "round 1: Halfway.aggregate_train raised ArithmeticError: a step of 2 leads nowhere"
-    assert str(caught.value) == f"{line} (tests/stranger.py:29)"
+    assert str(caught.value) == f"{line} (tests/given/stranger.py:29)"
     log = (tmp_path / "run.log").read_text()
     assert line in log
     assert "Traceback" in log  # where one wants to know more
@@ -234,7 +191,7 @@ def test_a_strategy_that_raises_is_named_with_its_hook(cache: str, tmp_path: Pat
             "strategy._target_=flwr.serverapp.strategy.QFedAvg",
             "strategy.args.client_learning_rate=0.03",
         ],
-        ["strategy._target_=tests.stranger.Halfway", "strategy.args.step=0.5"],
+        ["strategy._target_=tests.given.stranger.Halfway", "strategy.args.step=0.5"],
     ],
     ids=["fedadam", "fedprox+wsa", "qfedavg", "a stranger's"],
 )

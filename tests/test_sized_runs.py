@@ -17,7 +17,7 @@ from fedwsa.config.compose import compose
 from fedwsa.config.schema import Config
 from fedwsa.models import build_model
 from server.federation import Federation
-from tests.test_simulation import faulty
+from tests.given.simulation import faulty
 
 SMALL = [
     *(

@@ -18,7 +18,7 @@ from fedwsa.config.component import Component
 from fedwsa.models import build_model
 from fedwsa.scope.weight_scope import fan_in
 from fedwsa.wire import messages
-from tests.test_fedwsa import Nodes, answer, content, net
+from tests.given.fedwsa import Nodes, answer, content, net
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 

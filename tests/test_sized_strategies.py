@@ -21,7 +21,8 @@ from fedwsa.config.component import Component
 from fedwsa.models import build_model
 from fedwsa.models.architecture import Axis, architecture_of
 from fedwsa.wire import messages
-from tests.test_fedwsa import Nodes
+from tests.given.fedwsa import Nodes
+from tests.given.sized_strategies import alternating, arrays, plain, sent
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 
@@ -30,28 +31,9 @@ STRATEGIES = [HeteroFL, FedRolex]
 HALF = {"L": {"w": (2, 2), "b": (2,)}, "S": {"w": (1, 1), "b": (1,)}}
 
 
-def arrays(**values: object) -> ArrayRecord:
-    return messages.to_arrays({k: torch.tensor(v, dtype=torch.float32) for k, v in values.items()})
-
-
-def plain(record: ArrayRecord) -> dict[str, list]:
-    return {k: a.numpy().tolist() for k, a in record.items()}
-
-
-def sent(strategy: FedAvg, start: ArrayRecord, number: int = 1, nodes: int = 2) -> list[Message]:
-    grid, config = Nodes(nodes), ConfigRecord()
-    found = strategy.configure_train(number, start, config, grid)
-    return sorted(found, key=lambda m: m.metadata.dst_node_id)
-
-
 def answer(message: Message, model: ArrayRecord, examples: int, **metrics: float) -> Message:
     record = MetricRecord({"num-examples": examples, "loss": 0.5, **metrics})
     return Message(RecordDict({"arrays": model, "metrics": record}), reply_to=message)
-
-
-def alternating(node: int) -> str:
-    """Node 1 is large, node 2 small, …"""
-    return "L" if node % 2 else "S"
 
 
 def test_an_entry_is_the_mean_of_those_who_have_it_and_else_keeps_its_value() -> None:

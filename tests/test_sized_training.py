@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 from clients.scaling import scaled
 from clients.training import Samples, train
 from fedwsa.fleet.conditions import Conditions
-from tests.test_cohort import settings
-from tests.test_training import local, net
+from tests.given.cohort import settings
+from tests.given.training import local, net
 
 
 def test_absent_classes_are_left_out_of_the_loss() -> None:

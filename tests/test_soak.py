@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from experiments.commands.descendants import Usage, usage
-from tests.processes import started
+from tests.given.processes import started
 
 ROUNDS, WARM = 2000, 300
 

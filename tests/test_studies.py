@@ -10,7 +10,7 @@ from experiments.studies.display import Clock, duration, progress_of
 from experiments.studies.folder import differing, kept_apart, prepare, state_of
 from experiments.studies.schema import Cell, expand, find, load, merged, selected, shipped
 from fedwsa.config.component import ConfigError
-from tests.run_folders import run_folder, write
+from tests.given.run_folders import run_folder, write
 
 GRID = """
 base: [rounds=2, local.lr=0.1]

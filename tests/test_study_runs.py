@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from experiments.commands.descendants import family
-from tests.processes import all_end, started
+from tests.given.processes import all_end, started
 
 COMMAND = Path(sys.executable).with_name("fedwsa-study")
 TINY = "base: [rounds=2, clients.count=4, local.epochs=1, runtime.cohort=off]\n"

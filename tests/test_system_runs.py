@@ -26,9 +26,9 @@ from fedwsa.fleet.systems import drops_out
 from fedwsa.wire import messages
 from server.federation import Federation
 from server.nodes import PartitionGrid
-from tests.test_apps import Loopback
-from tests.test_nodes import Fleet
-from tests.test_training import data, local, net
+from tests.given.apps import Loopback
+from tests.given.nodes import Fleet
+from tests.given.training import data, local, net
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 

@@ -20,7 +20,7 @@ from experiments.reports.tables.collect import collect, differences
 from experiments.reports.tables.formats import to_latex, to_markdown
 from experiments.reports.tables.metrics import METRICS
 from fedwsa.config.component import ConfigError
-from tests.run_folders import pair_of_groups, run_folder, write
+from tests.given.run_folders import pair_of_groups, run_folder, write
 
 OFF, ON = [0.50, 0.52, 0.49, 0.51], [0.60, 0.63, 0.58, 0.62]
 

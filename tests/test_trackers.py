@@ -23,7 +23,7 @@ from fedwsa.config.schema import Config
 from server.callbacks.tracker import Tracker
 from server.federation import Federation
 from server.rounds import RunError
-from tests.test_apps import Loopback
+from tests.given.apps import Loopback
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 

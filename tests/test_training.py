@@ -17,21 +17,8 @@ from fedwsa.data.evaluation import evaluate
 from fedwsa.data.examples import Examples
 from fedwsa.data.images import ImageData
 from fedwsa.fleet.conditions import Conditions, batch_sizes, draw_conditions
-from tests.test_fedwsa import content
-
-
-def local(**changes: object) -> Local:
-    return compose().local.model_copy(update=changes)
-
-
-def data(n: int = 23) -> tuple[torch.Tensor, torch.Tensor]:
-    random = torch.Generator().manual_seed(0)
-    return torch.randn(n, 4, generator=random), torch.randint(0, 3, (n,), generator=random)
-
-
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+from tests.given.fedwsa import content
+from tests.given.training import data, local, net
 
 
 def run(model: nn.Module, settings: Local, objectives=(), n: int = 23) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,21 +16,12 @@ from fedwsa.learngene import kronecker, wave
 from fedwsa.learngene.kronecker import kronecker as weight_of
 from fedwsa.models import blank_inputs, build_model
 from fedwsa.models.architecture import Architecture, Outline, architecture_of, outline
-from tests.test_architecture import CLASSES, IMAGE, SMALL, component, network, shape
+from tests.given import ROOT
+from tests.given.architecture import CLASSES, IMAGE, SMALL, component, network, shape
+from tests.given.wave import random_wave
 
 TEMPLATED = [name for name in SMALL if architecture_of(component(name)).groups]
 TABLE = Architecture(groups={"all": r"weight$"})
-
-
-def random_wave(name: str, count: int = 3, **changes: object) -> nn.Module:
-    """A network with templates of unit variance and random scalers."""
-    model, known = network(name, **changes), architecture_of(component(name))
-    shapes = wave.template_shapes([Outline.of(model, known)], known)
-    draw = torch.Generator().manual_seed(0)
-    wave.attach(model, known, wave.random_templates(model, known, shapes, count, draw))
-    variances = dict.fromkeys(wave.scalers_of(model), 0.01)
-    wave.random_scalers(model, variances, draw)
-    return model
 
 
 def test_the_rule_is_a_sum_of_kronecker_products() -> None:
@@ -269,7 +259,7 @@ def test_a_network_too_shallow_for_a_group_needs_none_of_its_templates() -> None
 
 
 def test_the_program_in_the_documentation_runs() -> None:
-    text = (Path(__file__).parent.parent / "docs" / "learngene.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "learngene.md").read_text(encoding="utf-8")
     program = text.partition("```python\n")[2].partition("```")[0]
     assert "wave.materialise" in program
     subprocess.run([sys.executable, "-"], input=program, text=True, check=True, timeout=120)

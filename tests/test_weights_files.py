@@ -183,7 +183,7 @@ def test_a_network_of_ours_is_read_from_either(tmp_path: Path) -> None:
 
 def test_a_network_whose_layers_are_called_as_a_wrapper_s_keeps_their_names(call) -> None:
     data = digits().decode()
-    inside = Component(**{"_target_": "tests.odd_models.inside"})
+    inside = Component(**{"_target_": "tests.given.odd_models.inside"})
     nets = [build_model(inside, data.shape, data.classes, seed) for seed in range(3)]
     states = [net.state_dict() for net in nets]
     assert list(states[0]) == ["module.1.weight", "module.1.bias"]

@@ -1,6 +1,6 @@
 """A Ray cluster of two nodes on one machine, and a command run while it is up.
 
-Usage: ``python -m tests.two_nodes FOLDER COMMAND …``; ADDRESS in the command becomes the
+Usage: ``python -m tests.given.two_nodes FOLDER COMMAND …``; ADDRESS in the command becomes the
 cluster's. Each node, and the command, has a NODE_CACHE of its own below FOLDER.
 """
 
