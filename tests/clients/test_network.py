@@ -91,7 +91,7 @@ def masked(shape: object, classes: int, *, path: str) -> nn.Module:
 
 def test_in_another_run_a_process_reads_anew_what_a_builder_reads(tmp_path: Path) -> None:
     (file := tmp_path / "mask").write_text("1")
-    known = Component(_target_="tests.test_network.masked", path=str(file))
+    known = Component(_target_="tests.clients.test_network.masked", path=str(file))
 
     def extra(run: int) -> float:
         enter(run)

@@ -161,7 +161,7 @@ def records(file: Path) -> Iterator[tuple[str, Any]]:
             whole = b""
 
 
-HERE = r"\(tests/test_trackers.py:\d+\)"
+HERE = r"\(tests/server/test_trackers.py:\d+\)"
 
 
 class Mine(Tracker):
@@ -189,7 +189,7 @@ class Mine(Tracker):
         self.seen.append(("end",))
 
 
-MINE = "tracker.mine._target_=tests.test_trackers.Mine"
+MINE = "tracker.mine._target_=tests.server.test_trackers.Mine"
 
 
 def test_a_stranger_s_tracker_goes_by_its_path(cache: str, tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ class Draws(Remembers):
 
 
 def theirs(strategy: type) -> str:
-    return f"strategy._target_=tests.test_checkpoint.{strategy.__name__}"
+    return f"strategy._target_=tests.server.test_checkpoint.{strategy.__name__}"
 
 
 def test_a_memory_that_cannot_be_stored_is_named_at_the_start(cache: str, tmp_path: Path) -> None:

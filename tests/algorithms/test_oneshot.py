@@ -245,7 +245,7 @@ def wants_base_fisher(models: Sequence[State], *, base_fisher: State, weights: o
 
 
 def test_a_stranger_s_operator_goes_by_its_path(cache: str, tmp_path: Path) -> None:
-    own = ["merge._target_=tests.test_oneshot.largest", "+merge.power=1.0"]
+    own = ["merge._target_=tests.algorithms.test_oneshot.largest", "+merge.power=1.0"]
     merged = taught(tmp_path / "run", cache, *ONCE, *own)
     assert merged.keys() == taught(tmp_path / "usual", cache, *TINY).keys()
 
@@ -256,8 +256,8 @@ def test_a_stranger_s_operator_goes_by_its_path(cache: str, tmp_path: Path) -> N
         ("rounds=2", r"rounds: OneShot trains its clients once: set rounds=1, and local.epochs"),
         ("strategy=fedavg merge=fisher", "merge: FedAvg puts models together by its own rule"),
         ("merge=fisher merge.prior=-1", "merge.prior: .*greater than or equal to 0"),
-        ("merge._target_=tests.test_oneshot.largest", "merge.power: largest needs it"),
-        ("merge._target_=tests.test_oneshot.wants_base_fisher", "needs base_fisher"),
+        ("merge._target_=tests.algorithms.test_oneshot.largest", "merge.power: largest needs it"),
+        ("merge._target_=tests.algorithms.test_oneshot.wants_base_fisher", "needs base_fisher"),
         ("merge._target_=builtins.print", "print takes no weights"),
         ("strategy.args.labels=true", "strategy.args.labels"),
         ("merge=fisher privacy.local={clipping_norm:1.0,epsilon:0.5}", "one noised model"),

@@ -97,7 +97,10 @@ def test_local_training_is_training_without_the_others(cache: str, tmp_path: Pat
 
 
 def test_fedbn_keeps_weights_and_statistics_of_norms(cache: str, tmp_path: Path) -> None:
-    data = ["dataset._target_=tests.test_personal.small_images", "evaluation.clients_every=1"]
+    data = [
+        "dataset._target_=tests.algorithms.test_personal.small_images",
+        "evaluation.clients_every=1",
+    ]
     model = ["model=vgg8", "model.norm=batch", "model.width=0.05"]
     overrides = [o for o in TINY if "width" not in o]
     config = compose(

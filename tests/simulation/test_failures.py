@@ -77,7 +77,9 @@ def test_a_client_that_raises_is_an_error_with_client_stage_and_traceback() -> N
             assert error.metadata.src_node_id == 4
             first, second, *rest = error.error.reason.splitlines()
             assert first.startswith("RuntimeError: the battery is empty (")
-            assert re.search(r"tests/test_failures\.py:\d+\)$", first)  # where it was raised
+            assert re.search(
+                r"tests/simulation/test_failures\.py:\d+\)$", first
+            )  # where it was raised
             assert second == "in train of client 2"
             assert any("raise_in_two" in line for line in rest)
         [stranger] = grid.send_and_receive([Message(RecordDict(), 2, MessageType.EVALUATE)])

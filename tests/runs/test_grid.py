@@ -19,7 +19,7 @@ STRATEGIES = sorted(file.stem for file in (CONFIG_DIR / "strategy").glob("*.yaml
 DATA = {
     "mlp": ["dataset=digits", "model=mlp"],
     "all": ["model._target_=tests.given.odd_models.everything", "~model.depth", "~model.width"],
-    "cnn": ["dataset._target_=tests.test_personal.small_images", "model=cnn", "partition=iid"],
+    "cnn": ["dataset._target_=tests.algorithms.test_personal.small_images", "model=cnn", "partition=iid"],
 }
 REFUSED = {  # strategy, model or WSA → why
     ("fedbn", "mlp"): "no normalisation layers",
@@ -27,7 +27,7 @@ REFUSED = {  # strategy, model or WSA → why
     ("wave", "all"): "no weight that templates could make",
     ("local", "on"): "no weights are averaged",
     ("centralised", "on"): "trained in one place",
-    ("oneshot", "on"): "trains its clients once",  # its own rounds: tests/test_oneshot.py
+    ("oneshot", "on"): "trains its clients once",  # its own rounds: tests/algorithms/test_oneshot.py
     ("oneshot", "off"): "trains its clients once",
 }
 

@@ -137,7 +137,7 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 @pytest.mark.parametrize(
     ("decode", "line"),
     [
-        (lambda: {}["nope"], "KeyError: 'nope' (tests/test_blame.py:"),
+        (lambda: {}["nope"], "KeyError: 'nope' (tests/config/test_blame.py:"),
         (lambda: (PIXELS, LABELS), "TypeError: decode must return ImageData or TextData, not tup"),
         (lambda: images(PIXELS.numpy(), LABELS), "Examples: inputs must be a torch tensor, not nu"),
         (lambda: images(PIXELS, LABELS[:5]), "Examples: 5 labels for 6 inputs ("),

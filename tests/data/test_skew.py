@@ -135,7 +135,7 @@ class Mirror:
 
 
 def test_a_stranger_s_skew_goes_by_its_path() -> None:
-    component = Component(**{"_target_": "tests.test_skew.Mirror"})
+    component = Component(**{"_target_": "tests.data.test_skew.Mirror"})
     for client, own in enumerate(drawn(component, 0, 8)):
         expected = IMAGES.flip(3) if own["mirrored"] else IMAGES
         assert torch.equal(seen(component, client), expected)
