@@ -197,7 +197,7 @@ def test_an_error_without_a_place_of_ones_own_has_none() -> None:
         np.zeros(2).reshape(3)
     said = told(caught.value)
     assert said.startswith(
-        "ValueError: cannot reshape array of size 2 into shape (3,) (tests/test_b"
+        "ValueError: cannot reshape array of size 2 into shape (3,) (tests/config/"
     )
     assert told(RuntimeError("two\nlines")) == "RuntimeError: two lines"
     assert told(KeyboardInterrupt()) == "KeyboardInterrupt"

@@ -32,7 +32,7 @@ FLEET = [
     *("model=mlp", "model._target_=tests.given.failing.net", "~model.width", "~model.depth"),
 ]
 OURS = "strategy._target_=tests.given.failing.Average"
-HERE = r"\(\S*tests/failing\.py:\d+\)"
+HERE = r"\(\S*tests/given/failing\.py:\d+\)"
 
 
 def composed(tmp_path: Path, *words: str) -> Config:
@@ -175,7 +175,7 @@ def test_every_error_has_a_line(how: str, said: str) -> None:
     with pytest.raises(BaseException) as caught:  # noqa: PT011
         fail(how)
     line = re.sub(
-        r"[^\s(]*tests/failing\.py:\d+",
+        r"[^\s(]*tests/given/failing\.py:\d+",
         "HERE",
         told(
             caught.value.with_traceback(
