@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,28 @@ def test_a_module_imports_only_what_its_floor_allows(file: Path) -> None:
             assert any(FRAMEWORKS[top] in uses for uses in allowed), f"{place} imports {name}"
         if top == "torchvision":
             assert str(place) == "fedwsa/models/torchvision_loader.py"
+
+
+def _room(name: str) -> str | None:
+    """The folder that a module stands in; None of those that stand in none, as seeding."""
+    top, *inner = name.split(".")
+    if top != "fedwsa":
+        return top if top in FLOORS else None
+    return inner[0] if inner and (ROOT / "fedwsa" / inner[0]).is_dir() else None
+
+
+def test_folders_import_those_that_the_page_names_and_all_of_them() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| ([\w, ]*)\|$", page.split("| folder |")[1], re.MULTILINE)
+    allowed = {room: set(filter(None, names.strip().split(", "))) for room, names in rows}
+    used: dict[str, set[str]] = {room: set() for room in allowed}
+    for file in modules():
+        own = _room(".".join(file.relative_to(ROOT).with_suffix("").parts))
+        if own in used:
+            used[own] |= {
+                room for name in imports(file) if (room := _room(name)) not in (None, own)
+            }
+    assert used == allowed
 
 
 @pytest.mark.parametrize("file", modules(), ids=lambda f: str(f.relative_to(ROOT)))
