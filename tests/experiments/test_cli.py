@@ -136,10 +136,22 @@ def test_ctrl_c_during_imports_is_one_line(command: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("module", "words", "line"),
     [
-        ("tables.cli", "x --nonsense", "fedwsa-table: unrecognized arguments: --nonsense; --help"),
-        ("figures.cli", "", "fedwsa-plot: the following arguments are required: RUNS; --help"),
-        ("studies.cli", "smoke --workers 0", "fedwsa-study: argument --workers: must be a number"),
-        ("merge.cli", "a b --samples many", "fedwsa-merge: argument --samples: invalid int value"),
+        (
+            "commands.table",
+            "x --nonsense",
+            "fedwsa-table: unrecognized arguments: --nonsense; --help",
+        ),
+        ("commands.plot", "", "fedwsa-plot: the following arguments are required: RUNS; --help"),
+        (
+            "commands.study",
+            "smoke --workers 0",
+            "fedwsa-study: argument --workers: must be a number",
+        ),
+        (
+            "commands.merge",
+            "a b --samples many",
+            "fedwsa-merge: argument --samples: invalid int value",
+        ),
         ("deploy.keys", "keys", "python -m experiments.deploy.keys: the following arguments are"),
     ],
 )
