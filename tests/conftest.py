@@ -17,6 +17,7 @@ from fedwsa.launcher import find_apps
 find_apps()  # as the commands do: Ray's workers need it
 
 # Before all other imports: it sets what Flower, Ray and Hydra read from the environment.
+import experiments.commands.simulate  # noqa: F401, I001
 
 import pytest
 import ray

@@ -55,6 +55,7 @@ def _end() -> NoReturn:
 
 def _begin(cpus: int) -> dict[str, Any]:
     """Start Ray in the background; ``cpus`` 0: the cells need none."""
+    import experiments.commands.simulate  # noqa: F401  (sets what Ray reads from the environment)
     from experiments.commands.ray_start import RayStart
 
     if cpus:

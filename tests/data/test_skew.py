@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from clients import app as clients
+from clients import samples as own_samples
 from clients.network import Network, network_for
+from clients.received import Received
 from experiments.commands.simulate import simulate
 from fedwsa.config.component import Component, ConfigError
 from fedwsa.config.compose import compose
@@ -175,14 +176,14 @@ def test_clients_train_on_what_they_see_and_the_test_set_is_left_alone(tmp_path:
     config = compose([*words, "skew=colour"])
     data = open_federated(config.data_spec)
     pool, network = data.whole.train.inputs, network_of(config, data)
-    received = clients.Received(data, network, "cpu", {}, {})
-    samples = clients._samples(config, received, (1, 2))
+    received = Received(data, network, "cpu", {}, {})
+    samples = own_samples.samples_of(config, received, (1, 2))
     chosen, held = data.split(2)
     assert torch.equal(samples.inputs, skewed(config.skew, pool[chosen], 0, 2, held=False))
     assert not torch.equal(samples.inputs, pool[chosen])
     assert torch.equal(samples.labels, data.whole.train.labels[chosen])
-    assert torch.equal(clients._samples(config, received, (7, 2)).inputs, samples.inputs)
-    own = clients._seen(config, data, 2, held=True)
+    assert torch.equal(own_samples.samples_of(config, received, (7, 2)).inputs, samples.inputs)
+    own = own_samples.seen(config, data, 2, held=True)
     assert torch.equal(own.inputs, skewed(config.skew, pool[held], 0, 2, held=True))
     assert torch.equal(own.labels, data.whole.train.labels[held])
 
@@ -190,10 +191,10 @@ def test_clients_train_on_what_they_see_and_the_test_set_is_left_alone(tmp_path:
 def test_the_centralised_reference_pools_what_the_clients_see(tmp_path: Path) -> None:
     config = compose(["clients.count=4", "partition=iid", f"cache_dir={tmp_path}", "skew=noise"])
     data = open_federated(config.data_spec)
-    seen_by = [clients._seen(config, data, k, held=False).inputs for k in range(4)]
+    seen_by = [own_samples.seen(config, data, k, held=False).inputs for k in range(4)]
     content = {messages.POOLED: {messages.POOLED: 1.0}}
-    received = clients.Received(data, network_of(config, data), "cpu", content, {})
-    assert torch.equal(clients._samples(config, received, (1, 0)).inputs, torch.cat(seen_by))
+    received = Received(data, network_of(config, data), "cpu", content, {})
+    assert torch.equal(own_samples.samples_of(config, received, (1, 0)).inputs, torch.cat(seen_by))
 
 
 def test_a_run_with_skew_trains_alone_and_in_cohorts_alike_and_says_who_drew_what(

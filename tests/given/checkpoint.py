@@ -23,11 +23,6 @@ from server.rounds import RunError
 TINY = ["rounds=5", "clients.count=4", "clients.fraction=0.5", "local.epochs=1", "model.width=0.2"]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tmp_path_factory.mktemp("cache"))
-
-
 def until(config: Config, last: int) -> ClientApp:
     """Our client, until a round after which all fail."""
     app, ours = ClientApp(), clients.app.build(config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from fedwsa.models import ImageShape
 
@@ -24,7 +23,7 @@ class _Everything(nn.Module):
         self.second.weight = self.first.weight  # tied
         self.head = nn.Linear(units, classes)
         # Drawn, so that another seed gives another network.
-        self.register_buffer("mask", torch.rand(classes, units) < 0.7)
+        self.register_buffer("mask", torch.rand(units) < 0.7)
         self.register_buffer("order", torch.randperm(inputs))
         self.register_buffer("shift", torch.randn(units), persistent=False)
 
@@ -32,7 +31,7 @@ class _Everything(nn.Module):
         x = self.norm(self.body(x.flatten(1)[:, self.order]))
         x = torch.relu(self.first(x)) + self.shift
         x = torch.relu(self.second(x))
-        return linear(x, self.head.weight * self.mask, self.head.bias)
+        return self.head(x * self.mask)
 
 
 def everything(image: ImageShape, classes: int) -> nn.Module:

@@ -31,6 +31,11 @@ from server.checkpoint import Checkpoint, Checkpoints
 from tests.given.checkpoint import TINY, assert_same_run, interrupted
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.mark.parametrize(
     "strategy",
     [
