@@ -15,9 +15,9 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
 
 from clients.training import Samples
-from fedwsa.conditions import Conditions, batch_sizes
-from fedwsa.objectives import Objective
-from fedwsa.sections import Local
+from fedwsa.algorithms.objective import Objective
+from fedwsa.config.sections import Local
+from fedwsa.fleet.conditions import Conditions, batch_sizes
 
 MOST_BYTES = 1 << 28
 """Inputs of an epoch, of all clients together, that are held at once."""

@@ -1,4 +1,4 @@
-"""What a client keeps in its context, by the versions of :mod:`fedwsa.objectives.memory`."""
+"""What a client keeps in its context, by the versions of :mod:`fedwsa.algorithms.memory.client`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from flwr.app import Array, Context, Message, RecordDict
 
-from fedwsa import messages
-from fedwsa.objectives import find_record, memory
+from fedwsa.algorithms.memory import client as memory
+from fedwsa.algorithms.objective import find_record
+from fedwsa.wire import messages
 
 
 def recalled(message: Message, context: Context) -> memory.State:
-    """What a client goes on from, see :func:`fedwsa.objectives.memory.recall`."""
+    """What a client goes on from, see :func:`fedwsa.algorithms.memory.client.recall`."""
     kept = {name: messages.to_tensors(r) for name, r in context.state.array_records.items()}
     return memory.recall(message.content, kept)
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from clients.stacking import Stacking, stacking
-from fedwsa import messages
-from fedwsa.components import Component, ConfigError
+from fedwsa.algorithms.objective import Content, Weights, find_record
+from fedwsa.config.component import Component, ConfigError
 from fedwsa.learngene import wave
 from fedwsa.models import InputShape, build_model, state
 from fedwsa.models.architecture import architecture_of
-from fedwsa.moments import precise
-from fedwsa.objectives import Content, Weights, find_record
 from fedwsa.remembered import in_run
+from fedwsa.scope.moments import precise
+from fedwsa.wire import messages
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from flwr.app import ConfigRecord, Context, Message
 
-from fedwsa import messages
-from fedwsa.components import ConfigError
-from fedwsa.config import Config
+from fedwsa.algorithms.objective import Content, find_record
+from fedwsa.config.component import ConfigError
+from fedwsa.config.schema import Config
 from fedwsa.data.federated import FederatedData, shared_federated
 from fedwsa.data.own import is_own, open_node
-from fedwsa.objectives import Content, find_record
+from fedwsa.wire import messages
 
 
 def client_of(context: Context) -> int:

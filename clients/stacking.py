@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from clients.borrowed import borrowed
 from clients.cohort import Stack
 from fedwsa import seeding
-from fedwsa.blame import told
+from fedwsa.config.blame import told
 from fedwsa.models import InputShape
 
 _FEWEST, _MOST = 4, 64  # of a batch; larger ones cost time, and show no more

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.optimizer import ParamsT
 
-from fedwsa.augment import ShadowWeights
-from fedwsa.conditions import Conditions, batch_sizes
+from fedwsa.algorithms.objective import Objective
+from fedwsa.config.sections import Local
+from fedwsa.fleet.conditions import Conditions, batch_sizes
 from fedwsa.learngene import wave
 from fedwsa.merge.batch_norm import reestimate
-from fedwsa.moments import precise
-from fedwsa.objectives import Objective
-from fedwsa.sections import Local
+from fedwsa.models.augment import ShadowWeights
+from fedwsa.scope.moments import precise
 
 Prepare = Callable[[Tensor], Tensor]
 """Inputs as stored → the input of the model (normalised, perhaps augmented)."""

@@ -8,14 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedwsa.objectives.scope import ScopeAlignment as ScopeAlignment
-    from fedwsa.scope import WeightScope as WeightScope
-    from fedwsa.strategies.fedwsa import FedWSA as FedWSA
+    from fedwsa.algorithms.wsa.client import ScopeAlignment as ScopeAlignment
+    from fedwsa.algorithms.wsa.server import FedWSA as FedWSA
+    from fedwsa.scope.weight_scope import WeightScope as WeightScope
 
 _HOMES = {
-    "FedWSA": "fedwsa.strategies.fedwsa",
-    "ScopeAlignment": "fedwsa.objectives.scope",
-    "WeightScope": "fedwsa.scope",
+    "FedWSA": "fedwsa.algorithms.wsa.server",
+    "ScopeAlignment": "fedwsa.algorithms.wsa.client",
+    "WeightScope": "fedwsa.scope.weight_scope",
 }
 __all__ = ["FedWSA", "ScopeAlignment", "WeightScope"]
 

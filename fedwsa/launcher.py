@@ -53,34 +53,34 @@ def _start(name: str, module: str) -> None:
 
 def simulate() -> None:
     """``fedwsa``."""
-    _start("fedwsa", "experiments.cli")
+    _start("fedwsa", "experiments.commands.start")
 
 
 def learngene() -> None:
     """``fedwsa-learngene``."""
-    _start("fedwsa-learngene", "experiments.learngene.__main__")
+    _start("fedwsa-learngene", "experiments.commands.learngene")
 
 
 def merge() -> None:
     """``fedwsa-merge``."""
-    _start("fedwsa-merge", "experiments.merge.cli")
+    _start("fedwsa-merge", "experiments.commands.merge")
 
 
 def partition() -> None:
     """``fedwsa-partition``."""
-    _start("fedwsa-partition", "experiments.partition")
+    _start("fedwsa-partition", "experiments.commands.partition")
 
 
 def plot() -> None:
     """``fedwsa-plot``."""
-    _start("fedwsa-plot", "experiments.figures.cli")
+    _start("fedwsa-plot", "experiments.commands.plot")
 
 
 def study() -> None:
     """``fedwsa-study``."""
-    _start("fedwsa-study", "experiments.studies.cli")
+    _start("fedwsa-study", "experiments.commands.study")
 
 
 def table() -> None:
     """``fedwsa-table``."""
-    _start("fedwsa-table", "experiments.tables.cli")
+    _start("fedwsa-table", "experiments.commands.table")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 
-from fedwsa import messages
-from fedwsa.components import ConfigError
-from fedwsa.config import Config
-from fedwsa.scope import WeightScope, fan_in, scoped_layers, stability
-from fedwsa.sizes import WHOLE
-from fedwsa.strategies.fedwsa import FedWSA
+from fedwsa.algorithms.wsa.server import FedWSA
+from fedwsa.config.component import ConfigError
+from fedwsa.config.schema import Config
+from fedwsa.fleet.size_rules import WHOLE
+from fedwsa.scope.weight_scope import WeightScope, fan_in, scoped_layers, stability
+from fedwsa.wire import messages
 from server.sizes import SizedModels
 
 logger = logging.getLogger("fedwsa")

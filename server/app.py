@@ -5,9 +5,9 @@ from __future__ import annotations
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedwsa.blame import telling_theirs
-from fedwsa.components import ConfigError
-from fedwsa.config import from_run_config
+from fedwsa.config.blame import telling_theirs
+from fedwsa.config.component import ConfigError
+from fedwsa.config.compose import from_run_config
 from fedwsa.remembered import enter
 from server.deployment import folder_of, open_fleet, require_no_memory, told
 from server.federation import Federation

@@ -19,10 +19,10 @@ from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedwsa.components import ConfigError
-from fedwsa.identity import differences
-from fedwsa.strategies.wrapping import chain
-from server import state_files
+from fedwsa.algorithms.wrapping import chain
+from fedwsa.config.component import ConfigError
+from fedwsa.config.identity import differences
+from fedwsa.runfolder import state_files
 
 logger = logging.getLogger("fedwsa")
 
@@ -56,7 +56,7 @@ class Checkpoint:
     tally : dict
         What the result sums up over the rounds.
     run : dict
-        Which run it is of, see :func:`fedwsa.identity.described`.
+        Which run it is of, see :func:`fedwsa.config.identity.described`.
     """
 
     round: int

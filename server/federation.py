@@ -11,22 +11,23 @@ from pathlib import Path
 from flwr.serverapp import Grid
 from rich.console import Console
 
-from fedwsa import interruption, messages
-from fedwsa.blame import blaming
-from fedwsa.components import ConfigError
-from fedwsa.config import Config
+from fedwsa import interruption
+from fedwsa.algorithms.privacy import local_spent, spent
+from fedwsa.algorithms.sizes.fedwave import FedWave
+from fedwsa.algorithms.sizes.server import sized
+from fedwsa.algorithms.wrapping import declared
+from fedwsa.algorithms.wsa.server import FedWSA
+from fedwsa.config.blame import blaming
+from fedwsa.config.component import ConfigError
+from fedwsa.config.identity import described
+from fedwsa.config.schema import Config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.skew import open_skew
-from fedwsa.devices import resolve_device
-from fedwsa.files import sync
-from fedwsa.identity import described
+from fedwsa.fleet.devices import resolve_device
 from fedwsa.learngene import wave
 from fedwsa.remembered import enter
-from fedwsa.strategies.fedwsa import FedWSA
-from fedwsa.strategies.privacy import local_spent, spent
-from fedwsa.strategies.sizes import sized
-from fedwsa.strategies.wave import FedWave
-from fedwsa.strategies.wrapping import declared
+from fedwsa.runfolder.files import sync
+from fedwsa.wire import messages
 from server.alignment import check_alignment
 from server.callbacks import Callback
 from server.callbacks.choosing import BestModel, EarlyStop

@@ -18,13 +18,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fedwsa.components import ConfigError
-from fedwsa.config import Config
+from fedwsa.config.component import ConfigError
+from fedwsa.config.schema import Config
 from fedwsa.data import skew
 from fedwsa.data.partition import Partition
-from fedwsa.files import write_text
 from fedwsa.launcher import APPS
-from server.locks import locked
+from fedwsa.runfolder.files import write_text
+from fedwsa.runfolder.locks import locked
 
 logger = logging.getLogger("fedwsa")
 

@@ -13,18 +13,19 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
-from fedwsa import messages, seeding
-from fedwsa.blame import blaming
-from fedwsa.config import Config
+from fedwsa import seeding
+from fedwsa.algorithms.personal.server import has_global_model
+from fedwsa.algorithms.sizes.server import sized
+from fedwsa.config.blame import blaming
+from fedwsa.config.schema import Config
+from fedwsa.data.evaluation import Score, evaluate, measure_statistics
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import FederatedData
 from fedwsa.data.own import is_own
-from fedwsa.evaluation import Score, evaluate, measure_statistics
+from fedwsa.fleet.size_rules import WHOLE
 from fedwsa.models import state
 from fedwsa.models.files import save_network
-from fedwsa.sizes import WHOLE
-from fedwsa.strategies.personal import has_global_model
-from fedwsa.strategies.sizes import sized
+from fedwsa.wire import messages
 from server.rounds import RoundRecord, RunError
 from server.sizes import SizedModels
 

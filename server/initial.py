@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from fedwsa.components import ConfigError
-from fedwsa.config import Config
+from fedwsa.config.component import ConfigError
+from fedwsa.config.schema import Config
 from fedwsa.data.federated import FederatedData
 from fedwsa.data.loading import open_source
 from fedwsa.learngene import Standard

@@ -12,10 +12,10 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fedwsa import messages
-from fedwsa.components import ConfigError
-from fedwsa.objectives import find_record
-from fedwsa.strategies.averaging import AveragedReplies
+from fedwsa.algorithms.averaging import AveragedReplies
+from fedwsa.algorithms.objective import find_record
+from fedwsa.config.component import ConfigError
+from fedwsa.wire import messages
 
 logger = logging.getLogger("fedwsa")
 

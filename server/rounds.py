@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedwsa import messages, seeding
-from fedwsa.blame import blaming
-from fedwsa.config import Config
-from fedwsa.evaluation import Score, jain_index
-from fedwsa.sizes import WHOLE
-from fedwsa.strategies.averaging import AveragedReplies
-from fedwsa.strategies.fedwsa import FedWSA, ScopeReport
-from fedwsa.strategies.gathered import Gathered, Incident, short
-from fedwsa.strategies.guard import Guard
+from fedwsa import seeding
+from fedwsa.algorithms.averaging import AveragedReplies
+from fedwsa.algorithms.guard.gathered import Gathered, Incident, short
+from fedwsa.algorithms.guard.guard import Guard
+from fedwsa.algorithms.wsa.server import FedWSA, ScopeReport
+from fedwsa.config.blame import blaming
+from fedwsa.config.schema import Config
+from fedwsa.data.evaluation import Score, jain_index
+from fedwsa.fleet.size_rules import WHOLE
+from fedwsa.wire import messages
 from server.nodes import PartitionGrid
 from server.systems import Costs, Systems
 

@@ -9,14 +9,14 @@ from functools import cached_property
 
 from torch import nn
 
-from fedwsa import messages
-from fedwsa.blame import blaming
-from fedwsa.components import Component, ConfigError
-from fedwsa.config import Config
+from fedwsa.algorithms.objective import trainable
+from fedwsa.config.blame import blaming
+from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.schema import Config
+from fedwsa.fleet.size_rules import WHOLE, model_cost
 from fedwsa.models import InputShape, build_model, require_answers, state
 from fedwsa.models.architecture import Architecture, Axes, Axis, architecture_of
-from fedwsa.objectives import trainable
-from fedwsa.sizes import WHOLE, model_cost
+from fedwsa.wire import messages
 
 NORMS = (
     nn.modules.batchnorm._BatchNorm,

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from flwr.serverapp.strategy import (
-    Bulyan,
     FedAvg,
-    Krum,
-    MultiKrum,
-    QFedAvg,
     Strategy,
 )
 from safetensors import SafetensorError
 
-from fedwsa import messages
-from fedwsa.augment import kernels
-from fedwsa.blame import blaming
-from fedwsa.components import (
+from fedwsa.algorithms.guard.guard import Guard
+from fedwsa.algorithms.objectives import own_objectives
+from fedwsa.algorithms.oneshot import Operator
+from fedwsa.algorithms.privacy import accounted, is_private
+from fedwsa.algorithms.statistics import spared
+from fedwsa.algorithms.wrapping import chain
+from fedwsa.algorithms.wsa.server import FedWSA
+from fedwsa.config.component import (
     Component,
     ConfigError,
     build,
@@ -29,32 +29,26 @@ from fedwsa.components import (
     locate,
     signature_of,
 )
-from fedwsa.config import Config
-from fedwsa.data.own import is_own
+from fedwsa.config.schema import Config
+from fedwsa.config.sections import Wsa
+from fedwsa.fleet.size_rules import WHOLE
 from fedwsa.merge import needs
 from fedwsa.merge.average import average
-from fedwsa.models import blank_inputs, state
 from fedwsa.models.architecture import Units
 from fedwsa.models.weights import open_weights
-from fedwsa.objectives.all import own_objectives
-from fedwsa.objectives.moon import require_classifier
-from fedwsa.scope import WeightScope
-from fedwsa.sections import Wsa
-from fedwsa.sizes import WHOLE
-from fedwsa.strategies.averaging import averages_by
-from fedwsa.strategies.fedper import FedPer
-from fedwsa.strategies.fedwsa import FedWSA
-from fedwsa.strategies.guard import Guard
-from fedwsa.strategies.local import LocalOnly
-from fedwsa.strategies.moon import Moon
-from fedwsa.strategies.oneshot import OneShot, Operator
-from fedwsa.strategies.personal import Personal
-from fedwsa.strategies.privacy import accounted, is_private
-from fedwsa.strategies.scaffold import Scaffold
-from fedwsa.strategies.sizes import SizedFedAvg
-from fedwsa.strategies.statistics import spared
-from fedwsa.strategies.wave import FedWave
-from fedwsa.strategies.wrapping import chain, declared
+from fedwsa.scope.weight_scope import WeightScope
+from fedwsa.wire import messages
+from server.compatibility import (
+    require_kernels,
+    require_majority,
+    require_personal_part,
+    require_private,
+    require_rounds,
+    require_sgd,
+    require_tap,
+    require_whole_models,
+    warn_of_learned,
+)
 from server.sizes import SizedModels
 from server.wants import wants_of
 
@@ -106,17 +100,17 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
             f"{component.name}.adds_noise = True, so that clients withhold what the noise does not "
             "cover"
         )
-    _check_rounds(strategy, config)
+    require_rounds(strategy, config)
     _set_sampling(strategy, config)
-    _check_optimisers(strategy, config)
-    _check_majority(strategy, config, cohort)
-    _check_personal(strategy, sizes)
-    _check_contrast(strategy, sizes)
-    _check_augmentation(strategy, config, sizes)
-    _warn_of_learned(strategy, config)
+    require_sgd(strategy, config)
+    require_majority(strategy, config, cohort)
+    require_personal_part(strategy, sizes)
+    require_tap(strategy, sizes)
+    require_kernels(strategy, config, sizes)
+    warn_of_learned(strategy, config)
     own_objectives(config.local.objectives)
     if config.private:
-        _check_private(strategy, config, sizes)
+        require_private(strategy, config, sizes)
         strategy = accounted(strategy, config.privacy.delta, config.clients.count)
     strategy = spared(strategy, sizes.buffers)
     return _aligned(strategy, config, sizes) if config.wsa.enabled else strategy
@@ -159,7 +153,7 @@ def _make(component: Component, where: str, facts: Mapping[str, Any]) -> Any:
     for name, value in component.arguments.items():
         if isinstance(value, dict) and "_target_" in value:
             inner = _make(Component(**value), f"{where}.{name}", facts)
-            _check_wrapping(component, inner)
+            require_whole_models(component, inner)
             given[name] = inner
         elif value is not None or name not in wanted:
             given[name] = value
@@ -212,124 +206,6 @@ def _permutations(config: Config, sizes: SizedModels) -> Units | None:
     return sizes.known.units(sizes.models[WHOLE])
 
 
-def _check_rounds(strategy: Strategy, config: Config) -> None:
-    """Refuse more rounds than a strategy has."""
-    for part in chain(strategy):
-        if isinstance(part, OneShot) and config.rounds != part.rounds:
-            raise ConfigError(
-                f"rounds: {type(part).__name__} trains its clients once: set rounds=1, and "
-                f"local.epochs (now {config.local.epochs}) to as many as they are to train"
-            )
-
-
-def _check_wrapping(outer: Component, inner: object) -> None:
-    """Refuse to wrap what does not exchange whole models.
-
-    Raises
-    ------
-    ConfigError
-        Flower's privacy wrappers compare each reply with the model that all were sent.
-    """
-    whole = not isinstance(inner, SizedFedAvg | Personal | Scaffold | OneShot)
-    if isinstance(inner, Strategy) and not whole:
-        raise ConfigError(
-            f"strategy.args: {outer.name} needs clients that send one whole model, which "
-            f"{type(inner).__name__} does not"
-        )
-
-
-def _check_augmentation(strategy: Strategy, config: Config, sizes: SizedModels) -> None:
-    """Refuse weight augmentation of models without kernels to transform."""
-    if config.local.weight_augmentation == "off":
-        return
-    if any(isinstance(part, FedWave) for part in chain(strategy)):
-        raise ConfigError(
-            "local.weight_augmentation: FedWave's clients train the templates that their kernels "
-            "are made from; take it with another strategy"
-        )
-    for size, model in sizes.models.items():
-        try:
-            kernels(model)
-        except ValueError as error:
-            named = f"{config.model_of(size).name}: {error}"
-            raise ConfigError(
-                f"local.weight_augmentation: {named}; take cnn, vgg8 or resnet20, or off"
-            ) from None
-
-
-def _warn_of_learned(strategy: Strategy, config: Config) -> None:
-    """Say that a scaler makes a part of a learned network too loud.
-
-    It makes up for standard weights, whose activations are small in a small part. Of a network
-    that init=wave has learned on digits, the largest curvature of a quarter's loss grows from 18
-    to 752 by it, where SGD with momentum 0.9 is stable up to 3.8/lr: lr 0.01 was borne, and
-    better than without, 0.03 not. Weights cannot make up for it: sizes share their entries, and
-    each would need them divided by another rate.
-    """
-    scales = any(isinstance(s, SizedFedAvg) and s.scaler for s in chain(strategy))
-    if scales and config.init.method.name != "Standard":
-        logger.warning(
-            "strategy.args.scaler: init=%s gives weights that are at scale already, and small "
-            "sizes may become unstable (on digits, at local.lr=0.03 and above): if their accuracy "
-            "falls, lower local.lr or set it to false",
-            config.init.method.name.lower(),
-        )
-
-
-def _check_optimisers(strategy: Strategy, config: Config) -> None:
-    counts = [part.__name__ for part in declared(strategy) if part.needs_sgd]
-    if counts and config.optimisers != {"sgd"}:
-        key = "optimiser" if config.local.optimisers is None else "optimisers"
-        raise ConfigError(f"local.{key}: {counts[0]} counts steps of SGD; set it to sgd for all")
-
-
-def _check_majority(strategy: Strategy, config: Config, cohort: int) -> None:
-    """Refuse to look for more liars than a robust rule can bear (arXiv 1703.02757, 1802.07927)."""
-    for part in chain(strategy):
-        if not isinstance(part, Krum | MultiKrum | Bulyan) or not part.num_malicious_nodes:
-            continue
-        liars = part.num_malicious_nodes
-        needed = 4 * liars + 3 if isinstance(part, Bulyan) else 2 * liars + 3
-        if cohort < needed:
-            raise ConfigError(
-                f"strategy.args.num_malicious_nodes: {type(part).__name__} bears {liars} of at "
-                f"least {needed} clients a round; there are {cohort}"
-            )
-
-
-def _check_personal(strategy: Strategy, sizes: SizedModels) -> None:
-    """Refuse a pattern that leaves nothing, everything, or half of a tie with the clients."""
-    for part in chain(strategy):
-        if not isinstance(part, Personal) or isinstance(part, LocalOnly):
-            continue
-        names = [name for of in sizes.shapes.values() for name in of]
-        own = [name for name in names if part.is_personal(name)]
-        if not own:
-            raise ConfigError(
-                f"strategy.args.personal: matches no array; there are {', '.join(names)}"
-            )
-        if len(own) == len(names):
-            raise ConfigError(
-                "strategy.args.personal: leaves everything with the clients; that is strategy=local"
-            )
-        if not isinstance(part, FedPer):  # who tells by names
-            continue
-        for same in (tie for model in sizes.models.values() for tie in state.tied(model)):
-            if len({part.is_personal(name) for name in same}) > 1:
-                raise ConfigError(
-                    f"strategy.args.personal: {' and '.join(same)} are one tied array, of which "
-                    "one name would stay with the clients and the other not; match all or none"
-                )
-
-
-def _check_contrast(strategy: Strategy, sizes: SizedModels) -> None:
-    """Refuse to contrast what goes into the classifier of a model that has none to tap."""
-    if any(isinstance(part, Moon) and part.mu for part in chain(strategy)):
-        for model in sizes.models.values():
-            with blaming(ConfigError, "strategy: ", kinds=False):
-                require_classifier(model, blank_inputs(sizes.shape, 2))
-
-
 def _set_sampling(strategy: Strategy, config: Config) -> None:
     """Set the attributes by which Flower's strategies sample, whatever their constructor takes.
 
@@ -366,42 +242,6 @@ def _set_sampling(strategy: Strategy, config: Config) -> None:
         raise ConfigError(
             f"strategy.args.fraction_train: must be above 0 and at most 1; "
             f"got {inner.fraction_train}"
-        )
-
-
-def _check_private(strategy: Strategy, config: Config, sizes: SizedModels) -> None:
-    """Refuse what needs more of the clients than a private run lets them say.
-
-    Of statistics, which the noise may make useless, a warning.
-
-    Raises
-    ------
-    ConfigError
-        Names the strategy.
-    """
-    *_, inner = chain(strategy)
-    name = type(inner).__name__
-    by = averages_by(inner) or messages.NUM_EXAMPLES
-    if isinstance(inner, SizedFedAvg) and inner.classifier:
-        raise ConfigError(
-            f"strategy.args.class_rows: {name} needs to know which classes a client has, which a "
-            "private run keeps; set it to false"
-        )
-    fishers = isinstance(inner, OneShot) and inner.asks_for_fishers
-    if fishers or isinstance(inner, Scaffold | Personal) or by != messages.NUM_EXAMPLES:
-        raise ConfigError(f"strategy: {name} needs more of a client than one noised model")
-    if isinstance(inner, QFedAvg) and config.withheld:
-        raise ConfigError(f"strategy: {name} needs the clients' losses: privacy.reports=clear")
-    if not is_own(config.partition) and any(map(state.measured, sizes.models.values())):
-        raise ConfigError(
-            "model.norm=static: its statistics are measured on the clients' images, and saved, "
-            "which privacy does not cover; take model.norm=group"
-        )
-    if sizes.buffers:
-        logger.warning(
-            "model: running statistics (%s) get noise as weights do, and a variance below zero "
-            "makes the model answer NaN; another norm, as model.norm=group, has none",
-            sizes.buffers[0],
         )
 
 

@@ -9,13 +9,14 @@ from functools import cache
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedwsa import messages, systems
-from fedwsa.conditions import draw_conditions
-from fedwsa.config import Config
+from fedwsa.algorithms.averaging import AveragedReplies
+from fedwsa.config.schema import Config
 from fedwsa.data.federated import FederatedData
+from fedwsa.fleet import systems
+from fedwsa.fleet.conditions import draw_conditions
+from fedwsa.fleet.systems import Task
 from fedwsa.models.flops import training_flops
-from fedwsa.strategies.averaging import AveragedReplies
-from fedwsa.systems import Task
+from fedwsa.wire import messages
 from server.sizes import SizedModels
 
 logger = logging.getLogger("fedwsa")

@@ -9,7 +9,7 @@ from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
 )
 
-from fedwsa.components import Component, ConfigError, locate, signature_of
+from fedwsa.config.component import Component, ConfigError, locate, signature_of
 
 FACTS = (
     "shapes",

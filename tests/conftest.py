@@ -7,7 +7,7 @@ import signal
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for what a shell runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests press Ctrl-C
-os.environ.pop("HYDRA_FULL_ERROR", None)  # which experiments.simulate sets, here and in a parent
+os.environ.pop("HYDRA_FULL_ERROR", None)  # which the command sets, here and in a parent
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Ray's workers have the other core
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray on 127.0.0.1 only
@@ -17,7 +17,7 @@ from fedwsa.launcher import find_apps
 find_apps()  # as the commands do: Ray's workers need it
 
 # Before all other imports: it sets what Flower, Ray and Hydra read from the environment.
-import experiments.simulate  # noqa: F401, I001
+import experiments.commands.simulate  # noqa: F401, I001
 
 import pytest
 import ray

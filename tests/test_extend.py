@@ -14,13 +14,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from fedwsa.components import ConfigError
-from fedwsa.config import CONFIG_DIR
-from fedwsa.objectives import LocalRun, Objective
-from fedwsa.objectives.all import own_objectives, require_numbers
-from tests.test_runtimes import environment
+from fedwsa.algorithms.objective import LocalRun, Objective
+from fedwsa.algorithms.objectives import own_objectives, require_numbers
+from fedwsa.config.component import ConfigError
+from fedwsa.config.places import CONFIG_DIR
+from tests.given import ROOT
+from tests.given.runtimes import environment
 
-PAGE = (Path(__file__).parent.parent / "docs" / "extend.md").read_text()
+PAGE = (ROOT / "docs" / "extend.md").read_text()
 
 
 @pytest.fixture(scope="module")

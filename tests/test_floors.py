@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-FLOORS = {"fedwsa": 0, "server": 1, "clients": 1, "experiments": 2}
+from tests.given.floors import FLOORS, ROOT, modules
+
 # The methods are plain PyTorch; only the plug-ins know a framework.
 FRAMEWORKS = {"flwr": "flwr", "ray": "ray", "hydra": "hydra", "omegaconf": "hydra"}
 MAY_USE = {
-    "fedwsa/strategies": {"flwr"},
-    "fedwsa/messages.py": {"flwr"},
-    "fedwsa/arrays.py": {"flwr"},
+    "fedwsa/algorithms": {"flwr"},
+    "fedwsa/wire": {"flwr"},
     "fedwsa/simulation": {"flwr", "ray"},
-    "fedwsa/config.py": {"hydra"},
-    "fedwsa/explain.py": {"hydra"},
-    "fedwsa/search_path.py": {"hydra"},
+    "fedwsa/config": {"hydra"},
+    "fedwsa/runfolder/state_files.py": {"flwr"},
 }
+# What runs at a client knows no framework either: a message reaches it as a mapping.
+PURE = ("client.py", "objective.py", "objectives.py", "overlap.py")
 LAUNCHER = "fedwsa/launcher.py"  # starts the commands, which stand above it
-
-
-def modules() -> list[Path]:
-    found = [f for top in FLOORS for f in sorted((ROOT / top).rglob("*.py"))]
-    assert len(found) > 30
-    return found
 
 
 def imports(file: Path) -> set[str]:
@@ -50,10 +45,33 @@ def test_a_module_imports_only_what_its_floor_allows(file: Path) -> None:
         if top in FLOORS and top != own:
             assert FLOORS[top] < FLOORS[own], f"{place} imports {name} from above or beside"
         if own == "fedwsa" and top in FRAMEWORKS:
+            assert place.name not in PURE, f"{place} imports {name}"
             allowed = [uses for where, uses in MAY_USE.items() if str(place).startswith(where)]
             assert any(FRAMEWORKS[top] in uses for uses in allowed), f"{place} imports {name}"
         if top == "torchvision":
-            assert str(place) == "fedwsa/torchvision_loader.py"
+            assert str(place) == "fedwsa/models/torchvision_loader.py"
+
+
+def _room(name: str) -> str | None:
+    """The folder that a module stands in; None of those that stand in none, as seeding."""
+    top, *inner = name.split(".")
+    if top != "fedwsa":
+        return top if top in FLOORS else None
+    return inner[0] if inner and (ROOT / "fedwsa" / inner[0]).is_dir() else None
+
+
+def test_folders_import_those_that_the_page_names_and_all_of_them() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| ([\w, ]*)\|$", page.split("| folder |")[1], re.MULTILINE)
+    allowed = {room: set(filter(None, names.strip().split(", "))) for room, names in rows}
+    used: dict[str, set[str]] = {room: set() for room in allowed}
+    for file in modules():
+        own = _room(".".join(file.relative_to(ROOT).with_suffix("").parts))
+        if own in used:
+            used[own] |= {
+                room for name in imports(file) if (room := _room(name)) not in (None, own)
+            }
+    assert used == allowed
 
 
 @pytest.mark.parametrize("file", modules(), ids=lambda f: str(f.relative_to(ROOT)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_floors import ROOT, modules
+from tests.given.floors import ROOT, modules
 
 MODULES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle"}
 NAMES = {"eval", "exec", "compile", "__import__"}

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from fedwsa.launcher import APPS
+from tests.given import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 COMMANDS = sorted(PROJECT["project"]["scripts"])
 STRATEGY = """

@@ -28,13 +28,14 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-import experiments.simulate
+import experiments.commands.simulate
 from experiments.bench import workloads
 from experiments.bench.loop import loop_seconds
 from experiments.bench.memory import peak_memory
 from experiments.bench.workloads import TRAININGS, Training
-from fedwsa.config import Config, compose
-from fedwsa.files import write_text
+from fedwsa.config.compose import compose
+from fedwsa.config.schema import Config
+from fedwsa.runfolder.files import write_text
 
 console = Console(stderr=True)
 
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=2, help="turns that each side takes")
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for training")
     arguments = parser.parse_args()
-    experiments.simulate.console.quiet = True
+    experiments.commands.simulate.console.quiet = True
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     results = []
     for name in arguments.workload or names:
@@ -111,7 +112,7 @@ def _training(name: str, training: Training, folder: Path, repeat: int, device: 
 
     def simulate(runtime: str, turn: int) -> list[float]:
         run = folder / f"{runtime}-{turn}"
-        experiments.simulate.simulate(config(runtime), run)
+        experiments.commands.simulate.simulate(config(runtime), run)
         timing = pd.read_csv(run / "timing.csv")
         return (timing["train"] + timing["aggregate"]).tolist()[1:]
 
@@ -203,7 +204,7 @@ def _first_round(runtime: str, folder: Path, cache: Path) -> float:
     overrides = ["rounds=1", f"runtime={runtime}", f"hydra.run.dir={folder}", f"cache_dir={cache}"]
     start = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.cli", *overrides],
+        [sys.executable, "-m", "experiments.commands.start", *overrides],
         stdout=subprocess.PIPE,
         text=True,
     )

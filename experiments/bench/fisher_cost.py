@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from experiments.bench.timing import in_turn
-from fedwsa.config import compose
+from fedwsa.config.compose import compose
 from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.models import build_model
 from fedwsa.seeding import generator

@@ -13,9 +13,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from rich.console import Console
 
 from experiments.bench.timing import in_turn
-from fedwsa import messages
-from fedwsa.scope import WeightScope
-from fedwsa.strategies.replies import Rules, unusable_reply, update_size
+from fedwsa.algorithms.guard.replies import Rules, unusable_reply, update_size
+from fedwsa.scope.weight_scope import WeightScope
+from fedwsa.wire import messages
 
 REPEATS = 50
 

@@ -12,7 +12,7 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedwsa.config import Config
+from fedwsa.config.schema import Config
 from fedwsa.data.federated import open_federated
 from fedwsa.data.images import ImageData
 from fedwsa.models import build_model

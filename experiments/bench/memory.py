@@ -1,4 +1,4 @@
-"""Peak memory of a simulation: over all its processes, see :class:`experiments.processes.Usage`."""
+"""Peak memory of a simulation, over all its processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.processes import usage
+from experiments.commands.descendants import usage
 
 
 def peak_memory(clients: int, folder: Path) -> float:
@@ -22,7 +22,7 @@ def peak_memory(clients: int, folder: Path) -> float:
         f"hydra.run.dir={folder / f'memory-{clients}'}",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.cli", *overrides],
+        [sys.executable, "-m", "experiments.commands.start", *overrides],
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )

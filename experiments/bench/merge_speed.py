@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from experiments.merge.files import ModelFile
 from experiments.merge.methods import Ingredients, merge, method_of
 from fedwsa.data.cache import write_tensors
-from fedwsa.torchvision_loader import torchvision
+from fedwsa.models.torchvision_loader import torchvision
 
 METHODS = ["average", "wsa", "range", "percentile", "stages", "task_arithmetic", "ties"]
 

@@ -18,15 +18,15 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from experiments.bench.timing import in_turn
-from fedwsa import messages
-from fedwsa.config import compose
+from fedwsa.algorithms.feddyn.client import FedDyn
+from fedwsa.algorithms.fedprox.client import Proximal
+from fedwsa.algorithms.objective import Content, LocalRun, Objective
+from fedwsa.algorithms.scaffold.client import Scaffold
+from fedwsa.algorithms.wsa.client import ScopeAlignment
+from fedwsa.config.compose import compose
 from fedwsa.models import build_model
-from fedwsa.objectives import Content, LocalRun, Objective
-from fedwsa.objectives.feddyn import FedDyn
-from fedwsa.objectives.proximal import Proximal
-from fedwsa.objectives.scaffold import Scaffold
-from fedwsa.objectives.scope import ScopeAlignment
-from fedwsa.scope import WeightScope
+from fedwsa.scope.weight_scope import WeightScope
+from fedwsa.wire import messages
 
 BATCH = 64
 TARGET = 1.10

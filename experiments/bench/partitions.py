@@ -14,8 +14,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fedwsa.components import Component, ConfigError
-from fedwsa.config import CONFIG_DIR, compose
+from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.compose import compose
+from fedwsa.config.places import CONFIG_DIR
 from fedwsa.data.partition import Facts, make_shares
 
 REPEATS = 3

@@ -24,8 +24,8 @@ from torch.nn.functional import cross_entropy
 
 from experiments.bench.timing import in_turn
 from fedwsa import seeding
-from fedwsa.components import Component
-from fedwsa.config import compose
+from fedwsa.config.component import Component
+from fedwsa.config.compose import compose
 from fedwsa.data.examples import Examples
 from fedwsa.data.images import ImageData
 from fedwsa.learngene import Wave, wave

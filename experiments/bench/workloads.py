@@ -12,10 +12,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from fedwsa.algorithms.averaging import averaged
 from fedwsa.data.examples import Examples
 from fedwsa.data.images import ImageData
 from fedwsa.data.loading import Source
-from fedwsa.strategies.averaging import averaged
 
 
 def random_images(*, samples: int, channels: int, side: int) -> Source:

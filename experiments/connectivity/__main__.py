@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.commands import in_one_line
+from experiments.commands.preamble import in_one_line
 from fedwsa import interruption
 
 _INTERRUPTED = "interrupted; finished pairs are kept, and the same command goes on"

@@ -15,20 +15,20 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 import pandas as pd
 from rich.console import Console
 
-from experiments.commands import composing, fail
+from experiments.commands.help import connectivity_help
+from experiments.commands.preamble import composing, fail
 from experiments.connectivity.lines import Scorer, measure
 from experiments.connectivity.pairs import Pair, Trainer
 from experiments.connectivity.schema import ConnectivityConfig, compose
 from experiments.connectivity.summary import COLUMNS, POINTS, summarise
-from experiments.help import connectivity_help
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from fedwsa.data.examples import LabelledData
 from fedwsa.data.federated import subset
 from fedwsa.data.loading import load, open_source
-from fedwsa.devices import resolve_device
-from fedwsa.files import replacing, write_text
+from fedwsa.fleet.devices import resolve_device
 from fedwsa.learngene.progress import watching
 from fedwsa.models.architecture import Units, units_of
+from fedwsa.runfolder.files import replacing, write_text
 
 _COMMAND = "experiments.connectivity"
 console = Console()

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from experiments.connectivity.schema import ConnectivityConfig
 from fedwsa import seeding
+from fedwsa.data.evaluation import Score, evaluate
 from fedwsa.data.examples import LabelledData
-from fedwsa.evaluation import Score, evaluate
 from fedwsa.merge.batch_norm import reestimate
 from fedwsa.merge.connectivity import Path, walk
 from fedwsa.merge.permutation import align
 from fedwsa.merge.states import State
 from fedwsa.models.architecture import Units
-from fedwsa.rescale import rescale_gaussian
-from fedwsa.scope import WeightScope, kl_divergence
+from fedwsa.scope.rescale import rescale_gaussian
+from fedwsa.scope.weight_scope import WeightScope, kl_divergence
 
 TREATMENTS = ("plain", "rescale", "permutation", "permutation_rescale")
 """What is done to A and B first; ``rescale`` brings both to their fused scope."""

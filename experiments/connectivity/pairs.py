@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from clients.training import Samples, train
 from experiments.connectivity.schema import Condition, ConnectivityConfig, Init
-from fedwsa import messages, seeding
-from fedwsa.conditions import Conditions
+from fedwsa import seeding
+from fedwsa.algorithms.wsa.client import ScopeAlignment
 from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.partitioners import dirichlet
+from fedwsa.fleet.conditions import Conditions
 from fedwsa.merge.states import State
 from fedwsa.models import build_model
-from fedwsa.objectives.scope import ScopeAlignment
-from fedwsa.scope import WeightScope
+from fedwsa.scope.weight_scope import WeightScope
+from fedwsa.wire import messages
 
 _SIDES = (0, 1)
 _FEWEST = 10  # examples of a half

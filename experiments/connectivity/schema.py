@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from fedwsa.components import Component
-from fedwsa.config import compose_as
-from fedwsa.devices import Device
+from fedwsa.config.component import Component
+from fedwsa.config.compose import compose_as
+from fedwsa.config.sections import Dataset, Local, Optimiser, Section, Subset
+from fedwsa.fleet.devices import Device
 from fedwsa.merge.connectivity import FEWEST
-from fedwsa.scope import Fusion, Reduction
-from fedwsa.sections import Dataset, Local, Optimiser, Section, Subset
+from fedwsa.scope.weight_scope import Fusion, Reduction
 
 Init = Literal["same", "apart"]
 

@@ -11,10 +11,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from experiments.connectivity.lines import TREATMENTS
-from experiments.figures.style import COLOURS, COLUMN, DASHES, MARKERS, PAGE, STYLE
-from experiments.statistics import interval, paired
-from fedwsa.files import replacing, write_text
+from experiments.reports.figures.style import COLOURS, COLUMN, DASHES, MARKERS, PAGE, STYLE
+from experiments.reports.statistics import interval, paired
 from fedwsa.merge.connectivity import rise
+from fedwsa.runfolder.files import replacing, write_text
 
 POINTS = "points.csv"
 _PAIR = ["seed", "init", "condition", "wsa"]

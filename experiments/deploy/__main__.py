@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.commands import Parser, in_one_line
-from fedwsa.components import ConfigError
+from experiments.commands.preamble import Parser, in_one_line
+from fedwsa.config.component import ConfigError
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from experiments.deploy.federation import LocalFederation
 from experiments.deploy.processes import Processes
-from fedwsa.components import ConfigError
-from fedwsa.files import whole_lines
+from fedwsa.config.component import ConfigError
+from fedwsa.runfolder.files import whole_lines
 
 NODES = 2
 OVERRIDES = [

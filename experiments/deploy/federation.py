@@ -10,9 +10,9 @@ from typing import Any
 
 from experiments.deploy.keys import write_keys
 from experiments.deploy.processes import Processes, answers, free_port
-from fedwsa.components import ConfigError
-from fedwsa.files import write_text
+from fedwsa.config.component import ConfigError
 from fedwsa.launcher import APPS
+from fedwsa.runfolder.files import write_text
 
 NAME = "demo"
 """Of the connection, in Flower's configuration."""

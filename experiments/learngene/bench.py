@@ -23,14 +23,13 @@ from experiments.learngene import cli
 from experiments.learngene.schema import LearngeneConfig
 from experiments.learngene.summary import summarise
 from fedwsa import seeding
-from fedwsa.components import Component, ConfigError, build
+from fedwsa.config.component import Component, ConfigError, build
+from fedwsa.data.evaluation import evaluate, measure_statistics
 from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.federated import public_share
 from fedwsa.data.images import ImageData
 from fedwsa.data.sources import digits
-from fedwsa.devices import resolve_device
-from fedwsa.evaluation import evaluate, measure_statistics
-from fedwsa.files import whole_lines, write_text
+from fedwsa.fleet.devices import resolve_device
 from fedwsa.learngene import METHODS
 from fedwsa.learngene.base import Method, Target, Task, frozen
 from fedwsa.learngene.fit import Lesson, Recipe, fit
@@ -41,6 +40,7 @@ from fedwsa.models import InputShape, build_model
 from fedwsa.models.architecture import outline
 from fedwsa.models.files import load_network, save_network
 from fedwsa.models.flops import forward_flops, step_flops
+from fedwsa.runfolder.files import whole_lines, write_text
 
 COLUMNS = ["seed", "method", "width", "depth", "epoch", "accuracy", "loss"]
 COSTS = ["seed", "method", "numbers", "learn_flops", "fit_flops", "teacher_flops"]

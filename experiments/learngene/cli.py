@@ -12,16 +12,16 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 from rich.console import Console
 
-from experiments.commands import composing, fail
-from experiments.help import learngene_help
+from experiments.commands.help import learngene_help
+from experiments.commands.preamble import composing, fail
 from experiments.learngene.schema import LearngeneConfig, compose
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from fedwsa.data.cache import require_writable
+from fedwsa.data.evaluation import evaluate, measure_statistics
 from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.federated import public_share
 from fedwsa.data.loading import load, open_source
-from fedwsa.devices import resolve_device
-from fedwsa.evaluation import evaluate, measure_statistics
+from fedwsa.fleet.devices import resolve_device
 from fedwsa.learngene.fit import Lesson
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.pretrain import School

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
-from fedwsa.components import Component, ConfigError
-from fedwsa.config import compose_as
-from fedwsa.devices import Device
+from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.compose import compose_as
+from fedwsa.config.sections import Dataset, Init, Pretraining
+from fedwsa.fleet.devices import Device
 from fedwsa.learngene import METHODS
-from fedwsa.sections import Dataset, Init, Pretraining
 
 
 class _Section(BaseModel):

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from experiments.statistics import interval
-from fedwsa.files import replacing, write_text
+from experiments.reports.statistics import interval
+from fedwsa.runfolder.files import replacing, write_text
 
 BASELINE = "standard"
 

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from experiments.merge.files import ModelFile
 from fedwsa import seeding
-from fedwsa.components import Component, ConfigError
-from fedwsa.config import Config, compose
+from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.compose import compose
+from fedwsa.config.schema import Config
+from fedwsa.data.evaluation import Score, evaluate
 from fedwsa.data.examples import LabelledData
 from fedwsa.data.federated import subset
 from fedwsa.data.loading import KINDS, load, open_source
-from fedwsa.evaluation import Score, evaluate
 from fedwsa.merge.batch_norm import reestimate
 from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.models import build_model

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedwsa.components import Component, ConfigError
+from fedwsa.config.component import Component, ConfigError
 from fedwsa.models.weights import INDEX, open_weights, plain_names
 
 _WITHIN = ("state_dict", "model_state_dict", "model")

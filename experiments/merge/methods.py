@@ -11,8 +11,8 @@ from torch import Tensor
 
 from experiments.merge.data import DataAtHand
 from experiments.merge.files import ModelFile
-from fedwsa.components import Component, ConfigError, build, locate
-from fedwsa.config import options
+from fedwsa.config.component import Component, ConfigError, build, locate
+from fedwsa.config.places import options
 from fedwsa.merge import needs
 from fedwsa.merge.fisher_checks import unseen
 from fedwsa.merge.states import State, require_alike

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from rich.table import Table
 from torch import Tensor
 
-from fedwsa.evaluation import Score
+from fedwsa.data.evaluation import Score
 from fedwsa.merge.states import State
-from fedwsa.scope import WeightScope
+from fedwsa.scope.weight_scope import WeightScope
 
 _SINGLE = 3
 """So many models at most have columns of their own."""

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from experiments.studies.schema import Cell
-from fedwsa.files import whole_lines
+from fedwsa.runfolder.files import whole_lines
 
 
 @dataclass

@@ -9,8 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.studies.schema import Cell
-from experiments.tables.runs import (
+from experiments.reports.tables.runs import (
     CELL,
     FAILED,
     Unusable,
@@ -21,9 +20,10 @@ from experiments.tables.runs import (
     read_result,
     write_json,
 )
-from fedwsa.components import ConfigError
-from fedwsa.identity import described, differences
-from server.locks import locked
+from experiments.studies.schema import Cell
+from fedwsa.config.component import ConfigError
+from fedwsa.config.identity import described, differences
+from fedwsa.runfolder.locks import locked
 
 State = Literal["finished", "failed", "interrupted", "new"]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.processes import end_descendants
-from fedwsa.components import ConfigError
+from experiments.commands.descendants import end_descendants
+from fedwsa.config.component import ConfigError
 
 _START = (
     "from fedwsa.launcher import find_apps; find_apps(); "

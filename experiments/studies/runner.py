@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from experiments.ray_start import expects_local_ray
+from experiments.commands.ray_start import expects_local_ray
+from experiments.reports.tables.runs import STUDY, write_failure, write_json
 from experiments.studies.display import Display
 from experiments.studies.folder import (
     prepare,
@@ -21,9 +22,8 @@ from experiments.studies.folder import (
 )
 from experiments.studies.pool import Job, Pool
 from experiments.studies.schema import SEED, Cell, Study, merged
-from experiments.tables.runs import STUDY, write_failure, write_json
 from fedwsa import interruption
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 
 _REFRESH = 0.5  # seconds between pictures
 _RAY_WORKERS = "runtime.workers="

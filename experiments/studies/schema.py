@@ -22,10 +22,11 @@ from pydantic import (
 )
 from pydantic import ValidationError as PydanticError
 
-from experiments.tables.metrics import METRICS, Metric, share_to_reach
-from fedwsa.components import ConfigError, one_line
+from experiments.reports.tables.metrics import METRICS, Metric, share_to_reach
+from fedwsa.config.component import ConfigError, one_line
+from fedwsa.config.places import CONFIG_DIR
 
-FOLDER = Path(__file__).parent
+FOLDER = CONFIG_DIR / "study"
 SEED = "seed"
 _LABEL = re.compile(r"[\w+-][\w.+-]*", re.ASCII)
 _AXES = "needed: what the cells differ in, as in `axes: {wsa: [off, on], seed: [0, 1, 2]}`"

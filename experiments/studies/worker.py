@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from experiments.processes import end_descendants
+from experiments.commands.descendants import end_descendants
 
 
 def main() -> None:
@@ -55,8 +55,8 @@ def _end() -> NoReturn:
 
 def _begin(cpus: int) -> dict[str, Any]:
     """Start Ray in the background; ``cpus`` 0: the cells need none."""
-    import experiments.simulate  # noqa: F401  (sets what Ray reads from the environment)
-    from experiments.ray_start import RayStart
+    import experiments.commands.simulate  # noqa: F401  (sets what Ray reads from the environment)
+    from experiments.commands.ray_start import RayStart
 
     if cpus:
         RayStart.at(None, num_cpus=cpus)
@@ -67,8 +67,8 @@ def _begin(cpus: int) -> dict[str, Any]:
 
 def _check(overrides: list[str]) -> dict[str, Any]:
     """Compose a cell and set it up without running it; returns its configuration."""
-    from experiments import runtimes
-    from fedwsa.config import compose, free_arguments
+    from experiments.commands import runtimes
+    from fedwsa.config.compose import compose, free_arguments
     from fedwsa.learngene import Standard
     from fedwsa.learngene.pretrain import build_method
     from server.federation import Federation
@@ -87,8 +87,8 @@ def _check(overrides: list[str]) -> dict[str, Any]:
 
 def _run(config: dict[str, Any], folder: str) -> dict[str, Any]:
     """Run a cell."""
-    from experiments.simulate import simulate
-    from fedwsa.config import Config
+    from experiments.commands.simulate import simulate
+    from fedwsa.config.schema import Config
 
     start = time.perf_counter()
     result = simulate(Config.model_validate(config), Path(folder))
@@ -103,8 +103,8 @@ def _reason(error: BaseException, overrides: Sequence[str]) -> str:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from fedwsa.components import ConfigError
-    from fedwsa.explain import explain
+    from fedwsa.config.component import ConfigError
+    from fedwsa.config.explain import explain
     from server.rounds import RunError
 
     if isinstance(error, (HydraException, OmegaConfBaseException)):

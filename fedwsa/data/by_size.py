@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from fedwsa.data.partition import Labels, Shares, empty_clients, leaves_out
 from fedwsa.data.partitioners import by_owner, equal_sizes, shuffled_order
 

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedwsa.components import ConfigError
-from fedwsa.files import replacing
+from fedwsa.config.component import ConfigError
+from fedwsa.runfolder.files import replacing
 
 _FORMAT = "1"
 

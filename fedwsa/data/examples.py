@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """(inputs as stored, generator) → inputs as stored, changed at random."""

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from fedwsa import seeding
-from fedwsa.components import Component, ConfigError, locate
+from fedwsa.config.component import Component, ConfigError, locate
 from fedwsa.data.cache import fetch, keep, place
 from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.keys import digest, of_component, versions

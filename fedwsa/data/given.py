@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from pydantic import ValidationError as PydanticError
 
 from fedwsa import seeding
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from fedwsa.data.cache import place
 from fedwsa.data.partition import Labels, Shares, leaves_out
 

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fedwsa.components import Component
+from fedwsa.config.component import Component
 from fedwsa.data.cache import place
 
 _BEGAN = time.time_ns()

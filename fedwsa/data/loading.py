@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fedwsa.blame import blaming
-from fedwsa.components import Component, ConfigError, build
+from fedwsa.config.blame import blaming
+from fedwsa.config.component import Component, ConfigError, build
 from fedwsa.data.cache import fetch, keep, place
 from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.images import ImageData

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from fedwsa.components import Component, ConfigError, locate, signature_of
+from fedwsa.config.component import Component, ConfigError, locate, signature_of
 from fedwsa.data.decoding import coloured
 from fedwsa.data.examples import LabelledData
 from fedwsa.data.federated import (

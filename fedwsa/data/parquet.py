@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from fedwsa.data.decoding import BATCH, Background, Encoded, decode_images
 from fedwsa.data.examples import Examples
 

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedwsa.blame import blaming
-from fedwsa.components import Component, ConfigError, build, hints_of, locate, signature_of
+from fedwsa.config.blame import blaming
+from fedwsa.config.component import Component, ConfigError, build, hints_of, locate, signature_of
 from fedwsa.data.severity import severity
 
 Labels = NDArray[np.int64]

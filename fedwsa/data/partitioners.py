@@ -22,7 +22,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 
 from fedwsa import seeding
-from fedwsa.components import ConfigError, locate
+from fedwsa.config.component import ConfigError, locate
 from fedwsa.data.partition import Labels, Shares
 
 NOBODY = -1

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from fedwsa import seeding
-from fedwsa.blame import blaming
-from fedwsa.components import Component, ConfigError, build
+from fedwsa.config.blame import blaming
+from fedwsa.config.component import Component, ConfigError, build
 from fedwsa.remembered import in_run
 
 

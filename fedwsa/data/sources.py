@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from fedwsa.data.cache import place
 from fedwsa.data.decoding import BATCH, Background, decode_images, in_one_shape
 from fedwsa.data.examples import Examples
@@ -74,7 +74,7 @@ def from_torchvision(
 
 
 def _torchvision_part(name: str, root: Path, train: bool) -> Examples:
-    from fedwsa.torchvision_loader import torchvision
+    from fedwsa.models.torchvision_loader import torchvision
 
     kind = getattr(torchvision.datasets, _TORCHVISION[name][0])
     which = {"split": "train" if train else "test"} if name == "svhn" else {"train": train}

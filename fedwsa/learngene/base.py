@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from fedwsa.components import Component, ConfigError
+from fedwsa.config.component import Component, ConfigError
 from fedwsa.learngene.fit import Lesson, Loss, Recipe, Report, distillation, fit, plain_loss
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.resize import block_numbers

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fedwsa.components import Component, ConfigError
+from fedwsa.config.component import Component, ConfigError
 from fedwsa.data.cache import write_tensors
 from fedwsa.models import InputShape
 from fedwsa.models.architecture import Architecture, Outline, architecture_of, outline

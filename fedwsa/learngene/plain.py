@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from fedwsa.learngene.base import Method, Target, Task, require_kind, standard_state
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.resize import first_blocks, resized

@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from fedwsa.components import Component, ConfigError, build
+from fedwsa.config.component import Component, ConfigError, build
+from fedwsa.config.sections import Init, Pretraining
+from fedwsa.data.evaluation import evaluate, measure_statistics
 from fedwsa.data.keys import of_arguments, of_component
-from fedwsa.evaluation import evaluate, measure_statistics
 from fedwsa.learngene.base import Method, Target, Task
 from fedwsa.learngene.fit import Lesson, Recipe, Report, fit, plain_loss
 from fedwsa.learngene.gene import Learngene
@@ -23,7 +24,6 @@ from fedwsa.learngene.resume import Resume
 from fedwsa.models import InputShape, build_model
 from fedwsa.models.files import load_network
 from fedwsa.models.flops import forward_flops, step_flops
-from fedwsa.sections import Init, Pretraining
 
 Watch = Callable[[str, int], Report]
 """(what is trained, steps) → the report to call after each step."""

@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from fedwsa import seeding
-from fedwsa.components import Component, ConfigError
+from fedwsa.config.component import Component, ConfigError
 from fedwsa.learngene import kronecker, wave
 from fedwsa.learngene.base import Method, Target, Task, require_kind
 from fedwsa.learngene.fit import fit

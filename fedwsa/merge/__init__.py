@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fedwsa.components import signature_of
+from fedwsa.config.component import signature_of
 
 NEEDS = ("base", "fishers", "base_fisher", "permutations")
 """What operators may need beside models and weights."""

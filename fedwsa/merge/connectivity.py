@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fedwsa.evaluation import Score
+from fedwsa.data.evaluation import Score
 from fedwsa.merge.average import average
 from fedwsa.merge.states import State
 

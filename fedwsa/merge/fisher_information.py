@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
-from fedwsa.moments import precise
+from fedwsa.scope.moments import precise
 
 logger = logging.getLogger("fedwsa")
 

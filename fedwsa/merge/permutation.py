@@ -27,7 +27,7 @@ from fedwsa.merge.average import average
 from fedwsa.merge.states import State, is_statistic
 from fedwsa.merge.wsa import wsa
 from fedwsa.models.architecture import Axis, Units
-from fedwsa.scope import DEFAULT_FLOOR, Fusion
+from fedwsa.scope.weight_scope import DEFAULT_FLOOR, Fusion
 
 Permutations = Mapping[str, Tensor]
 """Group of units → int64 ``(units,)``: which unit comes to each place."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedwsa.merge.states import Align, State, mean, merged, moved, shares
 from fedwsa.merge.wsa import layers_of
-from fedwsa.rescale import WeightRange, rescale_range
+from fedwsa.scope.rescale import WeightRange, rescale_range
 
 
 def common_range(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedwsa.merge.states import State, mean, merged, shares
 from fedwsa.merge.wsa import layers_of, to_scope
-from fedwsa.scope import DEFAULT_FLOOR, Fusion, WeightScope
+from fedwsa.scope.weight_scope import DEFAULT_FLOOR, Fusion, WeightScope
 
 
 def stages(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedwsa.moments import precise
+from fedwsa.scope.moments import precise
 
 State = Mapping[str, Tensor]
 """Tensors by name; maybe read from a file at each access."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fedwsa.merge.states import State, merged, shares
-from fedwsa.moments import precise
+from fedwsa.scope.moments import precise
 
 
 def task_arithmetic(

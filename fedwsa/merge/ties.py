@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedwsa.merge.states import State, is_statistic, merged, shares
-from fedwsa.moments import precise
+from fedwsa.scope.moments import precise
 
 
 def ties(

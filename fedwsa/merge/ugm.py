@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedwsa.merge.fisher_checks import require_fishers
 from fedwsa.merge.states import State, mean, merged, shares
-from fedwsa.moments import precise
+from fedwsa.scope.moments import precise
 
 
 def ugm(

@@ -9,8 +9,8 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from fedwsa.merge.states import Align, State, mean, merged, moved, shares
-from fedwsa.rescale import rescale_gaussian
-from fedwsa.scope import DEFAULT_FLOOR, Fusion, WeightScope, scoped_layers
+from fedwsa.scope.rescale import rescale_gaussian
+from fedwsa.scope.weight_scope import DEFAULT_FLOOR, Fusion, WeightScope, scoped_layers
 
 
 def wsa(
@@ -24,7 +24,7 @@ def wsa(
     """Bring each layer of the models to one scope, then average.
 
     1. Measure the scope N(μ_k, σ_k²) of each layer of each model.
-    2. Fuse the scopes into one target, see :meth:`fedwsa.scope.WeightScope.fuse`.
+    2. Fuse the scopes into one target, see :meth:`fedwsa.scope.weight_scope.WeightScope.fuse`.
     3. Move each layer there, w' = μ̃ + (σ̃/σ_k)·(w − μ_k), and average: Σ_k p_k w'_k.
 
     Identical models merge to themselves, to rounding; the order does not matter.

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fedwsa import seeding
-from fedwsa.blame import blaming
-from fedwsa.components import Component, ConfigError, build, hints_of, locate
+from fedwsa.config.blame import blaming
+from fedwsa.config.component import Component, ConfigError, build, hints_of, locate
 
 ImageShape = tuple[int, int, int]
 """Channels, height, width of an image; the network answers ``(N, C, H, W)`` by ``(N, classes)``."""
@@ -71,7 +71,7 @@ def _require_kind(component: Component, shape: InputShape, where: str) -> None:
     wanted = takes(locate(component.target, f"{where.partition('.')[0]}._target_"))
     if wanted in (None, len(shape)):
         return
-    from fedwsa.config import options  # which imports this module
+    from fedwsa.config.places import options
 
     fitting = [
         name

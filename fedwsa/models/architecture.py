@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from fedwsa.components import Component, ConfigError, locate
+from fedwsa.config.component import Component, ConfigError, locate
 from fedwsa.models import InputShape, build_model
 
 

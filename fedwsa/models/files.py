@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fedwsa.components import Component, ConfigError
+from fedwsa.config.component import Component, ConfigError
 from fedwsa.data.cache import write_tensors
 from fedwsa.data.examples import LabelledData
 from fedwsa.models import InputShape, build_model, state
@@ -72,7 +72,7 @@ def component_of(facts: Mapping[str, Any], file: Path, builders: Collection[str]
             "and fedwsa.models.files.save_network do"
         )
     component = Component.model_validate(facts["model"])
-    from fedwsa.config import options  # which imports what imports this module
+    from fedwsa.config.places import options
 
     known = {option.target for option in options("model").values()}
     if component.target not in known | set(builders):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedwsa.blame import blaming
-from fedwsa.components import Component, ConfigError
+from fedwsa.config.blame import blaming
+from fedwsa.config.component import Component, ConfigError
 from fedwsa.models import InputShape, blank_inputs, build_model
 from fedwsa.models.attributes import copied
 from fedwsa.remembered import in_run

@@ -23,7 +23,7 @@ class StaticBatchNorm2d(nn.BatchNorm2d):
     common: they belong to one network, and do not travel.
 
     Until they are measured it normalises by the batch in evaluation too; such a network is not
-    scored (:func:`fedwsa.evaluation.evaluate`).
+    scored (:func:`fedwsa.data.evaluation.evaluate`).
 
     Parameters
     ----------

@@ -11,8 +11,8 @@ from torch import nn
 from fedwsa.models import ImageShape, require_side, scaled
 from fedwsa.models.architecture import Architecture, described
 from fedwsa.models.norms import Norm, norm_layer
+from fedwsa.models.torchvision_loader import torchvision
 from fedwsa.models.units import residual
-from fedwsa.torchvision_loader import torchvision
 
 
 @described(

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fedwsa import seeding
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 from fedwsa.models.attributes import loose
 from fedwsa.models.norms import static_norms
 

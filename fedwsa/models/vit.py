@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
-import fedwsa.torchvision_loader  # noqa: F401
+import fedwsa.models.torchvision_loader  # noqa: F401
 
 # isort: split
 from timm.models.vision_transformer import VisionTransformer  # after it: timm takes torchvision

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fedwsa.components import ConfigError
+from fedwsa.config.component import ConfigError
 
 _AROUND = ("module.", "_module.")
 """Before all names: DataParallel and its distributed twin, Opacus."""

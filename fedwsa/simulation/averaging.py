@@ -7,10 +7,10 @@ import torch
 from flwr.app import MetricRecord, RecordDict
 from torch import Tensor
 
-from fedwsa import messages
-from fedwsa.objectives import find_record
-from fedwsa.overlap import by_row
-from fedwsa.strategies.replies import Rules, unusable_reply
+from fedwsa.algorithms.guard.replies import Rules, unusable_reply
+from fedwsa.algorithms.objective import find_record
+from fedwsa.algorithms.sizes.overlap import by_row
+from fedwsa.wire import messages
 
 
 class PartialAverage:

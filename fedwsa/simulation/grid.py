@@ -14,14 +14,14 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedwsa import interruption
+from fedwsa.algorithms.averaging import Averaged, AveragedReplies
+from fedwsa.algorithms.guard.replies import Rules
 from fedwsa.simulation.contexts import Kept
 from fedwsa.simulation.jobs import Parcels
 from fedwsa.simulation.mailbox import Mailbox, seconds_left
 from fedwsa.simulation.pool import Pool
 from fedwsa.simulation.transport import pack, shell, unpack
 from fedwsa.simulation.underway import Finished
-from fedwsa.strategies.averaging import Averaged, AveragedReplies
-from fedwsa.strategies.replies import Rules
 
 logger = logging.getLogger("fedwsa")
 

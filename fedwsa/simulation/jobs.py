@@ -9,10 +9,10 @@ import ray
 from flwr.app import ArrayRecord, Message
 from ray import ObjectRef
 
+from fedwsa.algorithms.guard.replies import Rules
 from fedwsa.simulation.schedule import plan
 from fedwsa.simulation.transport import PackedRecord, Record, each, pack_record, shell
 from fedwsa.simulation.worker import Job, Order
-from fedwsa.strategies.replies import Rules
 
 _Content = dict[str, PackedRecord | ObjectRef[PackedRecord]]
 

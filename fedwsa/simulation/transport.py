@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedwsa.arrays import MemoryArray, record_of, values
+from fedwsa.wire.arrays import MemoryArray, record_of, values
 
 Record = ArrayRecord | MetricRecord | ConfigRecord
 _A = TypeVar("_A")

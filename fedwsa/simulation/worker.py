@@ -14,8 +14,8 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 from ray import ObjectRef
 
-from fedwsa import messages
-from fedwsa.blame import told
+from fedwsa.algorithms.guard.replies import Rules
+from fedwsa.config.blame import told
 from fedwsa.simulation.averaging import PartialAverage
 from fedwsa.simulation.cohort import CohortApp
 from fedwsa.simulation.contexts import Kept, OwnContext
@@ -29,7 +29,7 @@ from fedwsa.simulation.transport import (
     shell,
     unpack,
 )
-from fedwsa.strategies.replies import Rules
+from fedwsa.wire import messages
 
 CLIENT_APP_RAISED = 2
 """Error code of Flower's runtimes for a ClientApp that raised."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedwsa.files import Lines, whole_lines
+from fedwsa.runfolder.files import Lines, whole_lines
 from server.rounds import RoundRecord
 
 

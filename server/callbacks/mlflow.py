@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedwsa.components import flat
-from fedwsa.config import Config
+from fedwsa.config.component import flat
+from fedwsa.config.schema import Config
 from server.callbacks.tracker import Tracker, require
 
 _MOST = 100  # parameters, or metrics, that MLflow takes at once

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedwsa import messages
-from fedwsa.components import ConfigError
-from fedwsa.files import Lines, whole_lines
+from fedwsa.config.component import ConfigError
+from fedwsa.runfolder.files import Lines, whole_lines
+from fedwsa.wire import messages
 from server.callbacks.facts import facts
 from server.rounds import RoundRecord
 

@@ -9,9 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fedwsa.blame import blaming, told
-from fedwsa.components import ConfigError, build
-from fedwsa.config import Config
+from fedwsa.config.blame import blaming, told
+from fedwsa.config.component import ConfigError, build
+from fedwsa.config.schema import Config
 from server.callbacks.facts import numbers
 from server.rounds import RoundRecord, RunError
 

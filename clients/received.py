@@ -1,0 +1,129 @@
+"""What a message brings, and what the client has to answer it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from torch import Tensor
+
+from clients.memory import recalled
+from clients.network import Network, network_for
+from clients.node import open_data, require_same_data
+from fedwsa.algorithms.objective import Content, find_record
+from fedwsa.algorithms.personal import client as personal
+from fedwsa.config.schema import Config
+from fedwsa.data.federated import FederatedData
+from fedwsa.fleet.conditions import Conditions, draw_conditions
+from fedwsa.fleet.devices import resolve_device
+from fedwsa.fleet.systems import Task
+from fedwsa.models.flops import training_flops
+from fedwsa.wire import messages
+
+
+@dataclass(frozen=True, eq=False)
+class Received:
+    """What a message brought, and what the client has.
+
+    Attributes
+    ----------
+    data : FederatedData
+        Of all clients of this process.
+    network : Network
+        With the weights to begin with.
+    device : str
+        Where it lies.
+    content : mapping
+        The message as objectives see it.
+    state : dict
+        What the client keeps between rounds.
+    """
+
+    data: FederatedData
+    network: Network
+    device: str
+    content: Content
+    state: dict[str, dict[str, Tensor]]
+
+
+def receive(config: Config, message: Message, context: Context) -> Received:
+    """The network with the received weights, and the client's own, in memory of its own."""
+    data = open_data(config, message.content, context)
+    device = resolve_device(config.device)
+    named = find_record(message.content, messages.SIZE)
+    component = config.model_of(None if named is None else str(named[messages.SIZE]))
+    arrays = messages.model_arrays(message.content)
+    if arrays is None:
+        raise ValueError("the message must hold one ArrayRecord, or one named arrays")
+    content, state = content_of(message), recalled(message, context)
+    tensors = messages.to_tensors(arrays) | personal.own_part(content, state)
+    tensors.pop(messages.SCOPE_ARRAY, None)  # no part of the model
+    layout = torch.channels_last if config.local.channels_last else torch.contiguous_format
+    whole = data.whole
+    network = network_for(
+        component, whole.shape, whole.classes, device, tensors, config.seed, layout
+    )
+    require_same_data(data, content)
+    network.require_built_alike(content)
+    network.load(tensors)
+    return Received(data, network, device, content, state)
+
+
+def round_of(message: Message) -> int:
+    """The number of the round, from 1.
+
+    Raises
+    ------
+    ValueError
+        If the message does not say.
+    """
+    instructions = find_record(message.content, messages.SERVER_ROUND)
+    if instructions is None:
+        raise ValueError(f"the message names no {messages.SERVER_ROUND}")
+    return int(instructions[messages.SERVER_ROUND])
+
+
+def rate_of(message: Message) -> float:
+    """By what the server asks to divide hidden activations."""
+    named = find_record(message.content, messages.SIZE_RATE)
+    return 1.0 if named is None else float(named[messages.SIZE_RATE])
+
+
+def deadline_of(message: Message) -> float | None:
+    """Simulated seconds after which the server takes no answer, if clients are to mind them."""
+    named = find_record(message.content, messages.DEADLINE)
+    return None if named is None else float(named[messages.DEADLINE])
+
+
+def in_time(
+    conditions: Conditions, config: Config, data: FederatedData, message: Message, client: int
+) -> Conditions:
+    """The conditions with as many steps as leave time to answer, where there is a deadline."""
+    deadline = deadline_of(message)
+    if deadline is None:
+        return conditions
+    named = find_record(message.content, messages.SIZE)
+    component = config.model_of(None if named is None else str(named[messages.SIZE]))
+    task = Task(
+        config.client_device(client),
+        messages.payload(message.content),
+        training_flops(component, data.whole.shape, data.whole.classes),
+        conditions.batches(len(data.split(client)[0])),
+    )
+    return replace(conditions, steps=task.steps_within(deadline))
+
+
+def content_of(message: Message) -> Content:
+    """The message as objectives see it: arrays as tensors."""
+    return {
+        name: messages.to_tensors(record) if isinstance(record, ArrayRecord) else record
+        for name, record in message.content.items()
+    }
+
+
+def conditions_of(config: Config, content: Content, client: int) -> Conditions:
+    """A client's own, but the usual ones for the pooled samples of all."""
+    if find_record(content, messages.POOLED) is not None:
+        return Conditions.usual(config.local)
+    return draw_conditions(config.local, config.seed, client)

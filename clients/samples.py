@@ -1,0 +1,54 @@
+"""The samples that a client trains on and those that it holds back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from clients.received import (
+    Received,
+)
+from clients.training import Samples
+from fedwsa import seeding
+from fedwsa.algorithms.objective import find_record
+from fedwsa.config.schema import Config
+from fedwsa.data.examples import Examples
+from fedwsa.data.federated import FederatedData
+from fedwsa.data.skew import skewed
+from fedwsa.wire import messages
+
+
+def samples_of(config: Config, received: Received, key: tuple[int, int]) -> Samples:
+    """A client's training samples in a round, drawn by (seed, round, client)."""
+    data, device = received.data, received.device
+    random = seeding.generator(config.seed, "train", *key)
+    pooled = find_record(received.content, messages.POOLED)
+    if pooled is None:
+        own = seen(config, data, key[1], held=False)
+    else:
+        own = _pool(config, data, float(pooled[messages.POOLED]), random)
+    augment = data.whole.augmentation(config.dataset.augment)
+
+    def prepare(inputs: Tensor) -> Tensor:
+        return data.whole.prepare(inputs if augment is None else augment(inputs, random))
+
+    return Samples(own.inputs.to(device), own.labels.to(device), prepare, random)
+
+
+def seen(config: Config, data: FederatedData, client: int, *, held: bool) -> Examples:
+    """A client's training samples or its hold-out, as its skew has them."""
+    own = data.whole.train[data.split(client)[held]]
+    return replace(own, inputs=skewed(config.skew, own.inputs, config.seed, client, held))
+
+
+def _pool(config: Config, data: FederatedData, share: float, random: torch.Generator) -> Examples:
+    """A share of the training samples of all clients, for the centralised reference."""
+    parts = [seen(config, data, k, held=False) for k in range(len(data.partition.shares))]
+    inputs, labels = (torch.cat([getattr(p, of) for p in parts]) for of in ("inputs", "labels"))
+    pooled = Examples(inputs, labels)
+    if share == 1.0:
+        return pooled
+    order = torch.randperm(len(pooled), generator=random)
+    return pooled[order[: max(1, round(share * len(pooled)))]]

@@ -1,0 +1,1 @@
+"""The commands, and what all of them share."""

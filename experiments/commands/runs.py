@@ -1,0 +1,67 @@
+"""The run folder, read."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from fedwsa.config.component import ConfigError
+from fedwsa.config.compose import parse
+from fedwsa.config.schema import Config
+from fedwsa.runfolder.files import whole_lines
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# pandas and matplotlib are imported when a run has ended: they would hold up its first round.
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a run, from its folder.
+
+    Raises
+    ------
+    ConfigError
+        If it is damaged, or of another version.
+    """
+    file = folder / "config.yaml"
+    try:
+        composed = OmegaConf.load(file)
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"resume: {file} is damaged{where}") from None
+    if not isinstance(composed, DictConfig) or not composed:
+        raise ConfigError(f"resume: {file} is damaged: it holds no configuration")
+    try:
+        return parse(composed)
+    except ConfigError as error:
+        raise ConfigError(f"resume: {file}: {error}") from None
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """``result.json`` of a run folder."""
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return result
+
+
+def read_history(folder: Path) -> pd.DataFrame:
+    """``history.csv`` of a run folder."""
+    import pandas as pd
+
+    return pd.read_csv(io.StringIO(whole_lines(folder / "history.csv")))
+
+
+def draw_pictures(folder: Path, label: str) -> None:
+    """``partition.png``, and ``curves.png`` if at least a round went by."""
+    from experiments.reports.pictures import plot_curves, plot_partition
+
+    partition = json.loads((folder / "partition.json").read_text(encoding="utf-8"))
+    plot_partition(partition, folder / "partition.png")
+    if (folder / "history.csv").exists() and len(history := read_history(folder)):
+        plot_curves([(label, history)], folder / "curves.png")

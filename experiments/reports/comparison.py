@@ -1,0 +1,91 @@
+"""The runs of a sweep side by side: a table and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.commands.runs import read_history
+from experiments.reports.pictures import plot_curves
+from experiments.reports.tables.build import Request, build
+from experiments.reports.tables.collect import SEED, collect
+from experiments.reports.tables.formats import show, to_csv
+from experiments.reports.tables.runs import (
+    CELL,
+    Run,
+    Unusable,
+    cell_values,
+    read_config,
+    write_json,
+)
+from fedwsa.runfolder.files import write_text
+
+_METRICS = ("accuracy", "last5", "loss", "client_mean", "client_worst10", "seconds")
+
+
+@dataclass(frozen=True)
+class SweptRun:
+    """A run of a sweep.
+
+    Attributes
+    ----------
+    overrides : list of str
+        What composed it.
+    folder : Path
+        Its run folder; there is none for one that was refused.
+    """
+
+    overrides: Sequence[str]
+    folder: Path
+
+    @property
+    def values(self) -> dict[str, str]:
+        """The overrides by key."""
+        pairs = (override.partition("=") for override in self.overrides)
+        return {key.lstrip("+~"): value for key, _, value in pairs}
+
+
+def compare(runs: Sequence[SweptRun], folder: Path) -> None:
+    """Show the runs of a sweep side by side and save the comparison to ``folder``.
+
+    Each gets a ``cell.json`` that says what sets it apart, so that ``fedwsa-table`` and
+    ``fedwsa-plot`` show the folder in the same words.
+    """
+    begun, refused = [], []
+    for run, axes in zip(runs, _axes(runs), strict=True):
+        try:
+            config = read_config(run.folder)
+        except Unusable:
+            seed = int(axes.pop(SEED, 0))
+            refused.append(Run(run.folder, seed, axes, "", failed="refused; the reason is above"))
+            continue
+        write_json(run.folder / CELL, cell_values(axes, run.overrides, config))
+        begun.append(str(run.folder))
+    found = collect(begun).runs
+    console = Console()
+    table = build([*found, *refused], Request(_METRICS))
+    show(table, console, "Global model; mean ± 95 % interval over seeds")
+    done = [run for run in found if run.failed is None]
+    if done:
+        write_text(folder / "comparison.csv", to_csv(table))
+        seeds = len({run.seed for run in done}) > 1
+        histories = [(_label(run, seeds), read_history(run.folder)) for run in done]
+        plot_curves(histories, folder / "comparison.png")
+        console.print(f"saved to {folder}/: comparison.csv, comparison.png, each run's folder")
+
+
+def _axes(runs: Sequence[SweptRun]) -> list[dict[str, str]]:
+    """The overrides that not all runs share; of a run alone, none."""
+    values = [run.values for run in runs]
+    keys = [key for key in values[0] if len({v.get(key) for v in values}) > 1]
+    return [{key: v[key] for key in keys} for v in values]
+
+
+def _label(run: Run, seeds: bool) -> str:
+    """A line's name in the picture: the algorithm, and what else sets the run apart."""
+    named = ("wsa", "strategy")  # by the algorithm
+    parts = [f"{axis}={label}" for axis, label in run.axes.items() if axis not in named]
+    return " ".join([run.result["algorithm"], *parts, *([f"seed={run.seed}"] if seeds else [])])

@@ -1,0 +1,126 @@
+"""What of a run a table may show, by the names that ``--metric`` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from experiments.reports.tables.runs import Run
+
+Metric = Literal[
+    "accuracy",
+    "last5",
+    "loss",
+    "validation",
+    "client_mean",
+    "client_std",
+    "client_worst10",
+    "client_jain",
+    "rounds_to_target",
+    "bytes_to_target",
+    "seconds_to_target",
+    "seconds",
+]
+
+_LAST = 5
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a metric is read and shown.
+
+    Attributes
+    ----------
+    title : str
+        Head of its column.
+    read : callable
+        ``(run, target) -> value``; None where the run does not have it.
+    scale : float
+        What the number is multiplied by to be shown: 100 for shares.
+    digits : int
+        Behind the point, when shown.
+    to_target : bool
+        Whether it needs an accuracy to reach.
+    """
+
+    title: str
+    read: Callable[[Run, float | None], float | None]
+    scale: float = 1.0
+    digits: int = 2
+    to_target: bool = False
+
+
+def share_to_reach(target: float) -> float:
+    """The accuracy to reach, checked.
+
+    Raises
+    ------
+    ValueError
+        If it is no share between 0 and 1.
+    """
+    if not 0 < target < 1:
+        hint = f"; did you mean {target / 100:g}?" if 1 < target < 100 else ""
+        raise ValueError(f"a share between 0 and 1{hint}")
+    return target
+
+
+def _result(key: str) -> Callable[[Run, float | None], float | None]:
+    """What the result says, else the last value in the history."""
+
+    def read(run: Run, target: float | None) -> float | None:
+        if isinstance(found := run.result.get(key), (int, float)):
+            return float(found)
+        return next((v for v in reversed(run.column(key)) if v is not None), None)
+
+    return read
+
+
+def _last5(run: Run, target: float | None) -> float | None:
+    values = [v for v in run.column("accuracy") if v is not None][-_LAST:]
+    return sum(values) / len(values) if values else None
+
+
+def _reached(run: Run, target: float | None) -> int | None:
+    """How many rounds went by until the accuracy was first at the target."""
+    assert target is not None
+    values = enumerate(run.column("accuracy"), start=1)
+    return next((n for n, v in values if v is not None and v >= target), None)
+
+
+def _rounds(run: Run, target: float | None) -> float | None:
+    return None if (n := _reached(run, target)) is None else float(n)
+
+
+def _sum_to_target(*keys: str) -> Callable[[Run, float | None], float | None]:
+    """The sum of columns over the rounds until the target."""
+
+    def read(run: Run, target: float | None) -> float | None:
+        number = _reached(run, target)
+        columns = [run.column(key)[:number] for key in keys]
+        if number is None or not all(columns):
+            return None
+        return float(sum(v for column in columns for v in column if v is not None))
+
+    return read
+
+
+METRICS: dict[str, Measure] = {
+    "accuracy": Measure("accuracy, %", _result("accuracy"), 100),
+    "last5": Measure(f"accuracy, last {_LAST}, %", _last5, 100),
+    "loss": Measure("loss", _result("loss"), digits=4),
+    "validation": Measure("validation accuracy, %", _result("validation_accuracy"), 100),
+    "client_mean": Measure("clients, %", _result("client_accuracy_mean"), 100),
+    "client_std": Measure("clients' std, %", _result("client_accuracy_std"), 100),
+    "client_worst10": Measure("worst 10 %, %", _result("client_accuracy_worst10"), 100),
+    "client_jain": Measure("Jain index", _result("client_accuracy_jain"), digits=4),
+    "rounds_to_target": Measure("rounds to {target}", _rounds, digits=1, to_target=True),
+    "bytes_to_target": Measure(
+        "MB to {target}", _sum_to_target("bytes_down", "bytes_up"), 1e-6, to_target=True
+    ),
+    "seconds_to_target": Measure(
+        "simulated s to {target}", _sum_to_target("simulated_seconds"), digits=1, to_target=True
+    ),
+    "seconds": Measure("seconds", lambda run, target: run.result.get("seconds"), digits=1),
+}
+assert set(METRICS) == set(get_args(Metric))

@@ -1,0 +1,1 @@
+"""Algorithms: of each what the server does and what the clients do, side by side."""

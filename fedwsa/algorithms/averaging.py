@@ -1,0 +1,119 @@
+"""Which strategies only average, and how they tell it to a grid that can average for them.
+
+A strategy that does nothing with the replies but average them gets the same average from a few
+partial averages, so that a round moves a model per worker instead of one per client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypedDict
+
+from flwr.app import Message
+from flwr.serverapp.strategy import (
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedProx,
+    FedYogi,
+    Strategy,
+)
+
+from fedwsa.algorithms.guard.replies import MOST_EXAMPLES, Rules
+from fedwsa.algorithms.wrapping import chain
+from fedwsa.wire import messages
+
+
+class Sampling(TypedDict, total=False):
+    """How Flower's FedAvg samples, by its own names; what is left out is as there."""
+
+    fraction_train: float
+    fraction_evaluate: float
+    min_train_nodes: int
+    min_evaluate_nodes: int
+    min_available_nodes: int
+
+
+_AVERAGING = (FedAvg, FedAvgM, FedProx, FedAdam, FedYogi, FedAdagrad)
+
+
+def averages_by(strategy: Strategy) -> str | None:
+    """The metric by which a strategy averages the replies; None if it may do anything else.
+
+    Known are those of Flower's strategies that only average, with Flower's own averaging of
+    metrics. Another strategy declares itself by an attribute ``averages_by`` of its class; a
+    subclass must say so again, since what it overrides may look at single replies.
+    """
+    if type(strategy) in _AVERAGING:
+        assert isinstance(strategy, FedAvg)
+        usual = strategy.train_metrics_aggr_fn is FedAvg().train_metrics_aggr_fn
+        return strategy.weighted_by_key if usual else None
+    if "averages_by" in vars(type(strategy)):
+        named = strategy.averages_by  # type: ignore[attr-defined]
+        return named if isinstance(named, str) else None
+    return None
+
+
+def weighs_by(strategy: Strategy) -> str:
+    """The metric by which one of Flower's strategies, or one made of it, weights replies."""
+    *_, inner = chain(strategy)
+    return inner.weighted_by_key if isinstance(inner, FedAvg) else messages.NUM_EXAMPLES
+
+
+@contextmanager
+def weighing(strategy: FedAvg, key: str) -> Iterator[None]:
+    """Let a strategy weight by another metric for once: evaluation keeps its own."""
+    usual, strategy.weighted_by_key = strategy.weighted_by_key, key
+    try:
+        yield
+    finally:
+        strategy.weighted_by_key = usual
+
+
+class Averaged(list[Message]):
+    """Train messages to whose replies the sender does nothing but average them.
+
+    A grid that can average at the workers answers these with :class:`AveragedReplies`; to every
+    other grid they are a list of messages.
+
+    Parameters
+    ----------
+    instructions
+        The messages.
+    rules
+        What each reply must have, the metric by which it is weighted among it; one without
+        counts as failed.
+    """
+
+    def __init__(self, instructions: Iterable[Message], rules: Rules) -> None:
+        super().__init__(instructions)
+        self.rules = rules
+
+
+def averaged(
+    strategy: Strategy,
+    instructions: Iterable[Message],
+    numbers: Sequence[str] = (),
+    most_examples: float = MOST_EXAMPLES,
+) -> list[Message]:
+    """The messages, marked as :class:`Averaged` if the strategy allows it."""
+    weight = averages_by(strategy)
+    if weight is None:
+        return list(instructions)
+    return Averaged(instructions, Rules(weight, tuple(numbers), most_examples))
+
+
+class AveragedReplies(list[Message]):
+    """Partial averages, which together give the average of all replies, and error replies.
+
+    Attributes
+    ----------
+    rows : list of Message
+        For each client that answered, what it answered without its arrays, or its error.
+    """
+
+    def __init__(self, replies: Iterable[Message], rows: Iterable[Message]) -> None:
+        super().__init__(replies)
+        self.rows = list(rows)

@@ -1,0 +1,1 @@
+"""FedNova: updates are divided by how far their local steps could go."""

@@ -1,0 +1,43 @@
+"""What a client of FedNova reports; see :class:`fedwsa.algorithms.fednova.server.FedNova`."""
+
+from __future__ import annotations
+
+from fedwsa.algorithms.objective import Content, LocalRun, Objective, Weights, find_record
+from fedwsa.algorithms.scaffold.client import plain_steps
+from fedwsa.wire import messages
+
+
+class FedNova(Objective):
+    """Count the local steps, and report how far they would go under a constant gradient.
+
+    That length is a_k = η_k·‖a‖₁ with ‖a‖₁ = Σ_{j=1}^K (1 − m^j)/(1 − m) under momentum m. (The
+    paper has one learning rate η for all, which cancels; with it in a_k, clients of differing
+    rates are normalised too: ours.)
+
+    Source: arXiv 2007.07481.
+    """
+
+    def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
+        self._active = find_record(content, messages.NOVA) is not None
+        if self._active and (local is None or not local.examples):
+            raise ValueError("FedNova needs learning rate and number of examples of the client")
+        self._local, self._steps = local, 0
+
+    @property
+    def active(self) -> bool:
+        """Whether the message asks for it."""
+        return self._active
+
+    def add_gradient(self) -> None:
+        """Count a step."""
+        self._steps += 1
+
+    def end(self) -> dict[str, float | list[float]]:
+        """n_k/a_k, by which the server weights, with a_k and its square."""
+        assert self._local is not None
+        length = plain_steps(self._steps, self._local.momentum) * self._local.lr
+        return {
+            messages.NOVA_WEIGHT: self._local.examples / length,
+            messages.NOVA_LENGTH: length,
+            messages.NOVA_SQUARE: length**2,
+        }

@@ -1,0 +1,312 @@
+"""What a client's answer must be like: the one place where replies are judged.
+
+Asked by the guard (:mod:`fedwsa.algorithms.guard.guard`), and, where replies are averaged at the
+workers, by :mod:`fedwsa.simulation.averaging`. Nothing here raises, whatever a client sends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
+from torch import Tensor
+
+from fedwsa.algorithms.objective import find_record
+from fedwsa.scope.moments import moments
+from fedwsa.scope.weight_scope import fan_in
+from fedwsa.wire import messages
+from fedwsa.wire.arrays import check
+
+LARGEST = 1e18
+"""No weight and no metric is larger: its sum or its square would no longer be finite."""
+
+MOST_EXAMPLES, _FEWEST = 1e9, 1e-9
+
+_TOLERANCE = 1e-3
+"""By how much a scope may differ from the arrays', in standard deviations and as a share of the
+second moment: sums in another order, or on another device, differ by a thousandth of that."""
+
+_ANSWERS = {messages.SCAFFOLD_CONTROL: messages.SCAFFOLD_CHANGE}
+"""Array records that were sent, and the one that answers them for what the client trains: names
+among those that were sent, of their shapes."""
+
+_UNREADABLE = (ValueError, TypeError, KeyError, OverflowError, EOFError, OSError, SyntaxError)
+"""What NumPy, torch and Flower raise at bytes that are no array."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What replies to a training must have.
+
+    Attributes
+    ----------
+    weight : str
+        The metric by which they are weighted: a positive number.
+    numbers : tuple of str
+        Metrics that must be there as plain numbers.
+    most_examples : float
+        More than that nobody has, by ``weight`` or ``num-examples``: a larger one would be the
+        average alone.
+    """
+
+    weight: str = messages.NUM_EXAMPLES
+    numbers: tuple[str, ...] = ()
+    most_examples: float = MOST_EXAMPLES
+
+
+def unusable_reply(content: RecordDict, sent: RecordDict, rules: Rules) -> str | None:
+    """Why a reply to a training cannot be averaged, in a few words; None if it can.
+
+    Parameters
+    ----------
+    content
+        Of the reply.
+    sent
+        Of the message that it answers: its arrays must have the names, shapes and dtypes of
+        those that were sent, its scopes must be those of its arrays.
+    """
+    if problem := _bad_metrics(content, rules):
+        return problem
+    metrics = messages.only_metrics(content)
+    assert metrics is not None
+    arrays, reference = messages.model_arrays(content), messages.model_arrays(sent)
+    if arrays is None or reference is None:
+        return "the reply must hold one ArrayRecord, or one named arrays"
+    given, problem = _read(arrays)
+    if problem is None:
+        problem = unlike(given, messages.to_tensors(reference))
+    if problem:
+        return f"wrong arrays: {problem}"
+    problem = _bad_extras(content, sent, arrays) or _bad_fisher(content, sent)
+    return problem or _bad_classes(metrics, sent, given) or _bad_scope(metrics, sent, given)
+
+
+def unusable_scores(content: RecordDict, rules: Rules) -> str | None:
+    """Likewise for a reply to an evaluation: it may have no samples, and NaN for scores."""
+    metrics = messages.only_metrics(content)
+    if metrics is None:
+        return "the reply must hold exactly one MetricRecord"
+    if problem := _missing(metrics, rules):
+        return problem
+    weight = metrics[rules.weight]
+    assert isinstance(weight, int | float)  # not yet a float: it may be too large for one
+    if not 0 <= weight <= rules.most_examples:
+        return f"{rules.weight} must be a number from 0 to {rules.most_examples:g}"
+    return None
+
+
+def unlike(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """Why tensors cannot stand for others: names, shapes, dtypes, NaN; None if they can."""
+    if problem := messages.mismatch(given, expected):
+        return problem
+    for name, tensor in given.items():
+        if tensor.dtype != expected[name].dtype:
+            kinds = (str(t.dtype).removeprefix("torch.") for t in (tensor, expected[name]))
+            return "{} is {}, not {}".format(name, *kinds)
+    return next((f"{k} {bad}" for k, t in given.items() if (bad := _beyond(t))), None)
+
+
+def update_size(content: RecordDict, sent: RecordDict) -> float:
+    """Root mean square of what a training changed, over all entries of a model that is usable."""
+    arrays, reference = messages.model_arrays(content), messages.model_arrays(sent)
+    assert arrays is not None
+    assert reference is not None
+    new, old = messages.to_tensors(arrays), messages.to_tensors(reference)
+    square, count = 0.0, 0
+    for name, tensor in new.items():
+        # Squares of what may be as large as LARGEST are added up in double precision.
+        square += float((tensor - old[name]).float().norm().double().square())
+        count += tensor.numel()
+    return math.sqrt(square / count) if count else 0.0
+
+
+# --- metrics ---------------------------------------------------------------------------------
+
+
+def _bad_metrics(content: RecordDict, rules: Rules) -> str | None:
+    metrics = messages.only_metrics(content)
+    if metrics is None:
+        return "the reply must hold exactly one MetricRecord"
+    if problem := _missing(metrics, rules):
+        return problem
+    for key, value in metrics.items():
+        for one in value if isinstance(value, list) else [value]:
+            if not math.isfinite(_float(one)):
+                return f"metric {key} is NaN or infinite"
+            if abs(_float(one)) > LARGEST and key != rules.weight:
+                return f"metric {key} is absurdly large: {_float(one):g}"
+    for key in dict.fromkeys((rules.weight, messages.NUM_EXAMPLES)):
+        if not isinstance(value := metrics.get(key, 1), int | float):
+            return f"the metrics have no number {key}"
+        if value <= 0:
+            return f"{key} must be positive"
+        if not _FEWEST <= value <= rules.most_examples:
+            return f"{key} is absurd: {_float(value):g}, at most {rules.most_examples:g} counts"
+    return None
+
+
+def _missing(metrics: MetricRecord, rules: Rules) -> str | None:
+    for key in (rules.weight, *rules.numbers):
+        value = metrics.get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return f"the metrics have no number {key}"
+    return None
+
+
+def _float(value: float) -> float:
+    """As a float; a whole number that is too large for one is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+# --- arrays ----------------------------------------------------------------------------------
+
+
+def _read(arrays: ArrayRecord) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a record that may be anything, or why it has none."""
+    try:
+        for array in arrays.values():
+            check(array)
+        return messages.to_tensors(arrays), None
+    except _UNREADABLE as error:
+        return {}, f"cannot be read: {type(error).__name__}"
+
+
+def _beyond(tensor: Tensor) -> str | None:
+    if not tensor.numel() or tensor.dtype == torch.bool:
+        return None
+    if tensor.is_complex():
+        return "is complex"
+    # Twenty times faster than isfinite().all(); both ends are NaN if anything is.
+    ends = [float(end) for end in tensor.aminmax()]
+    if not all(map(math.isfinite, ends)):
+        return "is NaN or infinite"
+    return "is absurdly large" if max(map(abs, ends)) > LARGEST else None
+
+
+def _bad_extras(content: RecordDict, sent: RecordDict, model: ArrayRecord) -> str | None:
+    """What is wrong with array records beside the model."""
+    answered = {_ANSWERS[name]: name for name in sent.array_records if name in _ANSWERS}
+    for name in answered:
+        if name not in content.array_records:
+            return f"the reply lacks {name}"
+    for name, record in content.array_records.items():
+        if record is model:
+            continue
+        given, problem = _read(record)
+        expected = given
+        if name in answered:
+            whole = messages.to_tensors(sent.array_records[answered[name]])
+            expected = {key: tensor for key, tensor in whole.items() if key in given}
+        if problem := problem or unlike(given, expected):
+            return f"{name}: {problem}"
+    return None
+
+
+def _bad_fisher(content: RecordDict, sent: RecordDict) -> str | None:
+    """What is wrong with the Fisher information that a strategy asked for, if it did."""
+    config = find_record(sent, messages.FISHER_LAYERS)
+    if config is None:
+        return None
+    record, reference = content.get(messages.FISHER), messages.model_arrays(sent)
+    if not isinstance(record, ArrayRecord):
+        return f"the reply lacks {messages.FISHER}"
+    assert reference is not None
+    shapes = messages.to_tensors(reference)
+    given = messages.to_tensors(record)  # which _bad_extras has read
+    if problem := unlike(
+        given, {str(name): shapes[name] for name in config[messages.FISHER_LAYERS]}
+    ):
+        return f"{messages.FISHER}: {problem}"
+    negative = [name for name, tensor in given.items() if tensor.numel() and tensor.min() < 0]
+    return f"{messages.FISHER}: {negative[0]} has negative entries" if negative else None
+
+
+def _bad_classes(
+    metrics: MetricRecord, sent: RecordDict, given: Mapping[str, Tensor]
+) -> str | None:
+    """What is wrong with the classes that a client says it has; silence means all."""
+    config = find_record(sent, messages.CLASS_ROWS)
+    if config is None or messages.CLASSES not in metrics:
+        return None
+    said, names = metrics[messages.CLASSES], config[messages.CLASS_ROWS]
+    rows = {len(given[str(name)]) for name in names}
+    if not isinstance(said, list) or {len(said)} != rows:
+        return f"{messages.CLASSES} must be a list with a number for each class"
+    if not set(said) <= {0, 1} or not any(said):
+        return f"{messages.CLASSES} must be ones and zeros, one for each class that is there"
+    return None
+
+
+# --- scopes ----------------------------------------------------------------------------------
+
+
+def _bad_scope(metrics: MetricRecord, sent: RecordDict, given: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with the scopes that FedWSA asked for, if it did."""
+    config = find_record(sent, messages.SCOPE_LAYERS)
+    if config is None or not config.get(messages.SCOPE_REPORTED, True):
+        return None
+    assert isinstance(config, ConfigRecord)
+    names = [str(name) for name in config[messages.SCOPE_LAYERS]]  # type: ignore[union-attr]
+    partial = bool(config.get(messages.SCOPE_PARTIAL, False))
+    keys = [messages.SCOPE_MEAN, messages.SCOPE_SPREAD, messages.SCOPE_KL]
+    lists: dict[str, list[float]] = {}
+    for key in [*keys, *([messages.SCOPE_PRESENT] if partial else [])]:
+        value = metrics.get(key)
+        if not isinstance(value, list) or len(value) != len(names):
+            return f"{key} must be a list of {len(names)} numbers, one per layer"
+        lists[key] = [float(v) for v in value]
+    held = lists.get(messages.SCOPE_PRESENT, [1.0] * len(names))
+    mean, spread, kl = (lists[key] for key in keys)
+    for i, name in enumerate(names):
+        if held[i] not in (0.0, 1.0) or (name in given) > held[i]:
+            return f"{messages.SCOPE_PRESENT} is wrong for {name}"
+        if not held[i] and (mean[i], spread[i], kl[i]) != (0.0, 0.0, 0.0):
+            return f"a scope is reported of {name}, which is not there"
+        second = _second_moment(mean[i], spread[i], str(config[messages.SCOPE_FUSION]))
+        if spread[i] < 0 or second < mean[i] ** 2 * (1 - _TOLERANCE):
+            return f"the scope of {name} has a negative variance"
+        if kl[i] < -_TOLERANCE:
+            return f"{messages.SCOPE_KL} of {name} is negative"
+    if KEY_CLIPPING_NORM in config:  # the arrays were clipped after the scope was measured
+        return None
+    there = [i for i, name in enumerate(names) if name in given]  # others stay with the client
+    return _other_scope(there, names, mean, spread, config, given)
+
+
+def _second_moment(mean: float, spread: float, fusion: str) -> float:
+    """E[w²] = σ² + μ², from what a client reports (:func:`fedwsa.scope.weight_scope.spread`)."""
+    if fusion == "moments":
+        return spread
+    return (spread if fusion == "mean_variance" else spread**2) + mean**2
+
+
+def _other_scope(
+    there: Sequence[int],
+    names: Sequence[str],
+    mean: Sequence[float],
+    spread: Sequence[float],
+    config: ConfigRecord,
+    given: Mapping[str, Tensor],
+) -> str | None:
+    """Whose scope is not that of the arrays that came with it."""
+    weights = [given[names[i]] for i in there]
+    if not weights or not all(w.numel() for w in weights):
+        return None
+    found, variance = moments(weights)
+    if config.get(messages.SCOPE_NORMALISE, False):
+        factor = fan_in(weights)
+        found, variance = found * factor.sqrt(), variance * factor
+    for i, measured, own in zip(there, found.tolist(), variance.tolist(), strict=True):
+        second = _second_moment(mean[i], spread[i], str(config[messages.SCOPE_FUSION]))
+        norm = own + measured**2
+        near = abs(mean[i] - measured) <= _TOLERANCE * math.sqrt(norm) + 1e-9
+        if not near or abs(second - norm) > _TOLERANCE * norm + 1e-12:
+            return f"the scope of {names[i]} is not that of its array"
+    return None

@@ -1,0 +1,1 @@
+"""What server and clients both remember: a client's state counts once its answer was accepted."""

@@ -1,0 +1,56 @@
+"""MOON, the server half of :class:`fedwsa.algorithms.moon.client.Moon`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Unpack
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from pydantic import NonNegativeFloat, PositiveFloat
+
+from fedwsa.algorithms.averaging import Sampling
+from fedwsa.algorithms.memory.server import Remembering
+from fedwsa.wire import messages
+
+
+class Moon(Remembering):
+    """Federated averaging of clients that train with the model-contrastive loss.
+
+    Source: arXiv 2103.16257.
+
+    Parameters
+    ----------
+    mu
+        Weight of the contrastive loss; zero is FedAvg.
+    temperature
+        τ.
+    sampling
+        As for Flower's FedAvg.
+    """
+
+    averages_by = messages.NUM_EXAMPLES
+
+    def __init__(
+        self, mu: NonNegativeFloat, temperature: PositiveFloat, **sampling: Unpack[Sampling]
+    ) -> None:
+        if mu < 0 or temperature <= 0:
+            raise ValueError(
+                f"mu must be zero or above, temperature above; got {mu}, {temperature}"
+            )
+        super().__init__(**sampling)
+        self.mu, self.temperature = mu, temperature
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Announce weight and temperature."""
+        config[messages.MOON_WEIGHT] = float(self.mu)
+        config[messages.MOON_TEMPERATURE] = float(self.temperature)
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average, and note whose last models are those of this round."""
+        return super().aggregate_train(server_round, self.accept(server_round, replies))

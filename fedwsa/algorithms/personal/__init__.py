@@ -1,0 +1,1 @@
+"""Models of which a part stays with each client."""

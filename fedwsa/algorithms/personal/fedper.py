@@ -1,0 +1,31 @@
+"""FedPer: a common body, and a head for each client."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Unpack
+
+from fedwsa.algorithms.averaging import Sampling
+from fedwsa.algorithms.personal.server import Personal, matcher
+
+
+class FedPer(Personal):
+    """The classifier stays with each client, the layers before it are averaged.
+
+    Source: Federated Learning with Personalization Layers, arXiv 1912.00818.
+
+    Parameters
+    ----------
+    head
+        A regular expression: how the names of the model's classifier begin.
+    personal
+        The same for all that is to stay with the clients; None: the classifier alone.
+    sampling
+        As for Flower's FedAvg.
+    """
+
+    wants: ClassVar[tuple[str, ...]] = ("head",)
+
+    def __init__(
+        self, head: str, personal: str | None = None, **sampling: Unpack[Sampling]
+    ) -> None:
+        super().__init__(matcher(head if personal is None else personal), **sampling)

@@ -1,0 +1,25 @@
+"""Local training: what clients reach without each other."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Unpack
+
+from fedwsa.algorithms.averaging import Sampling
+from fedwsa.algorithms.personal.server import Personal
+
+
+class LocalOnly(Personal):
+    """Each client trains a model of its own, and sends nothing but metrics.
+
+    Clients take part as often as under FedAvg with the same sampling.
+
+    Parameters
+    ----------
+    sampling
+        As for Flower's FedAvg.
+    """
+
+    no_scopes: ClassVar[str | None] = "no weights are averaged, so there are none to align"
+
+    def __init__(self, **sampling: Unpack[Sampling]) -> None:
+        super().__init__(lambda name: True, **sampling)

@@ -1,0 +1,1 @@
+"""SCAFFOLD: variates of the server and of each client correct the clients' drift."""

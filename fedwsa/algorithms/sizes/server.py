@@ -1,0 +1,400 @@
+"""Federated averaging over clients whose models have different sizes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from logging import INFO, WARNING
+from typing import ClassVar, Literal, Unpack
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.supercore import log
+from torch import Tensor
+
+from fedwsa.algorithms.averaging import Sampling
+from fedwsa.algorithms.objective import find_record
+from fedwsa.algorithms.sizes.class_rows import by_class, once
+from fedwsa.algorithms.sizes.overlap import by_row, overlap, window
+from fedwsa.algorithms.wrapping import chain
+from fedwsa.fleet.size_rules import hidden_rate
+from fedwsa.models.architecture import Axes, Pick, first_units, selection, take
+from fedwsa.scope.weight_scope import choose
+from fedwsa.wire import messages
+
+Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
+"""Size → name of an array → its shape."""
+
+Weighted = Literal["examples", "clients"]
+
+_PATIENCE = 120.0  # seconds that a node has to say its size
+
+
+class SizedFedAvg(FedAvg):
+    """FedAvg for clients of several sizes: each is sent, and trains, a part of one large model.
+
+    The global arrays are those of the largest size. A client gets the entries that its shapes
+    have room for, chosen by :meth:`pick`; each entry becomes the average over the clients that
+    had it, and keeps its value where none did. With one size this is FedAvg, to the bit.
+
+    Arrays that match ``own`` are not shared: each size has its own, averaged among its clients,
+    and the global arrays hold them as ``SIZE/NAME``.
+
+    A subclass chooses the entries (:meth:`pick`), or what is sent and how it comes together
+    (:meth:`split`, :meth:`join`, :meth:`plain`).
+
+    Parameters
+    ----------
+    shapes : mapping
+        Size → name of an array → its shape, for all arrays that travel. One size must be the
+        largest: every shared array fits into its array of that name.
+    axes : mapping, optional
+        How the units of the largest size lie in its arrays, see
+        :class:`fedwsa.models.architecture.Axis`; needed for attention heads and for what reads
+        flattened channels.
+    size_of : callable, optional
+        Node id → size. None: each node is asked, once, by a QUERY message; its ClientApp answers
+        with a ConfigRecord that has ``size``.
+    own : str, optional
+        A regular expression, matched at the beginning of names.
+    weighted : {"examples", "clients"}
+        Whether a client counts by its examples, as FedAvg has it, or each client once.
+    scaler : bool
+        Ask the clients to divide the activations of hidden layers by the size's rate in training,
+        which the message names as ``size-rate``, so that a part of the network is as loud as the
+        whole. Off by default, since a norm behind a layer undoes it.
+    class_rows : bool
+        Average a row of the classifier over the clients that have samples of its class, and keep
+        it where none has; averaged over all, two of ten classes a client dilute it five times. See
+        :func:`fedwsa.algorithms.sizes.class_rows.by_class`. Where all have all, nothing changes.
+    classifier : sequence of str
+        Names of the arrays that have a row for each class.
+    sampling
+        As for Flower's FedAvg.
+
+    Raises
+    ------
+    ValueError
+        If no size is the largest, or a shape holds no whole units; the first misfit is named.
+    """
+
+    wants: ClassVar[tuple[str, ...]] = ("shapes", "axes", "classifier")
+
+    transient = ("_arrays", "size_of", "axes")  # no memory: set in each round, and for each run
+    most_alike: ClassVar[str] = "each must fit into the largest"
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        *,
+        axes: Axes | None = None,
+        size_of: Callable[[int], str] | None = None,
+        own: str | None = None,
+        weighted: Weighted = "examples",
+        scaler: bool = False,
+        class_rows: bool = True,
+        classifier: Sequence[str] = (),
+        **sampling: Unpack[Sampling],
+    ) -> None:
+        super().__init__(**sampling)
+        self.weighted, self.scaler = choose(Weighted, weighted, "weighted"), scaler
+        self.size_of = size_of
+        self.classifier = tuple(classifier) if class_rows else ()
+        try:
+            self._own = None if own is None else re.compile(own)
+        except re.error as error:
+            raise ValueError(f"own={own!r} is not a regular expression: {error}") from None
+        self.shapes = {s: {k: tuple(v) for k, v in of.items()} for s, of in shapes.items()}
+        self.axes: Axes = axes or {}
+        if not self.shapes:
+            raise ValueError("at least one size is needed")
+        self.largest = self._find_largest()
+        self._said: dict[int, str] = {}  # what nodes answered
+        self._arrays: ArrayRecord | None = None
+
+    @property
+    def averages_by(self) -> str | None:
+        """Partial averages serve as well as replies, each of one size."""
+        return self.weighted_by_key if self.weighted == "examples" else None
+
+    def pick(self, server_round: int) -> Pick:
+        """Which units a smaller size has in a round, the same at sending and at averaging."""
+        return first_units
+
+    # --- what is whose -----------------------------------------------------------------------
+
+    def is_own(self, name: str) -> bool:
+        """Whether each size has an array of this name for itself."""
+        return self._own is not None and self._own.match(name) is not None
+
+    def key(self, size: str, name: str) -> str:
+        """Where the global arrays hold a size's array."""
+        return f"{size}/{name}" if self.is_own(name) else name
+
+    @property
+    def has_own(self) -> bool:
+        """Whether there are arrays that sizes do not share."""
+        return any(self.is_own(name) for of in self.shapes.values() for name in of)
+
+    def _find_largest(self) -> str:
+        def room(size: str) -> int:
+            return sum(torch.Size(shape).numel() for shape in self.shapes[size].values())
+
+        largest = max(self.shapes, key=room)
+        for size in self.shapes:
+            if problem := self._misfit(size, largest):
+                raise ValueError(f"size {size} {problem}")
+        return largest
+
+    def _misfit(self, size: str, largest: str) -> str | None:
+        """Why a size is no part of the largest one; None if it is."""
+        whole = self.shapes[largest]
+        for name, shape in self.shapes[size].items():
+            if self.is_own(name):
+                continue
+            if name not in whole:
+                return f"has {name}, which {largest} lacks: {self.most_alike}"
+            fits = len(shape) == len(whole[name]) and all(
+                a <= b for a, b in zip(shape, whole[name], strict=True)
+            )
+            if not fits:
+                return (
+                    f"has {name} of {shape}, which does not fit into the {whole[name]} of "
+                    f"{largest}: {self.most_alike}"
+                )
+            try:
+                selection(whole[name], shape, self.axes.get(name, {}), first_units)
+            except ValueError as error:
+                return f"cannot have {name} of {shape} in the {whole[name]} of {largest}: {error}"
+        return None
+
+    def _chosen(self, size: str, name: str, server_round: int) -> list[Tensor | None]:
+        """Which entries of a shared array a size has in a round."""
+        whole, shape = self.shapes[self.largest][name], self.shapes[size][name]
+        return selection(whole, shape, self.axes.get(name, {}), self.pick(server_round))
+
+    def rate(self, size: str) -> float:
+        """Hidden units of a size, as a part of the largest one's, for the scaler."""
+        return hidden_rate(self.shapes[size], self.shapes[self.largest])
+
+    # --- taking apart, putting together ------------------------------------------------------
+
+    def split(self, arrays: ArrayRecord, size: str, server_round: int) -> ArrayRecord:
+        """What a client of a size is sent, out of the global arrays."""
+        tensors = messages.to_tensors(arrays)
+        parts = {}
+        for name in self.shapes[size]:
+            tensor = tensors[self.key(size, name)]
+            if not self.is_own(name):
+                chosen = self._chosen(size, name, server_round)
+                whole = all(index is None for index in chosen)
+                tensor = tensor if whole else take(tensor, chosen)
+            parts[name] = tensor
+        return messages.to_arrays(parts)
+
+    def plain(self, arrays: ArrayRecord, size: str, server_round: int) -> ArrayRecord:
+        """The state of a size's model; here what its clients are sent."""
+        return self.split(arrays, size, server_round)
+
+    def aligned(self, arrays: ArrayRecord, server_round: int) -> ArrayRecord:
+        """The arrays whose scopes FedWSA aligns: those of the largest model."""
+        return self.plain(arrays, self.largest, server_round)
+
+    def join(self, states: Mapping[str, Mapping[str, Tensor]]) -> ArrayRecord:
+        """Global arrays to begin with: the largest size's, and what each has for itself.
+
+        Parameters
+        ----------
+        states
+            Size → state of its model.
+        """
+        joined = dict(states[self.largest])
+        for size, state in states.items():
+            for name in filter(self.is_own, self.shapes[size]):
+                joined.pop(name, None)
+                joined[self.key(size, name)] = state[name]
+        return messages.to_arrays(joined)
+
+    def _check_global(self, arrays: ArrayRecord) -> None:
+        expected: dict[str, tuple[int, ...]] = {}
+        for size in [self.largest, *self.shapes]:
+            for name, shape in self.shapes[size].items():
+                expected.setdefault(self.key(size, name), shape)
+        given = {key: tuple(array.shape) for key, array in arrays.items()}
+        for key in sorted(expected.keys() | given.keys()):
+            if given.get(key) != expected.get(key):
+                raise ValueError(
+                    f"the global arrays have {key} as {given.get(key, 'nothing')}, not as "
+                    f"{expected.get(key, 'nothing')}; join() makes them from a state per size"
+                )
+
+    # --- rounds ------------------------------------------------------------------------------
+
+    def summary(self) -> None:
+        """Log the sizes, then FedAvg's settings."""
+        log(INFO, "\t├──> %s: sizes %s", type(self).__name__, ", ".join(self.shapes))
+        super().summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Give each client that FedAvg samples its part of the arrays.
+
+        Raises
+        ------
+        ValueError
+            If the arrays are not those of the sizes, or no node says its size.
+        """
+        self._check_global(arrays)
+        self._arrays = arrays
+        configured = super().configure_train(server_round, arrays, config, grid)
+        return self._parted(configured, arrays, server_round, grid)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Give each client that FedAvg samples its part of the arrays."""
+        configured = super().configure_evaluate(server_round, arrays, config, grid)
+        return self._parted(configured, arrays, server_round, grid)
+
+    def _parted(
+        self, configured: Iterable[Message], arrays: ArrayRecord, server_round: int, grid: Grid
+    ) -> list[Message]:
+        """The messages with what their size needs; those of a size share one content."""
+        wanted = list(configured)
+        self._ask([m.metadata.dst_node_id for m in wanted], grid)
+        contents: dict[str, RecordDict] = {}
+        parted = []
+        for message in wanted:
+            size = self._size(message.metadata.dst_node_id)
+            if size is None:
+                continue
+            if size not in contents:
+                config = ConfigRecord({**message.content.config_records[self.configrecord_key]})
+                config[messages.SIZE] = size
+                if self.classifier:
+                    config[messages.CLASS_ROWS] = list(self.classifier)
+                if self.scaler:
+                    config[messages.SIZE_RATE] = self.rate(size)
+                part = self.split(arrays, size, server_round)
+                contents[size] = RecordDict(
+                    {self.arrayrecord_key: part, self.configrecord_key: config}
+                )
+            message.content = contents[size]
+            parted.append(message)
+        if wanted and not parted:
+            raise ValueError("no node says its size")
+        return parted
+
+    def _ask(self, nodes: Sequence[int], grid: Grid) -> None:
+        """Ask the nodes that have not said their size yet."""
+        if self.size_of is not None:
+            return
+        unknown = [node for node in nodes if node not in self._said]
+        queries = [Message(RecordDict(), node, MessageType.QUERY) for node in unknown]
+        for reply in grid.send_and_receive(queries, timeout=_PATIENCE) if queries else []:
+            answer = find_record(reply.content, messages.SIZE) if reply.has_content() else None
+            if answer is not None:
+                self._said[reply.metadata.src_node_id] = str(answer[messages.SIZE])
+
+    def _size(self, node: int) -> str | None:
+        """The size of a node; None, with a warning, if it has none that there is."""
+        size = self._said.get(node) if self.size_of is None else self.size_of(node)
+        if size in self.shapes:
+            return size
+        said = "does not say its size" if size is None else f"has size {size}"
+        log(WARNING, "node %d %s; there are %s", node, said, ", ".join(self.shapes))
+        return None
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average each entry over the clients that have it, and the metrics over all.
+
+        A reply whose arrays are not those of its client's size is left out with a warning.
+        """
+        groups: dict[str, list[Message]] = {size: [] for size in self.shapes}
+        for reply in replies:
+            if reply.has_error():
+                reason = reply.error.reason
+                log(INFO, "\t> error from node %d: %s", reply.metadata.src_node_id, reason)
+            elif size := self._checked(reply):
+                by_examples = self.weighted == "examples"
+                groups[size].append(reply if by_examples else once(reply, self.weighted_by_key))
+        # In the order of the sizes, whatever the order of the replies.
+        groups = {size: group for size, group in groups.items() if group}
+        if not groups or self._arrays is None:
+            return None, None
+        means: dict[str, dict[str, Tensor]] = {}
+        weights: dict[str, float] = {}
+        rows: dict[str, Tensor] = {}
+        for size, group in groups.items():
+            mean, _ = super().aggregate_train(server_round, group)
+            assert mean is not None
+            means[size] = messages.to_tensors(mean)
+            weights[size] = sum(
+                messages.number(m, self.weighted_by_key) for m in messages.reply_metrics(group)
+            )
+            found = by_class(group, self.classifier, self.weighted_by_key)
+            if found is not None:
+                rows[size] = found[1]
+                means[size] |= found[0]
+        contents = [reply.content for group in groups.values() for reply in group]
+        metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+        if metrics is not None:
+            metrics.pop(messages.CLASSES, None)
+        return self._combine(means, weights, rows, server_round), metrics
+
+    def _checked(self, reply: Message) -> str | None:
+        """The size of a reply that can be averaged; None, with a warning, of another."""
+        node = reply.metadata.src_node_id
+        size = self._size(node)
+        if size is None:
+            return None
+        arrays = messages.model_arrays(reply.content)
+        given = {} if arrays is None else {k: tuple(a.shape) for k, a in arrays.items()}
+        if problem := messages.mismatched(given, self.shapes[size]):
+            log(WARNING, "node %d of size %s is left out: %s", node, size, problem)
+            return None
+        return size
+
+    def _combine(
+        self,
+        means: Mapping[str, Mapping[str, Tensor]],
+        weights: Mapping[str, float],
+        rows: Mapping[str, Tensor],
+        server_round: int,
+    ) -> ArrayRecord:
+        """The averages of the sizes, put together entry by entry."""
+        assert self._arrays is not None
+        combined = messages.to_tensors(self._arrays)
+
+        def weigh(size: str, name: str) -> float | Tensor:
+            by_class = name in self.classifier and bool(rows)
+            if not by_class:
+                return weights[size]
+            all_alike = torch.full((len(means[size][name]),), weights[size]).double()
+            return by_row(rows.get(size, all_alike), means[size][name])
+
+        for name in self.shapes[self.largest]:
+            holders = [size for size in means if name in means[size]]
+            if self.is_own(name) or not holders:
+                continue
+            parts = []
+            for size in holders:
+                chosen = self._chosen(size, name, server_round)
+                where = window(chosen, combined[name].shape)
+                parts.append((means[size][name], weigh(size, name), where))
+            combined[name] = overlap(combined[name], parts)
+        for size, mean in means.items():
+            for name in filter(self.is_own, mean):
+                key = self.key(size, name)
+                combined[key] = overlap(combined[key], [(mean[name], weigh(size, name), None)])
+        return messages.to_arrays(combined)
+
+
+def sized(strategy: Strategy) -> SizedFedAvg | None:
+    """The strategy of sizes in a strategy, itself or what it wraps; None if there is none."""
+    return next((part for part in chain(strategy) if isinstance(part, SizedFedAvg)), None)

@@ -1,0 +1,1 @@
+"""Weight scope alignment: clients are pulled to a scope that the server fuses from theirs."""

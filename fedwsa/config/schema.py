@@ -1,0 +1,194 @@
+"""The typed, closed schema of a run: what must fit together.
+
+Defaults stand in ``conf/`` only; the sections' types and ranges in :mod:`fedwsa.config.sections`.
+The arguments of exchangeable parts are checked against their signatures, see
+:mod:`fedwsa.config.component`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveInt, model_validator
+
+from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.sections import (
+    Checkpoint,
+    Clients,
+    Dataset,
+    Evaluation,
+    Guard,
+    Init,
+    Local,
+    Pretraining,
+    Privacy,
+    Runtime,
+    Section,
+    Strategy,
+    Subset,
+    Wsa,
+)
+from fedwsa.data.federated import DataSpec
+from fedwsa.fleet import size_rules, systems
+from fedwsa.fleet.devices import Device
+from fedwsa.models import InputShape
+
+
+class Config(Section):
+    """A whole run."""
+
+    rounds: PositiveInt
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    device: Device
+    cache_dir: str
+    clients: Clients
+    evaluation: Evaluation
+    checkpoint: Checkpoint
+    guard: Guard
+    privacy: Privacy
+    dataset: Dataset
+    subset: Subset
+    partition: Component
+    skew: Component
+    model: Component
+    sizes: dict[str, dict[str, Any]]
+    init: Init
+    pretraining: Pretraining
+    strategy: Strategy
+    merge: Component
+    wsa: Wsa
+    local: Local
+    runtime: Runtime
+    tracker: dict[str, Component]
+
+    @model_validator(mode="after")
+    def _checkpoints_need_our_engine(self) -> Config:
+        if self.checkpoint.every is not None and self.runtime.name != "ray":
+            raise ValueError("checkpoint.every needs runtime=ray, which knows what clients keep")
+        return self
+
+    @model_validator(mode="after")
+    def _cohorts_are_fp32(self) -> Config:
+        if isinstance(self.runtime.cohort, int) and self.local.precision != "fp32":
+            raise ValueError("runtime.cohort needs local.precision=fp32")
+        return self
+
+    @model_validator(mode="after")
+    def _cut_clients_are_alone(self) -> Config:
+        if isinstance(self.runtime.cohort, int) and self.clients.cuts:
+            raise ValueError("runtime.cohort needs clients.late=drop, or no clients.deadline")
+        return self
+
+    @model_validator(mode="after")
+    def _images_are_left(self) -> Config:
+        if self.init.public + self.evaluation.validation >= 1:
+            raise ValueError("init.public and evaluation.validation leave no images for clients")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_fit_the_clients(self) -> Config:
+        wish, key = self.clients.sizes, "sizes"
+        try:
+            size_rules.check_names(self.sizes)
+            key = "clients.sizes"
+            if not size_rules.names_in(wish, self.sizes):
+                raise ValueError("there are no sizes")
+            if wish != size_rules.SPEED:
+                size_rules.by_wish(wish, self.clients.count, self.seed)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _noise_is_added_once(self) -> Config:
+        if self.privacy.local is not None and self.strategy.adds_noise:
+            raise ValueError("privacy.local does not go with a strategy that adds noise itself")
+        if self.privacy.local is not None and self.guard.repeats:
+            raise ValueError("privacy.local needs guard.repeats=0: each answer has its price")
+        return self
+
+    @model_validator(mode="after")
+    def _secret_noise_is_drawn(self) -> Config:
+        if self.privacy.noise == "secret" and not self.private:
+            raise ValueError(
+                "privacy.noise=secret: this run adds no noise; give privacy.local, or a strategy "
+                "that does, as strategy=dp_server_fixed"
+            )
+        return self
+
+    @property
+    def private(self) -> bool:
+        """Whether the run is to be differentially private, centrally or locally."""
+        return self.privacy.local is not None or self.strategy.adds_noise
+
+    @property
+    def withheld(self) -> bool:
+        """Whether clients keep to themselves what the noise does not cover: losses, accuracies."""
+        return self.private and self.privacy.reports == "withheld"
+
+    @property
+    def size_names(self) -> list[str]:
+        """The sizes that take part in the run."""
+        return size_rules.names_in(self.clients.sizes, self.sizes)
+
+    def model_of(self, size: str | None) -> Component:
+        """The model of a size; None: the model as it stands.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such size.
+        """
+        if size in (None, size_rules.WHOLE):
+            return self.model
+        if size not in self.sizes:
+            known = ", ".join([*self.sizes, size_rules.WHOLE])
+            raise ConfigError(f"there is no size {size}; there are {known}")
+        return size_rules.component_of(self.model, self.sizes[size])
+
+    def client_sizes(self, shape: InputShape, classes: int) -> list[str]:
+        """The size of each client; ``shape`` and ``classes`` are needed for what models cost."""
+        wish, clients = self.clients.sizes, self.clients
+        if wish == size_rules.SPEED:
+            costs = {
+                name: size_rules.model_cost(self.model_of(name), shape, classes)
+                for name in self.size_names
+            }
+            return size_rules.by_speed(costs, [self.client_speed(k) for k in range(clients.count)])
+        return size_rules.by_wish(wish, clients.count, self.seed)
+
+    def client_speed(self, client: int) -> float:
+        """How fast a client's device is; one is the median, or what carries the largest size."""
+        fleet = self.clients
+        classes = fleet.speeds if fleet.sizes == size_rules.SPEED else [1.0]
+        return systems.speed(self.seed, client, fleet.speed_spread, classes)
+
+    def client_device(self, client: int) -> systems.Device:
+        """A client's device: a slow one computes and communicates slowly."""
+        fleet, factor = self.clients, self.client_speed(client)
+        return systems.Device(fleet.flops_per_second * factor, fleet.bytes_per_second * factor)
+
+    @property
+    def data_spec(self) -> DataSpec:
+        """The data of this run, for :func:`fedwsa.data.federated.open_federated`."""
+        return DataSpec(
+            source=self.dataset.source,
+            partition=self.partition,
+            clients=self.clients.count,
+            seed=self.seed,
+            cache_dir=self.cache_dir,
+            public=self.init.public,
+            validation=self.evaluation.validation,
+            train=self.subset.train,
+            test=self.subset.test,
+        )
+
+    @property
+    def label(self) -> str:
+        """The algorithm as a table names it, for instance ``FedAvg+WSA``."""
+        return self.strategy.component.name + ("+WSA" if self.wsa.enabled else "")
+
+    @property
+    def optimisers(self) -> set[str]:
+        """The optimisers that clients may have."""
+        return set(self.local.optimisers or [self.local.optimiser])

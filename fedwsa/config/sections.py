@@ -1,0 +1,269 @@
+"""The sections of a run's schema: types and ranges of what stands in ``conf/``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from fedwsa.algorithms.privacy import adds_noise
+from fedwsa.config.component import Component, locate
+from fedwsa.fleet import size_rules, systems
+from fedwsa.models.augment import Transform
+from fedwsa.scope.weight_scope import Fusion, Reduction
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+def _cohort(value: int | str) -> int | str:
+    if value not in ("auto", "off") and not (isinstance(value, int) and value >= 1):
+        raise ValueError("must be auto, off, or a number above 0")
+    return value
+
+
+Cohort = Annotated[int | str, AfterValidator(_cohort)]
+
+
+class Section(BaseModel):
+    """Closed, strict, unchangeable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Dataset(Component):
+    """The examples; keys that are not named here go to the source."""
+
+    augment: Literal["none", "crop_flip"]
+
+    @property
+    def source(self) -> Component:
+        """The source alone."""
+        return Component(**{"_target_": self.target, **self.arguments})
+
+
+class Subset(Section):
+    """How many of the examples are used; null: all."""
+
+    train: PositiveInt | None
+    test: PositiveInt | None
+
+
+class Strategy(Section):
+    """A Flower strategy by its dotted path, with free arguments."""
+
+    target: str = Field(alias="_target_")
+    args: dict[str, Any]
+
+    @property
+    def component(self) -> Component:
+        """Path and arguments in the form that other parts have."""
+        return Component(**{"_target_": self.target, **self.args})
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether it, or one that it wraps, is differentially private."""
+        component: Component | None = self.component
+        while component is not None:
+            if adds_noise(locate(component.target, "strategy._target_")):
+                return True
+            inner = component.arguments.get("strategy")
+            wraps = isinstance(inner, dict) and "_target_" in inner
+            component = Component.model_validate(inner) if wraps else None
+        return False
+
+
+class Clients(Section):
+    """The fleet, and who takes part in a round."""
+
+    count: PositiveInt
+    fraction: Fraction
+    timeout: PositiveFloat | None
+    table: bool
+    sizes: Annotated[Any, AfterValidator(size_rules.check_wish)]
+    speeds: Annotated[list[PositiveFloat], Field(min_length=1)]
+    availability: Annotated[Any, AfterValidator(systems.check_availability)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    speed_spread: NonNegativeFloat
+    flops_per_second: PositiveFloat
+    bytes_per_second: PositiveFloat
+    deadline: PositiveFloat | None
+    late: Literal["drop", "cut"]
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a client may have to stop before its epochs are done."""
+        return self.deadline is not None and self.late == "cut"
+
+
+Optimiser = Literal["sgd", "adam", "adamw"]
+
+
+class Local(Section):
+    """Local training."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    optimiser: Optimiser
+    lr: PositiveFloat
+    adam_lr: PositiveFloat
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: NonNegativeFloat
+    lr_factors: Annotated[list[PositiveFloat], Field(min_length=1)]
+    weight_decays: Annotated[list[NonNegativeFloat], Field(min_length=1)] | None
+    batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)] | None
+    epoch_factors: Annotated[list[PositiveFloat], Field(min_length=1)]
+    optimisers: Annotated[list[Optimiser], Field(min_length=1)] | None
+    clip_norm: PositiveFloat | None
+    mask_absent: bool
+    weight_augmentation: Literal["off"] | Transform
+    objectives: list[str]
+    precision: Literal["fp32", "bf16"]
+    channels_last: bool
+    fused: bool
+
+    @property
+    def largest_batch(self) -> int:
+        """The most samples that a client takes at once."""
+        return max(self.batch_sizes or [self.batch_size])
+
+
+class Wsa(Section):
+    """Weight scope alignment; see :class:`fedwsa.algorithms.wsa.server.FedWSA`."""
+
+    enabled: bool
+    strength: NonNegativeFloat | None
+    reduction: Reduction
+    fusion: Fusion
+    target: Literal["fused", "initial", "fixed"]
+    scope: str | None
+    align: Literal["none", "after"]
+    layers: str | None
+    floor: PositiveFloat
+    normalise: bool | None
+    private: Literal["measured", "noised"]
+
+    @model_validator(mode="after")
+    def _fixed_needs_a_scope(self) -> Wsa:
+        if self.target == "fixed" and self.scope is None:
+            raise ValueError("target=fixed needs wsa.scope=FILE, a model.safetensors")
+        return self
+
+
+class LocalPrivacy(Section):
+    """Each client clips its update and adds noise, before anybody sees it."""
+
+    clipping_norm: PositiveFloat
+    epsilon: PositiveFloat
+
+
+class Privacy(Section):
+    """What goes with differential privacy, central (a strategy of Flower's) or local."""
+
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    reports: Literal["withheld", "clear"]
+    noise: Literal["repeatable", "secret"]
+    local: LocalPrivacy | None
+
+
+class Init(Component):
+    """How the model is initialised; keys that are not named here go to the method."""
+
+    file: str | None
+    public: Annotated[float, Field(ge=0, lt=1)]
+
+    @property
+    def method(self) -> Component:
+        """The method alone."""
+        return Component(**{"_target_": self.target, **self.arguments})
+
+
+class Training(Section):
+    """Training in one place, with AdamW."""
+
+    steps: Annotated[int, Field(ge=0)]
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat
+
+
+class Pretraining(Section):
+    """How a learngene is learned from public images, and fitted to them."""
+
+    teacher: str | None
+    temperature: PositiveFloat | None
+    hard: NonNegativeFloat | None
+    teach: Training
+    learn: Training
+    fit: Training
+
+
+class Evaluation(Section):
+    """How often the global model is evaluated, in rounds."""
+
+    every: PositiveInt
+    clients_every: PositiveInt
+    batch_size: PositiveInt
+    validation: Annotated[float, Field(ge=0, lt=1)]
+    patience: PositiveInt | None
+    keep_best: bool
+
+    @model_validator(mode="after")
+    def _choosing_needs_a_split(self) -> Evaluation:
+        if (self.patience or self.keep_best) and not self.validation:
+            raise ValueError(
+                "patience and keep_best need evaluation.validation, as 0.1: the test set is not "
+                "there to choose by"
+            )
+        return self
+
+
+class Checkpoint(Section):
+    """How often a run leaves a checkpoint, in rounds; null: never."""
+
+    every: PositiveInt | None
+
+
+class Guard(Section):
+    """Which answers count; see :class:`fedwsa.algorithms.guard.guard.Guard`."""
+
+    max_examples: PositiveFloat
+    max_norm_ratio: Annotated[float, Field(gt=1)] | None
+    min_results: PositiveFloat
+    repeats: Annotated[int, Field(ge=0)]
+    below: Literal["stop", "skip"]
+
+    @field_validator("min_results")
+    @classmethod
+    def _count_or_share(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("must be a number of clients, or a share below 1")
+        return value
+
+
+class Runtime(Section):
+    """What runs the clients."""
+
+    name: Literal["ray", "flower"]
+    workers: PositiveInt | None
+    address: str | None
+    gpus_per_worker: NonNegativeFloat | None
+    cohort: Cohort
+
+    @model_validator(mode="after")
+    def _flower_has_less(self) -> Runtime:
+        if self.name == "flower":
+            if self.address is not None:
+                raise ValueError("address needs runtime=ray")
+            if self.cohort not in ("auto", "off"):
+                raise ValueError("cohort needs runtime=ray")
+        return self

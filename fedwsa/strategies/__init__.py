@@ -1,1 +1,0 @@
-"""Flower strategies: the server halves of the algorithms that Flower does not ship."""

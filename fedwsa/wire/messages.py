@@ -1,0 +1,250 @@
+"""The language that servers and clients share: names of records and keys, tensors ↔ records.
+
+One place, because the two sides never import each other. Record names are Flower's defaults,
+so that our clients answer any Flower strategy and our strategies lead any Flower client.
+
+===============  ======================  ======================================================
+message          record                  holds
+===============  ======================  ======================================================
+train, evaluate  ``arrays``              the model's floating-point state, half precision as single
+(down)           ``config``              ``server-round``; what strategies add for the clients, for
+                                         instance the ``size`` of model that the arrays are for,
+                                         or the ``deadline`` in simulated seconds to stop at; from
+                                         strategies whose clients remember ``accepted-round``, the
+                                         last one of which the receiver's answer counts, 0 if none
+train (down)     ``config``              ``model-staying``: marks of the tensors that do not travel,
+                                         which a client has built like the server's (JSON);
+                                         ``data-mark``: likewise of the data and their shares
+train (down)     ``wsa-target``          FedWSA: ``mean`` and ``variance``, a number per layer
+train (up)       ``arrays``, ``metrics``  the trained model; ``num-examples``, ``train_loss``; from
+                                         FedWSA's clients ``wsa-mean``, ``wsa-spread``,
+                                         ``wsa-kl``, a number per layer; among clients of
+                                         several sizes ``wsa-present``, 1 or 0 per layer
+train            ``wsa-scope``, among    FedWSA under differential privacy, if wished so: mean and
+(down, up)       the ``arrays``          spread of each layer, to be noised with the weights
+train            ``config``, ``metrics`` ``class-rows``: names of the arrays that have a row for
+                                         each class; clients answer ``classes``, 1 or 0 for each
+train (down)     ``scaffold-control``    SCAFFOLD: the server's control variate
+train (up)       ``scaffold-change``     SCAFFOLD: how the client's changed, of what it trains
+train (up)       ``feddyn-pull``         FedDyn with WSA: the gradient of WSA's term at the trained
+                                         model, which is kept out of the client's
+train (up)       ``fisher``              one-shot: the diagonal Fisher information of the trained
+                                         model, for the arrays that ``config`` names in
+                                         ``fisher-layers``, with labels by ``fisher-labels``
+train, evaluate  ``personal``            FedPer, FedBN, local training: what stays with the client,
+(down)                                   as one begins that has none yet
+evaluate (up)    ``metrics``             ``num-examples``, ``accuracy``, ``loss``
+query (down)     ``data-reference``      where nodes have data of their own: what the server's are
+                                         like (``fedwsa.data.own``), as JSON
+query (up)       ``config``              ``partition-id`` of the node, and its ``size``; of a node
+                                         with data of its own ``num-examples``
+===============  ======================  ======================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from torch import Tensor, nn
+
+from fedwsa.models import state
+from fedwsa.scope.moments import precise
+from fedwsa.wire.arrays import record_of, values
+
+ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+NUM_EXAMPLES, LOSS, ACCURACY = "num-examples", "loss", "accuracy"
+TRAIN_LOSS = "train_loss"  # as Flower's QFedAvg looks for it
+STAYING = "model-staying"
+SERVER_ROUND, PARTITION_ID = "server-round", "partition-id"
+ACCEPTED_ROUND = "accepted-round"
+PROXIMAL_MU = "proximal-mu"
+SIZE, SIZE_RATE = "size", "size-rate"
+POOLED = "pooled"
+PERSONAL = "personal"
+MOON_WEIGHT, MOON_TEMPERATURE = "moon-mu", "moon-temperature"
+NOVA = "fednova"
+NOVA_WEIGHT, NOVA_LENGTH, NOVA_SQUARE = "fednova-weight", "fednova-length", "fednova-square"
+DYN_ALPHA, DYN_COUNT, DYN_PULL = "feddyn-alpha", "feddyn-count", "feddyn-pull"
+DEADLINE = "deadline"
+DATA_PATH, DATA_REFERENCE = "data-path", "data-reference"
+DATA_MARK = "data-mark"
+
+NUMBER_BYTES = 8
+"""Of a metric on the wire."""
+
+UNUSABLE_REPLY = 1001
+"""Flower error code (free above 1000) for a reply that cannot be averaged."""
+
+REFUSED = 1002
+"""Likewise of a node that cannot take part in the run; its reason is one line."""
+
+LOST_MEMORY = 1003
+"""Likewise of a client that does not have what it kept after its accepted round."""
+
+SCAFFOLD_CONTROL, SCAFFOLD_CHANGE = "scaffold-control", "scaffold-change"
+
+CLASS_ROWS, CLASSES = "class-rows", "classes"
+
+FISHER = "fisher"
+FISHER_LAYERS, FISHER_LABELS = "fisher-layers", "fisher-labels"
+
+SCOPE_TARGET = "wsa-target"
+TARGET_MEAN, TARGET_VARIANCE = "mean", "variance"
+SCOPE_LAYERS, SCOPE_FUSION = "wsa-layers", "wsa-fusion"
+SCOPE_STRENGTH, SCOPE_REDUCTION, SCOPE_FLOOR = "wsa-strength", "wsa-reduction", "wsa-floor"
+SCOPE_NORMALISE, SCOPE_PARTIAL = "wsa-normalise", "wsa-partial"
+SCOPE_MEAN, SCOPE_SPREAD, SCOPE_KL = "wsa-mean", "wsa-spread", "wsa-kl"
+SCOPE_PRESENT = "wsa-present"
+SCOPE_REPORTED = "wsa-reported"
+SCOPE_ARRAY = "wsa-scope"
+
+
+def travelling_state(model: nn.Module) -> dict[str, Tensor]:
+    """The part of a model's state that travels, see :mod:`fedwsa.models.state`.
+
+    Half precision travels as single: sums of many clients need it, and NumPy has no bfloat16.
+    """
+    return {name: precise(t.detach()) for name, t in state.travelling(model).items()}
+
+
+def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """An ArrayRecord of the tensors, each in its own dtype; of bfloat16, in single precision.
+
+    Tensors in main memory are not copied: leave them alone afterwards.
+    """
+    plain = {k: precise(t) if t.dtype == torch.bfloat16 else t for k, t in tensors.items()}
+    return record_of({k: t.detach().cpu().numpy() for k, t in plain.items()})
+
+
+def precise_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """As :func:`to_arrays`, half precision as single: as models travel and are kept."""
+    return to_arrays({name: precise(tensor) for name, tensor in tensors.items()})
+
+
+def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
+    """The tensors of an ArrayRecord to read, each in its own dtype; they may share its memory."""
+    return {k: torch.from_numpy(values(array)) for k, array in arrays.items()}
+
+
+@torch.no_grad()
+def load_arrays(model: nn.Module, arrays: ArrayRecord) -> None:
+    """Copy what :func:`travelling_state` sent into a model, whose tensors stay tied and typed.
+
+    Raises
+    ------
+    ValueError
+        If names or shapes are not the model's.
+    """
+    tensors, own = to_tensors(arrays), state.travelling(model)
+    if problem := mismatch(tensors, own):
+        raise ValueError(f"the arrays do not fit the model: {problem}")
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+
+
+def mismatch(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with the names or shapes of ``given``, in a few words; None if nothing."""
+    return mismatched(_shapes(given), _shapes(expected))
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def mismatched(
+    given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> str | None:
+    """As :func:`mismatch`, of shapes by name."""
+    if missing := sorted(expected.keys() - given.keys()):
+        return f"missing {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+    if extra := sorted(given.keys() - expected.keys()):
+        return f"unknown {extra[0]}" + (f" and {len(extra) - 1} more" if extra[1:] else "")
+    for name, shape in expected.items():
+        if given[name] != shape:
+            return f"{name} is {given[name]}, not {shape}"
+    return None
+
+
+def unusable(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """Why tensors cannot stand for a model: names, shapes, NaN; None if they can."""
+    if problem := mismatch(given, expected):
+        return problem
+    bad = [name for name, tensor in given.items() if not _finite(tensor)]
+    return f"{bad[0]} is NaN or infinite" if bad else None
+
+
+def _finite(tensor: Tensor) -> bool:
+    # Twenty times faster than isfinite().all(); both ends are NaN if anything is.
+    return not tensor.numel() or all(math.isfinite(end) for end in tensor.aminmax())
+
+
+def number(metrics: MetricRecord, key: str) -> float:
+    """A metric that is known to be a plain number."""
+    value = metrics[key]
+    assert isinstance(value, int | float)
+    return float(value)
+
+
+def cast_like(arrays: ArrayRecord, reference: Mapping[str, Tensor]) -> ArrayRecord:
+    """The arrays in the dtypes of ``reference`` (Flower's FedAdam answers in float64)."""
+    return to_arrays(
+        {
+            k: t.to(reference[k].dtype) if k in reference else t
+            for k, t in to_tensors(arrays).items()
+        }
+    )
+
+
+def change_contents(
+    instructions: Iterable[Message], change: Callable[[RecordDict], RecordDict]
+) -> None:
+    """Give messages a changed content; those that shared one share the changed one.
+
+    So it is changed, stored and encoded once.
+    """
+    changed: dict[int, tuple[RecordDict, RecordDict]] = {}  # holds the plain one: ids are reused
+    for message in instructions:
+        plain = message.content
+        if id(plain) not in changed:
+            changed[id(plain)] = plain, change(plain)
+        message.content = changed[id(plain)][1]
+
+
+def payload(records: RecordDict) -> int:
+    """Bytes of the arrays and metrics in a message.
+
+    Not counted are its few settings, and :data:`PERSONAL`: a client that has its own part already
+    needs none to begin with.
+    """
+    sent = [record for name, record in records.array_records.items() if name != PERSONAL]
+    arrays = sum(map(array_bytes, sent))
+    metrics = [value for record in records.metric_records.values() for value in record.values()]
+    numbers = sum(len(value) if isinstance(value, list) else 1 for value in metrics)
+    return arrays + NUMBER_BYTES * numbers
+
+
+def array_bytes(arrays: ArrayRecord) -> int:
+    """Bytes of the values of arrays, by shape and dtype."""
+    return sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in arrays.values())
+
+
+def only_metrics(content: RecordDict) -> MetricRecord | None:
+    """The one MetricRecord of a reply, under whatever name; None if there is not one."""
+    records = list(content.metric_records.values())
+    return records[0] if len(records) == 1 else None
+
+
+def model_arrays(content: RecordDict) -> ArrayRecord | None:
+    """The ArrayRecord with the model: the only one, or among several that named ``arrays``."""
+    records = dict(content.array_records)
+    return next(iter(records.values())) if len(records) == 1 else records.get(ARRAYS)
+
+
+def reply_metrics(replies: Iterable[Message]) -> list[MetricRecord]:
+    """The MetricRecords of the replies that carry one."""
+    found = [only_metrics(r.content) for r in replies if r.has_content()]
+    return [m for m in found if m is not None]

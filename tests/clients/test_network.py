@@ -1,0 +1,405 @@
+"""Which tensors of a stranger's network travel, are saved, and are the same on both sides."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+from torch.nn.utils import parametrizations, prune
+
+from clients.cohort import Stack
+from clients.network import Network, network_for
+from clients.stacking import stacking
+from clients.training import _Stepped, make_optimizer
+from experiments.commands.simulate import simulate
+from fedwsa.config.component import Component, ConfigError, locate
+from fedwsa.config.compose import compose
+from fedwsa.config.places import options
+from fedwsa.data.evaluation import evaluate
+from fedwsa.data.federated import open_federated
+from fedwsa.fleet.conditions import Conditions
+from fedwsa.merge.average import average
+from fedwsa.models import build_model, state, takes
+from fedwsa.models.attributes import copied
+from fedwsa.models.files import load_network
+from fedwsa.remembered import enter
+from fedwsa.wire import messages
+from server.sizes import SizedModels
+from tests.given.odd_models import everything
+
+IMAGE, CLASSES = (1, 4, 4), 3
+ODD = Component(_target_="tests.given.odd_models.everything")
+
+
+def outputs(model: nn.Module) -> Tensor:
+    x = torch.randn(5, *IMAGE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model.eval()(x)
+
+
+def client(seed: int, tensors: dict[str, Tensor]) -> Network:
+    network = network_for(ODD, IMAGE, CLASSES, "cpu", tensors, seed)
+    network.load(tensors)
+    return network
+
+
+def test_server_and_clients_of_a_seed_have_one_network() -> None:
+    server = build_model(ODD, IMAGE, CLASSES, seed=7)
+    sent = messages.travelling_state(server)
+    assert "first.weight" in sent
+    assert not {"second.weight", "mask", "order", "shift", "norm.num_batches_tracked"} & set(sent)
+    assert torch.equal(outputs(client(7, sent).model), outputs(server))
+    assert not torch.allclose(outputs(client(8, sent).model), outputs(server))
+
+
+def test_tied_weights_stay_tied_and_a_reply_keeps_what_was_trained() -> None:
+    sent = messages.travelling_state(build_model(ODD, IMAGE, CLASSES, seed=7))
+    network = client(7, sent)
+    assert network.model.second.weight is network.model.first.weight
+    assert not network.model.body.weight.requires_grad
+    with torch.no_grad():
+        network.model.second.weight.fill_(2.0)
+        network.model.norm.num_batches_tracked.fill_(9)
+    reply = network.state()
+    network.load(sent)  # the next client
+    assert (reply["first.weight"] == 2.0).all()
+    assert torch.equal(network.model.second.weight, sent["first.weight"])
+    assert network.model.norm.num_batches_tracked == 0
+
+
+def test_a_client_that_built_another_network_says_so() -> None:
+    models = SizedModels.of(compose([f"model._target_={ODD.target}", "~model.width",
+                                     "~model.depth", "seed=7"]), IMAGE, CLASSES)  # fmt: skip
+    content = {"config": {messages.STAYING: models.marks["model"]}}
+    sent = messages.travelling_state(models.models["model"])
+    client(7, sent).require_built_alike(content)
+    with pytest.raises(ConfigError, match=r"^model: (mask|order|shift), which does not travel"):
+        client(8, sent).require_built_alike(content)
+
+
+def masked(shape: object, classes: int, *, path: str) -> nn.Module:
+    """A builder that reads a file."""
+    return Holding(torch.tensor([float(Path(path).read_text())]))
+
+
+def test_in_another_run_a_process_reads_anew_what_a_builder_reads(tmp_path: Path) -> None:
+    (file := tmp_path / "mask").write_text("1")
+    known = Component(_target_="tests.clients.test_network.masked", path=str(file))
+
+    def extra(run: int) -> float:
+        enter(run)
+        return network_for(known, IMAGE, CLASSES, "cpu", {}, 0).model.extra.item()
+
+    assert extra(1) == 1.0
+    file.write_text("2")
+    assert extra(1) == 1.0  # a run has one network from its first round to its last
+    assert extra(2) == 2.0
+
+
+def test_marks_tell_a_single_bit_and_forgive_rounding() -> None:
+    mask = torch.rand(1000, 1000, generator=torch.Generator().manual_seed(0)) < 0.5
+    other = mask.clone()
+    other[500, 500] = ~other[500, 500]
+    assert state.unlike(state.marks({"mask": mask}), {"mask": mask}) is None
+    assert state.unlike(state.marks({"mask": mask}), {"mask": other}) == "mask"
+    table = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    assert state.unlike(state.marks({"t": table}), {"t": table * (1 + 1e-7)}) is None
+
+
+class Holding(nn.Linear):
+    """A layer with one more tensor."""
+
+    def __init__(self, tensor: object, kind: str = "buffer") -> None:
+        super().__init__(16, 3)
+        if kind == "buffer":
+            self.register_buffer("extra", tensor)
+        elif kind == "parameter":
+            self.extra = nn.Parameter(tensor, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(1))
+
+
+class Saying(nn.Linear):
+    def get_extra_state(self) -> object:
+        return {"not": "a tensor"}
+
+
+class Hooked(nn.Module):
+    """Two layers, whose state dict is what a hook leaves of it."""
+
+    def __init__(self, hook: Callable[[dict[str, Tensor]], None], frozen: bool = False) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(16, 4).requires_grad_(not frozen), nn.Linear(4, 3)
+        self.register_state_dict_post_hook(lambda module, saved, prefix, meta: hook(saved))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x.flatten(1)))
+
+
+class Attributed(nn.Linear):
+    """A layer that holds more in a plain attribute."""
+
+    def __init__(self, held: object) -> None:
+        super().__init__(16, 3)
+        self.held = held
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(1))
+
+
+def head_alone(saved: dict[str, Tensor]) -> None:
+    for name in [name for name in saved if name.startswith("body.")]:
+        del saved[name]
+
+
+def renaming(saved: dict[str, Tensor]) -> None:
+    for name in list(saved):
+        saved[f"net.{name}"] = saved.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("model", "what"),
+    [
+        (Hooked(head_alone), "body.weight is trained, and is not in the state dict"),
+        (Hooked(renaming), "body.weight is trained, and is not in the state dict"),
+        (Attributed(torch.zeros(2)), "held is a tensor in a plain attribute"),
+        (nn.Sequential(Attributed({"a": [torch.ones(2)]})), "0.held.a.0 is a tensor in a plain"),
+        (Attributed([nn.Parameter(torch.ones(2))]), "held.0 is a tensor in a plain attribute"),
+        (Holding(torch.zeros(2, dtype=torch.complex64)), "extra is complex64"),
+        (Holding(torch.zeros(2, dtype=torch.complex64), "parameter"), "extra is complex64"),
+        (Holding(torch.eye(2).to_sparse()), "extra is sparse"),
+        (Holding(torch.zeros(2).to(torch.float8_e4m3fn)), "extra is float8_e4m3fn"),
+        (Saying(16, 3), "its state has _extra_state, a dict"),
+        (nn.LazyLinear(3), "weight has no shape yet"),
+        (nn.Flatten(), "it has no parameters to train"),
+    ],
+)
+def test_what_can_neither_travel_nor_be_built_alike_is_refused(model: nn.Module, what: str) -> None:
+    with pytest.raises(ConfigError, match=f"^sizes.S: {what}"):
+        state.require_shareable(model, "sizes.S")
+
+
+def test_what_can_is_not() -> None:
+    state.require_shareable(everything(IMAGE, CLASSES), "model")
+    state.require_shareable(Holding(torch.ones(2, dtype=torch.int8), "parameter"), "model")
+    for held in ([], {"sizes": (1, 2)}, torch.float32, torch.Size([2]), torch.device("cpu")):
+        state.require_shareable(Attributed(held), "model")
+    adapter = Hooked(head_alone, frozen=True)
+    state.require_shareable(adapter, "model")
+    assert set(state.travelling(adapter)) == {"head.weight", "head.bias"}
+    assert set(state.staying(adapter)) == {"body.weight", "body.bias"}
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.LSTM(4, 4, 2),
+        lambda: nn.Transformer(4, 2, 1, 1, 4),
+        lambda: parametrizations.orthogonal(nn.Linear(4, 4)),
+        lambda: parametrizations.spectral_norm(nn.Conv2d(2, 2, 3)),
+        lambda: nn.utils.spectral_norm(nn.Linear(4, 4)),
+        lambda: nn.utils.weight_norm(nn.Linear(4, 4)),
+        lambda: prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*is deprecated in favor of")
+def test_layers_as_torch_makes_them_are_shared_and_copied(build: Callable[[], nn.Module]) -> None:
+    layer = build()
+    state.require_shareable(layer, "model")
+    there, twin = layer.state_dict(), copied(layer).state_dict()
+    assert all(torch.equal(tensor, there[name]) for name, tensor in twin.items())
+    assert all(tensor.data_ptr() != there[name].data_ptr() for name, tensor in twin.items())
+
+
+@pytest.mark.parametrize("name", options("model"))
+def test_networks_of_ours_are_shareable(name: str) -> None:
+    component = options("model")[name]
+    shape = (8,) if takes(locate(component.target, "model")) == 1 else (3, 32, 32)
+    small = component.model_copy(update={"width": 0.25})
+    state.require_shareable(build_model(small, shape, 10, 0), "model")
+
+
+_loose = np.random.default_rng(0)
+
+
+def unrepeatable(image: tuple[int, int, int], classes: int) -> nn.Module:
+    return Holding(torch.from_numpy(_loose.random(8) < 0.5))
+
+
+def test_a_builder_that_draws_from_a_generator_of_its_own_is_refused() -> None:
+    words = [f"model._target_={__name__}.unrepeatable", "~model.width", "~model.depth"]
+    with pytest.raises(ConfigError, match=r"^model: extra does not travel, and is another each"):
+        SizedModels.of(compose(words), (1, 4, 4), 3)
+
+
+# --- stacks ----------------------------------------------------------------------------------
+
+
+class Layers(nn.Module):
+    """Two tied layers with something between them."""
+
+    def __init__(self, between: object = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inp, self.a, self.b = nn.Linear(16, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.b.weight = self.a.weight
+        self.head = nn.Linear(8, 3)
+        nn.init.zeros_(self.head.weight)  # hides all that lies before it
+        self.register_buffer("mask", torch.rand(8) < 0.7)
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("part", self.a.bias.detach()[:2])  # moves with the bias
+        self.held = [self.a.bias]  # no module's
+        self.between = between or (lambda model, x: x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(torch.relu(self.inp(x.flatten(1)))) * self.mask
+        return self.head(self.b(self.between(self, x)))
+
+
+def counted(model: Layers, x: Tensor) -> Tensor:
+    model.count = model.count + 1
+    return x / model.count
+
+
+@pytest.mark.parametrize(
+    ("between", "reason"),
+    [
+        (lambda m, x: dropout(x), "its dropout, or what else it draws"),
+        (lambda m, x: x if random.random() < 0.5 else 2 * x, "its dropout, or what else it draws"),
+        (counted, "Layers keeps statistics"),
+    ],
+)
+def test_what_each_client_needs_for_itself_cannot_be_stacked(between: object, reason: str) -> None:
+    model = Layers(between)
+    model.part = torch.zeros(2)
+    assert str(stacking(model, IMAGE, 3).reason).startswith(reason)
+
+
+def test_what_others_draw_meanwhile_is_not_the_model_s() -> None:
+    model = Layers(lambda m, x: m.once(x))
+    model.part = torch.zeros(2)
+
+    def once(x: Tensor) -> Tensor:
+        model.once = lambda x: x
+        random.random()
+        return x
+
+    model.once = once
+    assert stacking(model, IMAGE, 3).reason is None
+    assert model.once is once  # as it was
+
+
+def test_what_looks_across_large_batches_alone_is_found_at_the_run_s() -> None:
+    model = Layers(lambda m, x: x - x.mean(0) if len(x) >= 8 else x)
+    model.part = torch.zeros(2)
+    assert stacking(model, IMAGE, 3, batch=4).padded
+    assert not stacking(model, IMAGE, 3, batch=8).padded
+    assert not stacking(model, IMAGE, 3, batch=1000).padded
+
+
+def test_a_buffer_that_looks_at_a_weight_and_a_weight_held_elsewhere_are_found() -> None:
+    assert stacking(Layers(), IMAGE, 3).reason == "Layers keeps statistics"  # part moves
+    model = Layers(lambda m, x: x + m.held[0])
+    model.part = torch.zeros(2)
+    assert "a.bias is trained in another way" in str(stacking(model, IMAGE, 3).reason)
+
+
+@pytest.mark.parametrize(
+    ("between", "padded"),
+    [
+        (lambda m, x: x, True),
+        (lambda m, x: (x - x.mean(0)) / (x.std(0) + 1), False),
+        (lambda m, x: x - x.mean(), False),
+    ],
+)
+def test_a_stack_of_tied_weights_trains_as_alone_whatever_looks_across_a_batch(
+    between: object, padded: bool
+) -> None:
+    model = Layers(between)
+    model.part = torch.zeros(2)
+    found = stacking(model, IMAGE, 3)
+    assert (found.reason, found.padded) == (None, padded)
+    nn.init.normal_(model.head.weight)
+    stack = Stack(model, 2, found.padded)
+    draw = torch.Generator().manual_seed(1)
+    x, y = torch.randn(2, 4, *IMAGE, generator=draw), torch.randint(3, (2, 4), generator=draw)
+    x[1, 2:] = 0.0  # padding
+    losses = stack.backward(x, y, (4, 2))
+    for k, n in enumerate((4, 2)):
+        loss = nn.functional.cross_entropy(model(x[k, :n]), y[k, :n])
+        weights = dict(model.named_parameters())
+        expected = torch.autograd.grad(loss, list(weights.values()))
+        torch.testing.assert_close(losses[k], loss.detach())
+        for name, gradient in zip(weights, expected, strict=True):
+            torch.testing.assert_close(stack.gradients[name][k], gradient, rtol=1e-4, atol=1e-6)
+
+
+# --- dtypes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("fused", [True, False])
+def test_steps_below_the_spacing_of_half_precision_add_up(kind: torch.dtype, fused: bool) -> None:
+    model = nn.Linear(40, 1, bias=False).to(kind)
+    nn.init.ones_(model.weight)
+    local = compose().local.model_copy(update={"fused": fused, "momentum": 0.0})
+    stepped = _Stepped(model)
+    optimizer = make_optimizer(stepped.weights, local, Conditions(0.01, 0.0, 4, 1))
+    for _ in range(200):
+        model.weight.grad = torch.full_like(model.weight, 0.01)
+        stepped.step(optimizer)
+    # 200 steps of 0.0001, each less than half of the spacing of float16 below 1, 0.00049.
+    expected = torch.full((1, 40), 1 - 200 * 0.01 * 0.01)
+    tolerance = {torch.float16: 5e-4, torch.bfloat16: 4e-3}.get(kind, 1e-5)
+    torch.testing.assert_close(model.weight.float(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_each_dtype_travels_and_returns_to_the_bit(kind: torch.dtype) -> None:
+    source, other = nn.Linear(3, 2).to(kind), nn.Linear(3, 2).to(kind)
+    arrays = messages.to_arrays(messages.travelling_state(source))
+    assert arrays["weight"].dtype == ("float64" if kind == torch.float64 else "float32")
+    messages.load_arrays(other, arrays)
+    assert other.weight.dtype == kind
+    assert torch.equal(other.weight, source.weight)
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def test_masks_that_differ_are_not_merged() -> None:
+    mask = torch.tensor([True, False])
+    one = {"w": torch.ones(2), "mask": mask, "count": torch.tensor(3)}
+    two = {"w": torch.zeros(2), "mask": mask.clone(), "count": torch.tensor(4)}
+    merged = average([one, two])
+    assert torch.equal(merged["mask"], mask)
+    assert merged["count"] == 3
+    with pytest.raises(ValueError, match=r"^mask: model 2 has other values than model 1, and bool"):
+        average([one, {**two, "mask": ~mask}])
+
+
+def test_a_saved_network_is_the_one_of_the_run(tmp_path: Path) -> None:
+    words = [f"model._target_={ODD.target}", "~model.width", "~model.depth", "dataset=digits"]
+    fleet = ["partition=iid", "rounds=2", "clients.count=3", "runtime.workers=1", "seed=5"]
+    config = compose([*words, *fleet, f"cache_dir={tmp_path / 'cache'}"])
+    result = simulate(config, tmp_path / "run")
+    assert result["failed"] == 0
+    file = tmp_path / "run" / "model.safetensors"
+    saved = load_network(file, [ODD.target])
+    data = open_federated(config.data_spec)
+    score = evaluate(saved.module, data.whole.test, data.whole, "cpu", 256)
+    assert score.accuracy == pytest.approx(result["accuracy"])
+    assert result["client_accuracy_mean"] > result["accuracy"] - 0.15
+    fresh = build_model(ODD, data.whole.shape, data.whole.classes, seed=9)
+    fresh.load_state_dict(load_file(file), strict=True)
+    assert fresh.second.weight is fresh.first.weight
+    assert torch.equal(fresh.mask, saved.module.mask)
+    assert torch.equal(fresh.order, saved.module.order)

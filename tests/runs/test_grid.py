@@ -1,0 +1,81 @@
+"""Every strategy with and without WSA, on digits with an MLP and on colour images with a CNN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.commands.simulate import simulate
+from fedwsa.config.component import ConfigError, locate
+from fedwsa.config.compose import compose
+from fedwsa.config.places import CONFIG_DIR
+from fedwsa.config.schema import Config
+from fedwsa.runfolder import state_files
+
+STRATEGIES = sorted(file.stem for file in (CONFIG_DIR / "strategy").glob("*.yaml"))
+DATA = {
+    "mlp": ["dataset=digits", "model=mlp"],
+    "all": ["model._target_=tests.given.odd_models.everything", "~model.depth", "~model.width"],
+    "cnn": ["dataset._target_=tests.algorithms.test_personal.small_images", "model=cnn", "partition=iid"],
+}
+REFUSED = {  # strategy, model or WSA → why
+    ("fedbn", "mlp"): "no normalisation layers",
+    ("fedbn", "cnn"): "no normalisation layers",
+    ("wave", "all"): "no weight that templates could make",
+    ("local", "on"): "no weights are averaged",
+    ("centralised", "on"): "trained in one place",
+    ("oneshot", "on"): "trains its clients once",  # its own rounds: tests/algorithms/test_oneshot.py
+    ("oneshot", "off"): "trains its clients once",
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.parametrize("model", DATA)
+@pytest.mark.parametrize("wsa", ["off", "on"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_rounds_of_every_combination_or_the_reason_why_not(
+    strategy: str, wsa: str, model: str, cache: str, tmp_path: Path
+) -> None:
+    fleet = ["rounds=2", "clients.count=3", "local.epochs=1", "runtime.workers=1"]
+    width = [] if model == "all" else ["model.width=0.1"]
+    overrides = [*fleet, *width, *DATA[model], f"strategy={strategy}", f"wsa={wsa}"]
+    more = ["checkpoint.every=1", "evaluation.clients_every=2", f"cache_dir={cache}"]
+    config = compose([*overrides, *more])
+    if reason := REFUSED.get((strategy, model)) or REFUSED.get((strategy, wsa)):
+        with pytest.raises(ConfigError, match=reason):
+            simulate(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        return
+    result = simulate(config, tmp_path / "run")
+    assert result["failed"] == 0
+    assert remembered(tmp_path / "run") == says_that_clients_remember(config)
+    history = pd.read_csv(tmp_path / "run" / "history.csv")
+    assert history["round"].tolist() == [1, 2]
+    if config.private:  # what the noise does not cover is withheld
+        assert history["train_loss"].isna().all()
+        assert result["client_accuracy_mean"] is None
+        assert (history["epsilon"].diff().dropna() > 0).all()
+        return
+    assert np.isfinite(history["train_loss"]).all()
+    personal = strategy in ("fedbn", "fedper", "local")
+    assert (result["accuracy"] is None) == personal
+    assert 0 <= result["client_accuracy_mean"] <= 1
+    assert (tmp_path / "run" / "scopes.csv").exists() == (wsa == "on")
+
+
+def remembered(folder: Path) -> bool:
+    """Whether the clients of a run keep something, by its checkpoint."""
+    [place, *_] = sorted((folder / "checkpoints").iterdir())
+    return any(len(content) for content in state_files.read(place)["clients"].values())
+
+
+def says_that_clients_remember(config: Config) -> bool:
+    strategy = locate(config.strategy.component.target, "strategy")
+    return bool(getattr(strategy, "clients_remember", False))
