@@ -28,6 +28,7 @@ from fedwsa.merge.ugm import ugm
 from fedwsa.merge.wsa import wsa
 from fedwsa.models import build_model
 from fedwsa.models.files import load_network, save_network
+from tests.given.commands import called
 
 MLP = Component(**{"_target_": "fedwsa.models.mlp.mlp", "width": 0.2, "depth": 1})
 RESNET = Component(
@@ -50,18 +51,7 @@ def call(cache, tmp_path, monkeypatch, capsys):
     """Run the command in a folder; its exit code, what it printed, what it said was wrong."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEDWSA_CACHE", cache)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedwsa-merge", *words])
-        monkeypatch.setenv("COLUMNS", "200")
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+    return called("fedwsa-merge", main, monkeypatch, capsys)
 
 
 def network(file: str, digits, seed: int, component: Component = MLP) -> dict[str, Tensor]:

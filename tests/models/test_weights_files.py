@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from fedwsa.models.files import load_network, save_network
 from fedwsa.models.weights import open_weights, plain_names
 from fedwsa.scope.weight_scope import WeightScope
 from server.strategy import _scope_of
+from tests.given.commands import called
 
 INDEX = "model.safetensors.index.json"
 HALVES = {"one.safetensors": ["a.weight"], "two.safetensors": ["a.bias", "b.weight"]}
@@ -47,17 +47,7 @@ def sharded(folder: Path, tensors: dict[str, Tensor], place: dict[str, str]) -> 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedwsa-merge", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+    return called("fedwsa-merge", main, monkeypatch, capsys)
 
 
 def test_a_sharded_model_is_read_and_merged_into_one_file(call, tmp_path: Path) -> None:
