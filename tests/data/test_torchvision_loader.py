@@ -8,7 +8,7 @@ import sys
 CODE = """
 import torch
 {before}
-from fedwsa.torchvision_loader import torchvision
+from fedwsa.models.torchvision_loader import torchvision
 assert torchvision.datasets.CIFAR10
 calls = [n for n in ("nms", "qnms") if hasattr(torch.ops.torchvision, n)]
 print(calls)
