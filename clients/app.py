@@ -30,12 +30,12 @@ from fedwsa import seeding
 from fedwsa.algorithms.memory.client import LostMemory
 from fedwsa.algorithms.objective import LocalRun
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import from_run_config
-from fedwsa.config.schema import Config
 from fedwsa.data.evaluation import evaluate, measure_statistics
-from fedwsa.fleet.conditions import Conditions
 from fedwsa.models import state as model_state
 from fedwsa.remembered import enter
+from fedwsa.schema.compose import from_run_config
+from fedwsa.schema.conditions import Conditions
+from fedwsa.schema.config import Config
 from fedwsa.simulation.cohort import CohortApp
 from fedwsa.wire import messages
 

@@ -16,8 +16,9 @@ from torch.nn.functional import cross_entropy
 
 from clients.training import Samples
 from fedwsa.algorithms.objective import Objective
-from fedwsa.config.sections import Local
-from fedwsa.fleet.conditions import Conditions, batch_sizes
+from fedwsa.data.examples import batch_sizes
+from fedwsa.schema.conditions import Conditions
+from fedwsa.schema.sections import Local
 
 MOST_BYTES = 1 << 28
 """Inputs of an epoch, of all clients together, that are held at once."""

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from fedwsa.algorithms.objective import Content, find_record
 from fedwsa.data.evaluation import measure_statistics
 from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.wire import messages
+from fedwsa.wire.content import Content, find_record
 
 
 def asks_for_fisher(content: Content) -> bool:

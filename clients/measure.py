@@ -14,12 +14,12 @@ from torch import nn
 from clients.cohort import Stack, fits, train_stack, why_not
 from clients.stacking import stacking
 from clients.training import Samples, train
-from fedwsa.config.schema import Config
-from fedwsa.config.sections import Local
 from fedwsa.data.federated import FederatedData
-from fedwsa.fleet.conditions import Conditions
 from fedwsa.fleet.devices import resolve_device
 from fedwsa.models import build_model
+from fedwsa.schema.conditions import Conditions
+from fedwsa.schema.config import Config
+from fedwsa.schema.sections import Local
 
 COUNTS = (16, 64)
 """Numbers of clients that are tried."""

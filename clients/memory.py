@@ -8,8 +8,8 @@ import numpy as np
 from flwr.app import Array, Context, Message, RecordDict
 
 from fedwsa.algorithms.memory import client as memory
-from fedwsa.algorithms.objective import find_record
 from fedwsa.wire import messages
+from fedwsa.wire.content import find_record
 
 
 def recalled(message: Message, context: Context) -> memory.State:

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from clients.stacking import Stacking, stacking
-from fedwsa.algorithms.objective import Content, Weights, find_record
+from fedwsa.algorithms.objective import Weights
 from fedwsa.config.component import Component, ConfigError
 from fedwsa.learngene import wave
-from fedwsa.models import InputShape, build_model, state
+from fedwsa.models import InputShape, build_model, exchange, state
 from fedwsa.models.architecture import architecture_of
 from fedwsa.remembered import in_run
 from fedwsa.scope.moments import precise
 from fedwsa.wire import messages
+from fedwsa.wire.content import Content, find_record
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,7 @@ class Network:
             If names or shapes are not the network's.
         """
         own = self._own()
-        if problem := messages.mismatch(tensors, own):
+        if problem := exchange.mismatch(tensors, own):
             raise ValueError(f"the arrays do not fit the model: {problem}")
         sharing = _sharing(self.model)
         for name, tensor in tensors.items():

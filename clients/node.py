@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from flwr.app import ConfigRecord, Context, Message
 
-from fedwsa.algorithms.objective import Content, find_record
 from fedwsa.config.component import ConfigError
-from fedwsa.config.schema import Config
 from fedwsa.data.federated import FederatedData, shared_federated
 from fedwsa.data.own import is_own, open_node
+from fedwsa.schema.config import Config
 from fedwsa.wire import messages
+from fedwsa.wire.content import Content, find_record
 
 
 def client_of(context: Context) -> int:

@@ -8,8 +8,8 @@ from flwr.clientapp.typing import ClientAppCallable
 from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
 
 from fedwsa import seeding
-from fedwsa.algorithms.objective import find_record
-from fedwsa.config.schema import Config
+from fedwsa.schema.config import Config
+from fedwsa.wire.content import find_record
 
 
 def asks_to_clip(message: Message) -> bool:

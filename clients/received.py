@@ -11,15 +11,15 @@ from torch import Tensor
 from clients.memory import recalled
 from clients.network import Network, network_for
 from clients.node import open_data, require_same_data
-from fedwsa.algorithms.objective import Content, find_record
 from fedwsa.algorithms.personal import client as personal
-from fedwsa.config.schema import Config
 from fedwsa.data.federated import FederatedData
-from fedwsa.fleet.conditions import Conditions, draw_conditions
 from fedwsa.fleet.devices import resolve_device
 from fedwsa.fleet.systems import Task
 from fedwsa.models.flops import training_flops
+from fedwsa.schema.conditions import Conditions, draw_conditions
+from fedwsa.schema.config import Config
 from fedwsa.wire import messages
+from fedwsa.wire.content import Content, find_record
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from clients.memory import keep
 from clients.training import Samples
-from fedwsa.algorithms.objective import Content, LocalRun, Objective, Weights, find_record
+from fedwsa.algorithms.objective import LocalRun, Objective, Weights
 from fedwsa.algorithms.objectives import OBJECTIVES, own_objectives, require_numbers
 from fedwsa.algorithms.personal import client as personal
-from fedwsa.config.schema import Config
+from fedwsa.schema.config import Config
 from fedwsa.wire import messages
+from fedwsa.wire.content import Content, find_record
 
 
 def objectives_of(

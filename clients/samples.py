@@ -12,12 +12,12 @@ from clients.received import (
 )
 from clients.training import Samples
 from fedwsa import seeding
-from fedwsa.algorithms.objective import find_record
-from fedwsa.config.schema import Config
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import FederatedData
 from fedwsa.data.skew import skewed
+from fedwsa.schema.config import Config
 from fedwsa.wire import messages
+from fedwsa.wire.content import find_record
 
 
 def samples_of(config: Config, received: Received, key: tuple[int, int]) -> Samples:

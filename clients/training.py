@@ -12,11 +12,12 @@ from torch.nn.functional import cross_entropy
 from torch.optim.optimizer import ParamsT
 
 from fedwsa.algorithms.objective import Objective
-from fedwsa.config.sections import Local
-from fedwsa.fleet.conditions import Conditions, batch_sizes
+from fedwsa.data.examples import batch_sizes
 from fedwsa.learngene import wave
-from fedwsa.merge.batch_norm import reestimate
 from fedwsa.models.augment import ShadowWeights
+from fedwsa.models.batch_norm import reestimate
+from fedwsa.schema.conditions import Conditions
+from fedwsa.schema.sections import Local
 from fedwsa.scope.moments import precise
 
 Prepare = Callable[[Tensor], Tensor]

@@ -6,10 +6,10 @@ import logging
 
 from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config.component import ConfigError
-from fedwsa.config.schema import Config
 from fedwsa.fleet.size_rules import WHOLE
+from fedwsa.models import exchange
+from fedwsa.schema.config import Config
 from fedwsa.scope.weight_scope import WeightScope, fan_in, scoped_layers, stability
-from fedwsa.wire import messages
 from server.sizes import SizedModels
 
 logger = logging.getLogger("fedwsa")
@@ -24,7 +24,7 @@ def check_alignment(config: Config, strategy: FedWSA, sizes: SizedModels, larges
         If ``wsa.layers`` or the scope that is given does not fit the model of the largest size.
     """
     untrained = frozenset(sizes.untrained)
-    travelling = messages.travelling_state(sizes.models[largest])
+    travelling = exchange.travelling_state(sizes.models[largest])
     state = {name: tensor for name, tensor in travelling.items() if name not in untrained}
     try:
         names = scoped_layers(state, config.wsa.layers)
@@ -38,7 +38,7 @@ def check_alignment(config: Config, strategy: FedWSA, sizes: SizedModels, larges
     lr = local.lr * max(local.lr_factors)
     ratios: dict[tuple[str, str], float] = {}
     for size, model in sizes.models.items():
-        own = messages.travelling_state(model)
+        own = exchange.travelling_state(model)
         target = scope.only([name for name in scope.names if name in own])
         if strategy.normalise:
             widths = [fan_in([of[n] for n in target.names]) for of in (state, own)]

@@ -7,8 +7,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedwsa.config.blame import telling_theirs
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import from_run_config
 from fedwsa.remembered import enter
+from fedwsa.schema.compose import from_run_config
 from server.deployment import folder_of, open_fleet, require_no_memory, told
 from server.federation import Federation
 from server.folder import describe_run, held

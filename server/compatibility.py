@@ -28,10 +28,10 @@ from fedwsa.config.component import (
     Component,
     ConfigError,
 )
-from fedwsa.config.schema import Config
 from fedwsa.data.own import is_own
 from fedwsa.models import blank_inputs, state
 from fedwsa.models.augment import kernels
+from fedwsa.schema.config import Config
 from fedwsa.wire import messages
 from server.sizes import SizedModels
 

@@ -14,9 +14,9 @@ from flwr.serverapp.strategy import Strategy
 
 from fedwsa.algorithms.wrapping import declared
 from fedwsa.config.component import ConfigError
-from fedwsa.config.schema import Config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.own import is_own, open_reference, open_server
+from fedwsa.schema.config import Config
 from server.folder import require_begun
 from server.nodes import PartitionGrid
 from server.rounds import RunError

@@ -20,13 +20,13 @@ from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config.blame import blaming
 from fedwsa.config.component import ConfigError
 from fedwsa.config.identity import described
-from fedwsa.config.schema import Config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.skew import open_skew
 from fedwsa.fleet.devices import resolve_device
 from fedwsa.learngene import wave
 from fedwsa.remembered import enter
 from fedwsa.runfolder.files import sync
+from fedwsa.schema.config import Config
 from fedwsa.wire import messages
 from server.alignment import check_alignment
 from server.callbacks import Callback

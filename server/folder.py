@@ -19,12 +19,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fedwsa.config.component import ConfigError
-from fedwsa.config.schema import Config
 from fedwsa.data import skew
 from fedwsa.data.partition import Partition
 from fedwsa.launcher import APPS
 from fedwsa.runfolder.files import write_text
 from fedwsa.runfolder.locks import locked
+from fedwsa.schema.config import Config
 
 logger = logging.getLogger("fedwsa")
 

@@ -17,14 +17,14 @@ from fedwsa import seeding
 from fedwsa.algorithms.personal.server import has_global_model
 from fedwsa.algorithms.sizes.server import sized
 from fedwsa.config.blame import blaming
-from fedwsa.config.schema import Config
 from fedwsa.data.evaluation import Score, evaluate, measure_statistics
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import FederatedData
 from fedwsa.data.own import is_own
 from fedwsa.fleet.size_rules import WHOLE
-from fedwsa.models import state
+from fedwsa.models import exchange, state
 from fedwsa.models.files import save_network
+from fedwsa.schema.config import Config
 from fedwsa.wire import messages
 from server.rounds import RoundRecord, RunError
 from server.sizes import SizedModels
@@ -96,7 +96,7 @@ class GlobalModel:
     def _loaded(self, arrays: ArrayRecord, size: str, number: int) -> nn.Module:
         """The network of a size after a round, statistics of static norms measured anew."""
         model = self.sizes.models[size]
-        messages.load_arrays(model, self._state(arrays, size, number))
+        exchange.load_travelling(model, messages.to_tensors(self._state(arrays, size, number)))
         if state.measured(model):
             measure_statistics(model, self._trained_on, self.data.whole.prepare, self.device)
         return model
@@ -144,7 +144,7 @@ def initial_arrays(models: Mapping[str, nn.Module], strategy: Strategy) -> Array
     """The arrays that a run begins with: the state of each size's model, put together."""
     # Copies: the models are scored with others' weights later.
     states = {
-        size: {k: t.clone() for k, t in messages.travelling_state(model).items()}
+        size: {k: t.clone() for k, t in exchange.travelling_state(model).items()}
         for size, model in models.items()
     }
     inner = sized(strategy)

@@ -11,7 +11,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from fedwsa.config.component import ConfigError
-from fedwsa.config.schema import Config
 from fedwsa.data.federated import FederatedData
 from fedwsa.data.loading import open_source
 from fedwsa.learngene import Standard
@@ -20,6 +19,7 @@ from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.pretrain import School, build_method
 from fedwsa.learngene.progress import Watcher, watching
 from fedwsa.models import state
+from fedwsa.schema.config import Config
 from server.sizes import SizedModels
 
 logger = logging.getLogger("fedwsa")

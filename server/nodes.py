@@ -13,9 +13,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedwsa.algorithms.averaging import AveragedReplies
-from fedwsa.algorithms.objective import find_record
 from fedwsa.config.component import ConfigError
 from fedwsa.wire import messages
+from fedwsa.wire.content import find_record
 
 logger = logging.getLogger("fedwsa")
 

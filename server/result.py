@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedwsa.config.schema import Config
 from fedwsa.runfolder.files import write_text
+from fedwsa.schema.config import Config
 from server.callbacks.choosing import BestModel
 from server.rounds import RoundRecord
 

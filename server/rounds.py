@@ -17,9 +17,10 @@ from fedwsa.algorithms.guard.gathered import Gathered, Incident, short
 from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.wsa.server import FedWSA, ScopeReport
 from fedwsa.config.blame import blaming
-from fedwsa.config.schema import Config
 from fedwsa.data.evaluation import Score, jain_index
 from fedwsa.fleet.size_rules import WHOLE
+from fedwsa.models import exchange
+from fedwsa.schema.config import Config
 from fedwsa.wire import messages
 from server.nodes import PartitionGrid
 from server.systems import Costs, Systems
@@ -300,7 +301,7 @@ class RoundLoop:
 
     def _accepted(self, arrays: ArrayRecord, number: int) -> ArrayRecord:
         """The aggregate in the model's dtypes, if it is one of the model's at all."""
-        if problem := messages.unusable(messages.to_tensors(arrays), self._reference):
+        if problem := exchange.unusable(messages.to_tensors(arrays), self._reference):
             name = type(self.strategy).__name__
             raise RunError(f"round {number}: the model that {name} returned is unusable: {problem}")
         return messages.cast_like(arrays, self._reference)

@@ -12,11 +12,10 @@ from torch import nn
 from fedwsa.algorithms.objective import trainable
 from fedwsa.config.blame import blaming
 from fedwsa.config.component import Component, ConfigError
-from fedwsa.config.schema import Config
 from fedwsa.fleet.size_rules import WHOLE, model_cost
-from fedwsa.models import InputShape, build_model, require_answers, state
+from fedwsa.models import InputShape, build_model, exchange, require_answers, state
 from fedwsa.models.architecture import Architecture, Axes, Axis, architecture_of
-from fedwsa.wire import messages
+from fedwsa.schema.config import Config
 
 NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -68,7 +67,7 @@ class SizedModels:
             models[name] = build_model(component, shape, classes, config.seed, where)
             with blaming(ConfigError, f"{where}: "):  # a stranger's has its own state_dict, perhaps
                 state.require_shareable(models[name], where)
-                messages.travelling_state(models[name])
+                exchange.travelling_state(models[name])
             require_answers(models[name], shape, classes, where)
             _require_repeatable(
                 models[name], build_model(component, shape, classes, config.seed, where), where
@@ -86,7 +85,7 @@ class SizedModels:
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """Size → name of an array that travels → its shape."""
         return {
-            size: {k: tuple(t.shape) for k, t in messages.travelling_state(model).items()}
+            size: {k: tuple(t.shape) for k, t in exchange.travelling_state(model).items()}
             for size, model in self.models.items()
         }
 
@@ -95,7 +94,7 @@ class SizedModels:
         """Names of the arrays that travel of normalisation layers, of all sizes."""
         found: dict[str, None] = {}
         for model in self.models.values():
-            travelling = messages.travelling_state(model)
+            travelling = exchange.travelling_state(model)
             for prefix, module in model.named_modules():
                 if isinstance(module, NORMS):
                     own = (f"{prefix}.{key}" for key in module.state_dict())
@@ -108,7 +107,7 @@ class SizedModels:
         found: dict[str, None] = {}
         for model in self.models.values():
             trained = dict(model.named_parameters())
-            found |= dict.fromkeys(k for k in messages.travelling_state(model) if k not in trained)
+            found |= dict.fromkeys(k for k in exchange.travelling_state(model) if k not in trained)
         return list(found)
 
     @property
@@ -117,7 +116,7 @@ class SizedModels:
         found: dict[str, None] = {}
         for model in self.models.values():
             trained = trainable(model)
-            found |= dict.fromkeys(k for k in messages.travelling_state(model) if k not in trained)
+            found |= dict.fromkeys(k for k in exchange.travelling_state(model) if k not in trained)
         return list(found)
 
     @property

@@ -29,13 +29,13 @@ from fedwsa.config.component import (
     locate,
     signature_of,
 )
-from fedwsa.config.schema import Config
-from fedwsa.config.sections import Wsa
 from fedwsa.fleet.size_rules import WHOLE
 from fedwsa.merge import needs
 from fedwsa.merge.average import average
 from fedwsa.models.architecture import Units
 from fedwsa.models.weights import open_weights
+from fedwsa.schema.config import Config
+from fedwsa.schema.sections import Wsa
 from fedwsa.scope.weight_scope import WeightScope
 from fedwsa.wire import messages
 from server.compatibility import (

@@ -17,6 +17,7 @@ MAY_USE = {
     "fedwsa/wire": {"flwr"},
     "fedwsa/simulation": {"flwr", "ray"},
     "fedwsa/config": {"hydra"},
+    "fedwsa/schema": {"hydra"},
     "fedwsa/runfolder/state_files.py": {"flwr"},
 }
 # What runs at a client knows no framework either: a message reaches it as a mapping.
@@ -72,6 +73,8 @@ def test_folders_import_those_that_the_page_names_and_all_of_them() -> None:
                 room for name in imports(file) if (room := _room(name)) not in (None, own)
             }
     assert used == allowed
+    for place, room in enumerate(allowed):  # so there is no circle, however long
+        assert allowed[room] <= {*list(allowed)[:place]}, f"{room} stands above what it imports"
 
 
 @pytest.mark.parametrize("file", modules(), ids=lambda f: str(f.relative_to(ROOT)))

@@ -19,9 +19,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from experiments.bench.timing import in_turn
-from fedwsa.config.compose import compose
 from fedwsa.models import build_model
 from fedwsa.models.augment import ShadowWeights, Transform
+from fedwsa.schema.compose import compose
 
 BATCH = 32
 TRANSFORMS: tuple[Transform, ...] = ("translate", "crop", "choice")

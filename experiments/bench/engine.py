@@ -33,9 +33,9 @@ from experiments.bench import workloads
 from experiments.bench.loop import loop_seconds
 from experiments.bench.memory import peak_memory
 from experiments.bench.workloads import TRAININGS, Training
-from fedwsa.config.compose import compose
-from fedwsa.config.schema import Config
 from fedwsa.runfolder.files import write_text
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 
 console = Console(stderr=True)
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from experiments.bench.timing import in_turn
-from fedwsa.config.compose import compose
 from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.models import build_model
+from fedwsa.schema.compose import compose
 from fedwsa.seeding import generator
 
 BATCH = 50

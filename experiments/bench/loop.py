@@ -12,10 +12,10 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedwsa.config.schema import Config
 from fedwsa.data.federated import open_federated
 from fedwsa.data.images import ImageData
 from fedwsa.models import build_model
+from fedwsa.schema.config import Config
 
 _PATIENCE = 120.0  # seconds for the other processes
 _COUNT = "#"  # beside the sums: of how many samples

@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 
 from experiments.merge.files import ModelFile
 from experiments.merge.methods import Ingredients, merge, method_of
-from fedwsa.data.cache import write_tensors
 from fedwsa.models.torchvision_loader import torchvision
+from fedwsa.runfolder.tensors import write_tensors
 
 METHODS = ["average", "wsa", "range", "percentile", "stages", "task_arithmetic", "ties"]
 

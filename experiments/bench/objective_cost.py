@@ -20,13 +20,14 @@ from torch.nn.functional import cross_entropy
 from experiments.bench.timing import in_turn
 from fedwsa.algorithms.feddyn.client import FedDyn
 from fedwsa.algorithms.fedprox.client import Proximal
-from fedwsa.algorithms.objective import Content, LocalRun, Objective
+from fedwsa.algorithms.objective import LocalRun, Objective
 from fedwsa.algorithms.scaffold.client import Scaffold
 from fedwsa.algorithms.wsa.client import ScopeAlignment
-from fedwsa.config.compose import compose
 from fedwsa.models import build_model
+from fedwsa.schema.compose import compose
 from fedwsa.scope.weight_scope import WeightScope
 from fedwsa.wire import messages
+from fedwsa.wire.content import Content
 
 BATCH = 64
 TARGET = 1.10

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedwsa.config.component import Component, ConfigError
-from fedwsa.config.compose import compose
 from fedwsa.config.places import CONFIG_DIR
 from fedwsa.data.partition import Facts, make_shares
+from fedwsa.schema.compose import compose
 
 REPEATS = 3
 

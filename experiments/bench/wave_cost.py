@@ -25,7 +25,6 @@ from torch.nn.functional import cross_entropy
 from experiments.bench.timing import in_turn
 from fedwsa import seeding
 from fedwsa.config.component import Component
-from fedwsa.config.compose import compose
 from fedwsa.data.examples import Examples
 from fedwsa.data.images import ImageData
 from fedwsa.learngene import Wave, wave
@@ -34,6 +33,7 @@ from fedwsa.learngene.fit import Lesson, Recipe
 from fedwsa.models import build_model
 from fedwsa.models.architecture import architecture_of, outline
 from fedwsa.models.files import save_network
+from fedwsa.schema.compose import compose
 
 BATCH, IMAGE, CLASSES = 64, (3, 32, 32), 10
 WIDTHS, DEPTHS = (0.25, 0.5, 1.0), (2, 4, 6)

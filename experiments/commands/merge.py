@@ -23,10 +23,10 @@ from experiments.merge.files import ModelFile, require_one_kind
 from experiments.merge.methods import Ingredients, Method, merge, method_of
 from fedwsa.config.component import ConfigError
 from fedwsa.config.places import options
-from fedwsa.data.cache import require_writable, write_tensors
 from fedwsa.data.evaluation import Score
 from fedwsa.merge.states import is_statistic, require_alike, require_same, shares
 from fedwsa.models.weights import prefix_hint
+from fedwsa.runfolder.tensors import require_writable, write_tensors
 
 _COMMAND = "fedwsa-merge"
 _EXAMPLES = """\

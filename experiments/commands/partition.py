@@ -17,11 +17,11 @@ from rich.table import Table
 from experiments.commands.help import partition_help
 from experiments.commands.preamble import composing, fail, in_one_line
 from fedwsa import interruption
-from fedwsa.config.compose import compose
-from fedwsa.config.schema import Config
-from fedwsa.data.cache import require_writable
 from fedwsa.data.federated import open_federated
 from fedwsa.runfolder.files import write_text
+from fedwsa.runfolder.tensors import require_writable
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 
 _COMMAND = "fedwsa-partition"
 console = Console()

@@ -11,9 +11,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import parse
-from fedwsa.config.schema import Config
 from fedwsa.runfolder.files import whole_lines
+from fedwsa.schema.compose import parse
+from fedwsa.schema.config import Config
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,11 +17,11 @@ from clients.stacking import stacking
 from experiments.commands.ray_start import RayStart
 from fedwsa import interruption
 from fedwsa.config.component import ConfigError
-from fedwsa.config.schema import Config
-from fedwsa.fleet.conditions import draw_conditions
 from fedwsa.fleet.devices import Device, resolve_device
 from fedwsa.fleet.size_rules import WHOLE
 from fedwsa.launcher import find_apps
+from fedwsa.schema.conditions import draw_conditions
+from fedwsa.schema.config import Config
 from fedwsa.simulation import SimulationError, run_simulation
 from fedwsa.simulation.cluster import connect, cores, count_workers
 from server import app as server

@@ -38,11 +38,11 @@ from experiments.commands.ray_start import RayStart
 from fedwsa import interruption
 from fedwsa.config.blame import telling_theirs, told
 from fedwsa.config.component import ConfigError, flat
-from fedwsa.config.compose import free_arguments, parse
 from fedwsa.config.explain import explain
 from fedwsa.config.places import CONFIG_DIR
-from fedwsa.config.schema import Config
 from fedwsa.config.search_path import register
+from fedwsa.schema.compose import free_arguments, parse
+from fedwsa.schema.config import Config
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp

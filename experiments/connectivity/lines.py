@@ -11,11 +11,11 @@ from experiments.connectivity.schema import ConnectivityConfig
 from fedwsa import seeding
 from fedwsa.data.evaluation import Score, evaluate
 from fedwsa.data.examples import LabelledData
-from fedwsa.merge.batch_norm import reestimate
 from fedwsa.merge.connectivity import Path, walk
 from fedwsa.merge.permutation import align
 from fedwsa.merge.states import State
 from fedwsa.models.architecture import Units
+from fedwsa.models.batch_norm import reestimate
 from fedwsa.scope.rescale import rescale_gaussian
 from fedwsa.scope.weight_scope import WeightScope, kl_divergence
 

@@ -14,9 +14,9 @@ from fedwsa import seeding
 from fedwsa.algorithms.wsa.client import ScopeAlignment
 from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.partitioners import dirichlet
-from fedwsa.fleet.conditions import Conditions
 from fedwsa.merge.states import State
 from fedwsa.models import build_model
+from fedwsa.schema.conditions import Conditions
 from fedwsa.scope.weight_scope import WeightScope
 from fedwsa.wire import messages
 

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from fedwsa.config.component import Component
-from fedwsa.config.compose import compose_as
-from fedwsa.config.sections import Dataset, Local, Optimiser, Section, Subset
+from fedwsa.config.component import Component, Section
 from fedwsa.fleet.devices import Device
 from fedwsa.merge.connectivity import FEWEST
+from fedwsa.schema.compose import compose_as
+from fedwsa.schema.sections import Dataset, Local, Optimiser, Subset
 from fedwsa.scope.weight_scope import Fusion, Reduction
 
 Init = Literal["same", "apart"]

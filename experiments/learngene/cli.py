@@ -16,7 +16,6 @@ from experiments.commands.help import learngene_help
 from experiments.commands.preamble import composing, fail
 from experiments.learngene.schema import LearngeneConfig, compose
 from fedwsa.config.component import ConfigError
-from fedwsa.data.cache import require_writable
 from fedwsa.data.evaluation import evaluate, measure_statistics
 from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.federated import public_share
@@ -29,6 +28,7 @@ from fedwsa.learngene.progress import Watcher, watching
 from fedwsa.models import build_model
 from fedwsa.models.architecture import outline
 from fedwsa.models.files import save_network
+from fedwsa.runfolder.tensors import require_writable
 
 _COMMAND = "fedwsa-learngene"
 console = Console()

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from fedwsa.config.component import Component, ConfigError
-from fedwsa.config.compose import compose_as
-from fedwsa.config.sections import Dataset, Init, Pretraining
 from fedwsa.fleet.devices import Device
 from fedwsa.learngene import METHODS
+from fedwsa.learngene.settings import Init, Pretraining
+from fedwsa.schema.compose import compose_as
+from fedwsa.schema.sections import Dataset
 
 
 class _Section(BaseModel):

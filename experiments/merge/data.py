@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from experiments.merge.files import ModelFile
 from fedwsa import seeding
 from fedwsa.config.component import Component, ConfigError
-from fedwsa.config.compose import compose
-from fedwsa.config.schema import Config
 from fedwsa.data.evaluation import Score, evaluate
 from fedwsa.data.examples import LabelledData
 from fedwsa.data.federated import subset
 from fedwsa.data.loading import KINDS, load, open_source
-from fedwsa.merge.batch_norm import reestimate
 from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.models import build_model
+from fedwsa.models.batch_norm import reestimate
 from fedwsa.models.files import built, component_of
 from fedwsa.models.state import marks, staying, unlike
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 
 _BATCH = 256
 _STATISTICS = 5000

@@ -68,9 +68,9 @@ def _begin(cpus: int) -> dict[str, Any]:
 def _check(overrides: list[str]) -> dict[str, Any]:
     """Compose a cell and set it up without running it; returns its configuration."""
     from experiments.commands import runtimes
-    from fedwsa.config.compose import compose, free_arguments
     from fedwsa.learngene import Standard
     from fedwsa.learngene.pretrain import build_method
+    from fedwsa.schema.compose import compose, free_arguments
     from server.federation import Federation
 
     config = compose(free_arguments(overrides))
@@ -88,7 +88,7 @@ def _check(overrides: list[str]) -> dict[str, Any]:
 def _run(config: dict[str, Any], folder: str) -> dict[str, Any]:
     """Run a cell."""
     from experiments.commands.simulate import simulate
-    from fedwsa.config.schema import Config
+    from fedwsa.schema.config import Config
 
     start = time.perf_counter()
     result = simulate(Config.model_validate(config), Path(folder))

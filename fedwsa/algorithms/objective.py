@@ -9,16 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-Content = Mapping[str, Mapping[str, Any]]
-"""The content of a message: record name → key → value."""
-
-Records = Mapping[str, Any]
-"""The same, or Flower's records, of which only single keys are looked up."""
+from fedwsa.wire.content import Content
 
 Weights = nn.Module | Mapping[str, Tensor]
 """The weights in training: a model, or tensors that have their ``.grad`` by name."""
@@ -118,8 +114,3 @@ def gradients(weights: Sequence[Tensor]) -> list[Tensor]:
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
     return [weight.grad for weight in weights if weight.grad is not None]
-
-
-def find_record(content: Records, key: str) -> Mapping[str, Any] | None:
-    """The record that has ``key``, whatever its name; None if no record has it."""
-    return next((record for record in content.values() if key in record), None)

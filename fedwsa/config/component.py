@@ -43,6 +43,12 @@ class Component(BaseModel):
         return self.target.rpartition(".")[2]
 
 
+class Section(BaseModel):
+    """Closed, strict, unchangeable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
 def locate(target: str, key: str) -> Callable[..., Any]:
     """Import the callable at a dotted path.
 

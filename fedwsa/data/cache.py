@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fedwsa.config.component import ConfigError
-from fedwsa.runfolder.files import replacing
+from fedwsa.runfolder.tensors import write, write_tensors
 
 _FORMAT = "1"
 
@@ -53,7 +51,7 @@ def keep(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
         If ``cache_dir`` is no place for files at all.
     """
     try:
-        _write(file, tensors, {**metadata, "format": _FORMAT})
+        write(file, tensors, {**metadata, "format": _FORMAT})
     except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"cache_dir: cannot write {file}: {error}") from None
     except (OSError, SafetensorError) as error:
@@ -73,52 +71,3 @@ def store(
         If it cannot be written.
     """
     write_tensors(file, tensors, {**metadata, "format": _FORMAT}, key)
-
-
-def write_tensors(
-    file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], key: str
-) -> None:
-    """Write a safetensors file that is either whole or not there, whoever else writes it too.
-
-    Parameters
-    ----------
-    metadata
-        With more than one entry, safetensors writes them in an order that differs from run to run.
-    key
-        What the configuration calls its place.
-
-    Raises
-    ------
-    ConfigError
-        If it cannot be written.
-    """
-    try:
-        _write(file, tensors, metadata)
-    except (OSError, SafetensorError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise ConfigError(f"{key}: cannot write {file}: {reason}") from None
-
-
-def _write(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as part:
-        save_file({k: t.contiguous() for k, t in tensors.items()}, part, dict(metadata))
-
-
-def require_writable(file: Path, key: str) -> None:
-    """Refuse a place where no file can be written, before there is anything to write.
-
-    Raises
-    ------
-    ConfigError
-        If there is a file already, or none can be.
-    """
-    try:
-        if file.exists():
-            what = "a folder" if file.is_dir() else "there already"
-            raise ConfigError(f"{key}: {file} is {what}; name another file")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent):
-            pass
-    except OSError as error:
-        raise ConfigError(f"{key}: cannot write {file}: {error}") from None

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedwsa.data.examples import Examples, LabelledData
-from fedwsa.fleet.conditions import batch_sizes
-from fedwsa.merge.batch_norm import reestimate
+from fedwsa.data.examples import Examples, LabelledData, batch_sizes
+from fedwsa.models.batch_norm import reestimate
 from fedwsa.models.norms import StaticBatchNorm2d, static_norms
 from fedwsa.scope.moments import precise
 

@@ -163,3 +163,14 @@ class LabelledData(ABC):
             allowed = ", ".join(["none", *self.augmentations])
             raise ConfigError(f"dataset.augment={name}: not for {self.kind}, which takes {allowed}")
         return self.augmentations[name]
+
+
+def batch_sizes(n: int, size: int) -> list[int]:
+    """Sizes of the batches of an epoch over ``n`` samples.
+
+    A last batch of a single sample joins the one before: BatchNorm cannot train on one.
+    """
+    sizes = [size] * (n // size) + ([n % size] if n % size else [])
+    if size > 1 and len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [size + 1]
+    return sizes

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fedwsa.config.component import Component, ConfigError
-from fedwsa.data.cache import write_tensors
 from fedwsa.models import InputShape
 from fedwsa.models.architecture import Architecture, Outline, architecture_of, outline
 from fedwsa.models.weights import open_weights
+from fedwsa.runfolder.tensors import write_tensors
 
 KIND, VERSION = "fedwsa-learngene", 3
 

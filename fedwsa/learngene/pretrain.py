@@ -14,13 +14,13 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fedwsa.config.component import Component, ConfigError, build
-from fedwsa.config.sections import Init, Pretraining
 from fedwsa.data.evaluation import evaluate, measure_statistics
 from fedwsa.data.keys import of_arguments, of_component
 from fedwsa.learngene.base import Method, Target, Task
 from fedwsa.learngene.fit import Lesson, Recipe, Report, fit, plain_loss
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.resume import Resume
+from fedwsa.learngene.settings import Init, Pretraining
 from fedwsa.models import InputShape, build_model
 from fedwsa.models.files import load_network
 from fedwsa.models.flops import forward_flops, step_flops

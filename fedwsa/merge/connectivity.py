@@ -31,7 +31,7 @@ FEWEST = 11
 def line(a: State, b: State, alpha: float) -> dict[str, Tensor]:
     """The state (1−α)·A + α·B on the line between two states.
 
-    BatchNorm's statistics are mixed like weights; :func:`fedwsa.merge.batch_norm.reestimate`
+    BatchNorm's statistics are mixed like weights; :func:`fedwsa.models.batch_norm.reestimate`
     measures those that belong to the point.
 
     Raises

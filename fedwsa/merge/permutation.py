@@ -50,7 +50,7 @@ def permutation(
     Limitations: with more than two models each is aligned with the first, not with one another,
     so the order matters beyond the first one's place among the weights. Weight matching finds a
     local optimum. BatchNorm's statistics are averaged, which fits no network of another scale:
-    re-estimate them where there are data (:mod:`fedwsa.merge.batch_norm`). Aligned weights agree
+    re-estimate them where there are data (:mod:`fedwsa.models.batch_norm`). Aligned weights agree
     in part only, and the average still shrinks their variance; see :func:`permutation_wsa`.
 
     Parameters

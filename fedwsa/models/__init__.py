@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from fedwsa import seeding
 from fedwsa.config.blame import blaming
 from fedwsa.config.component import Component, ConfigError, build, hints_of, locate
+from fedwsa.config.places import options
 
 ImageShape = tuple[int, int, int]
 """Channels, height, width of an image; the network answers ``(N, C, H, W)`` by ``(N, classes)``."""
@@ -71,8 +72,6 @@ def _require_kind(component: Component, shape: InputShape, where: str) -> None:
     wanted = takes(locate(component.target, f"{where.partition('.')[0]}._target_"))
     if wanted in (None, len(shape)):
         return
-    from fedwsa.config.places import options
-
     fitting = [
         name
         for name, option in options("model").items()

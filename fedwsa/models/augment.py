@@ -167,7 +167,7 @@ class ShadowWeights(nn.Module):
     >>> shadow = ShadowWeights(model, "translate", torch.Generator().manual_seed(0))
     >>> optimizer = torch.optim.SGD(shadow.parameters(), lr=0.1)   # the model's, and the scales
     >>> loss_fn(shadow.train()(images), labels).backward()
-    >>> reestimate(model, batches)           # of fedwsa.merge.batch_norm, if it has BatchNorm
+    >>> reestimate(model, batches)           # of fedwsa.models.batch_norm, if it has BatchNorm
     >>> model.eval()(images)                                       # deploys the plain weights
 
     Parameters
@@ -195,7 +195,7 @@ class ShadowWeights(nn.Module):
     Source: arXiv 2405.19590.
 
     Limitations: BatchNorm's statistics are those under shadow weights, which
-    :func:`fedwsa.merge.batch_norm.reestimate` measures anew for the plain ones. Without a norm
+    :func:`fedwsa.models.batch_norm.reestimate` measures anew for the plain ones. Without a norm
     behind a layer a scale that has moved away from 1 is missing in the plain model.
     """
 

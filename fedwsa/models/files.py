@@ -6,23 +6,40 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fedwsa.config.component import Component, ConfigError
-from fedwsa.data.cache import write_tensors
-from fedwsa.data.examples import LabelledData
+from fedwsa.config.places import options
 from fedwsa.models import InputShape, build_model, state
 from fedwsa.models.weights import open_weights, plain_names
+from fedwsa.runfolder.tensors import write_tensors
+
+
+class DataFacts(Protocol):
+    """What must be known of the data that a network is for."""
+
+    kind: ClassVar[str]
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an example."""
+
+    def facts(self) -> dict[str, Any]:
+        """How examples are prepared, as plain values."""
 
 
 def save_network(
     file: Path,
     tensors: Mapping[str, Tensor],
     model: Component,
-    data: LabelledData,
+    data: DataFacts,
     seed: int = 0,
 ) -> None:
     """Write a network's state, whole or not at all, with what its user must know of the data.
@@ -72,8 +89,6 @@ def component_of(facts: Mapping[str, Any], file: Path, builders: Collection[str]
             "and fedwsa.models.files.save_network do"
         )
     component = Component.model_validate(facts["model"])
-    from fedwsa.config.places import options
-
     known = {option.target for option in options("model").values()}
     if component.target not in known | set(builders):
         raise ConfigError(

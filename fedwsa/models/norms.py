@@ -17,7 +17,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 class StaticBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm that gathers nothing in training: its statistics are measured before a score.
 
-    In training it normalises by the batch at hand. :func:`fedwsa.merge.batch_norm.reestimate`
+    In training it normalises by the batch at hand. :func:`fedwsa.models.batch_norm.reestimate`
     measures the statistics of the weights as they are on training images; in evaluation it then
     normalises by these, whatever else is in the batch. Clients of several sizes have none in
     common: they belong to one network, and do not travel.

@@ -8,9 +8,9 @@ from flwr.app import MetricRecord, RecordDict
 from torch import Tensor
 
 from fedwsa.algorithms.guard.replies import Rules, unusable_reply
-from fedwsa.algorithms.objective import find_record
 from fedwsa.algorithms.sizes.overlap import by_row
 from fedwsa.wire import messages
+from fedwsa.wire.content import find_record
 
 
 class PartialAverage:

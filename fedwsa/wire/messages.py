@@ -49,9 +49,8 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedwsa.models import state
 from fedwsa.scope.moments import precise
 from fedwsa.wire.arrays import record_of, values
 
@@ -103,14 +102,6 @@ SCOPE_REPORTED = "wsa-reported"
 SCOPE_ARRAY = "wsa-scope"
 
 
-def travelling_state(model: nn.Module) -> dict[str, Tensor]:
-    """The part of a model's state that travels, see :mod:`fedwsa.models.state`.
-
-    Half precision travels as single: sums of many clients need it, and NumPy has no bfloat16.
-    """
-    return {name: precise(t.detach()) for name, t in state.travelling(model).items()}
-
-
 def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """An ArrayRecord of the tensors, each in its own dtype; of bfloat16, in single precision.
 
@@ -128,58 +119,6 @@ def precise_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
     """The tensors of an ArrayRecord to read, each in its own dtype; they may share its memory."""
     return {k: torch.from_numpy(values(array)) for k, array in arrays.items()}
-
-
-@torch.no_grad()
-def load_arrays(model: nn.Module, arrays: ArrayRecord) -> None:
-    """Copy what :func:`travelling_state` sent into a model, whose tensors stay tied and typed.
-
-    Raises
-    ------
-    ValueError
-        If names or shapes are not the model's.
-    """
-    tensors, own = to_tensors(arrays), state.travelling(model)
-    if problem := mismatch(tensors, own):
-        raise ValueError(f"the arrays do not fit the model: {problem}")
-    for name, tensor in own.items():
-        tensor.copy_(tensors[name])
-
-
-def mismatch(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with the names or shapes of ``given``, in a few words; None if nothing."""
-    return mismatched(_shapes(given), _shapes(expected))
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def mismatched(
-    given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
-) -> str | None:
-    """As :func:`mismatch`, of shapes by name."""
-    if missing := sorted(expected.keys() - given.keys()):
-        return f"missing {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
-    if extra := sorted(given.keys() - expected.keys()):
-        return f"unknown {extra[0]}" + (f" and {len(extra) - 1} more" if extra[1:] else "")
-    for name, shape in expected.items():
-        if given[name] != shape:
-            return f"{name} is {given[name]}, not {shape}"
-    return None
-
-
-def unusable(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
-    """Why tensors cannot stand for a model: names, shapes, NaN; None if they can."""
-    if problem := mismatch(given, expected):
-        return problem
-    bad = [name for name, tensor in given.items() if not _finite(tensor)]
-    return f"{bad[0]} is NaN or infinite" if bad else None
-
-
-def _finite(tensor: Tensor) -> bool:
-    # Twenty times faster than isfinite().all(); both ends are NaN if anything is.
-    return not tensor.numel() or all(math.isfinite(end) for end in tensor.aminmax())
 
 
 def number(metrics: MetricRecord, key: str) -> float:

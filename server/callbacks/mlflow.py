@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedwsa.config.component import flat
-from fedwsa.config.schema import Config
+from fedwsa.schema.config import Config
 from server.callbacks.tracker import Tracker, require
 
 _MOST = 100  # parameters, or metrics, that MLflow takes at once

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedwsa.config.blame import blaming, told
 from fedwsa.config.component import ConfigError, build
-from fedwsa.config.schema import Config
+from fedwsa.schema.config import Config
 from server.callbacks.facts import numbers
 from server.rounds import RoundRecord, RunError
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from fedwsa.config.schema import Config
+from fedwsa.schema.config import Config
 from server.callbacks.tracker import Tracker, require
 
 

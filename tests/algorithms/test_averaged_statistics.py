@@ -26,7 +26,7 @@ from fedwsa.algorithms.averaging import AveragedReplies, averages_by
 from fedwsa.algorithms.guard.replies import Rules
 from fedwsa.algorithms.statistics import AveragedStatistics, spared
 from fedwsa.algorithms.wsa.server import FedWSA
-from fedwsa.config.compose import compose
+from fedwsa.schema.compose import compose
 from fedwsa.simulation.averaging import PartialAverage
 from fedwsa.wire.arrays import record_of
 from tests.given.fedwsa import Nodes

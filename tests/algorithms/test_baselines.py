@@ -15,8 +15,8 @@ from experiments.commands.simulate import simulate
 from fedwsa.algorithms.feddyn.server import FedDyn
 from fedwsa.algorithms.fednova.server import FedNova
 from fedwsa.algorithms.scaffold.server import Scaffold
-from fedwsa.config.compose import compose
 from fedwsa.models import build_model
+from fedwsa.schema.compose import compose
 from tests.given.quadratics import BEGIN, JOINT, A, B, Descent, Exact, app, run
 
 ALL = {"fraction_evaluate": 0.0, "min_train_nodes": 3, "min_available_nodes": 3}

@@ -13,8 +13,8 @@ from fedwsa.algorithms.sizes.depthfl import DepthFL
 from fedwsa.algorithms.sizes.fedrolex import FedRolex
 from fedwsa.algorithms.sizes.heterofl import HeteroFL
 from fedwsa.config.component import ConfigError, locate
-from fedwsa.config.compose import compose
 from fedwsa.config.places import options
+from fedwsa.schema.compose import compose
 from fedwsa.simulation.averaging import PartialAverage
 from server.federation import Federation
 from server.sizes import SizedModels

@@ -15,11 +15,11 @@ from clients.training import _Stepped, make_optimizer
 from experiments.commands.simulate import simulate
 from fedwsa.algorithms.sizes.fedwave import FedWave
 from fedwsa.config.component import Component, ConfigError
-from fedwsa.config.compose import compose
-from fedwsa.fleet.conditions import Conditions
 from fedwsa.learngene import wave
 from fedwsa.models import build_model
 from fedwsa.models.architecture import architecture_of
+from fedwsa.schema.compose import compose
+from fedwsa.schema.conditions import Conditions
 from fedwsa.wire import messages
 from server.federation import Federation
 from tests.given.architecture import CLASSES, IMAGE, component, network

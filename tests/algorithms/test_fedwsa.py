@@ -20,6 +20,7 @@ from flwr.serverapp.strategy import (
 from torch import nn
 
 from fedwsa import FedWSA, ScopeAlignment, WeightScope
+from fedwsa.models import exchange
 from fedwsa.wire import messages
 from tests.given.fedwsa import LAYERS, Nodes, answer, arrays_of, content, net
 
@@ -152,7 +153,7 @@ def test_align_after_gives_the_average_the_fused_scope() -> None:
 
 def test_identical_clients_are_left_as_they_are_by_align_after() -> None:
     arrays, _ = one_round(FedWSA(FedAvg(), align="after"), [net(1)] * 3, [1, 2, 3])
-    for name, tensor in messages.travelling_state(net(1)).items():
+    for name, tensor in exchange.travelling_state(net(1)).items():
         np.testing.assert_allclose(arrays[name].numpy(), tensor.numpy(), rtol=1e-5, atol=1e-7)
 
 

@@ -16,9 +16,9 @@ from clients.training import Conditions, Samples, train
 from fedwsa.algorithms.moon.client import Moon, contrastive, require_classifier
 from fedwsa.algorithms.objective import LocalRun
 from fedwsa.config.component import ConfigError, locate
-from fedwsa.config.compose import compose
 from fedwsa.config.places import options
 from fedwsa.models import ImageShape, blank_inputs, build_model, takes
+from fedwsa.schema.compose import compose
 from server.sizes import SizedModels
 from server.strategy import build_strategy
 from tests.given.training import data, local, net

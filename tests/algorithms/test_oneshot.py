@@ -19,15 +19,15 @@ from experiments.commands.simulate import simulate
 from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.oneshot import OneShot
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import compose
 from fedwsa.config.places import options
-from fedwsa.config.schema import Config
 from fedwsa.data.federated import open_federated
 from fedwsa.merge.average import average
 from fedwsa.merge.fisher import fisher
 from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.merge.ugm import ugm
-from fedwsa.models import build_model
+from fedwsa.models import build_model, exchange
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 from fedwsa.wire import messages
 from tests.given.fedwsa import Nodes
 
@@ -168,12 +168,12 @@ def test_a_client_sends_the_fisher_information_of_its_model_on_its_samples(
 ) -> None:
     config = compose([*ONCE, f"cache_dir={cache}", "skew=noise", "merge=fisher"])
     model = build_model(config.model, (1, 8, 8), 10, seed=3)
-    arrays = messages.to_arrays(messages.travelling_state(model))
+    arrays = messages.to_arrays(exchange.travelling_state(model))
     strategy = OneShot(fisher, labels=labels)  # type: ignore[arg-type]
     [message, *_] = strategy.configure_train(1, arrays, ConfigRecord(), Nodes(2))
     context = Context(1, 1, {"partition-id": 2, "num-partitions": 3}, RecordDict(), {})
     answer = client_app(config)(message, context).content
-    messages.load_arrays(model, answer["arrays"])
+    exchange.load_travelling(model, messages.to_tensors(answer["arrays"]))
     sent = messages.to_tensors(answer[messages.FISHER])
     inputs, truth = _samples_of(config, 2)
     if labels == "observed":

@@ -14,9 +14,9 @@ from flwr.clientapp import ClientApp
 import clients.app
 from experiments.commands.simulate import simulate
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import compose
-from fedwsa.config.schema import Config
-from fedwsa.models import build_model
+from fedwsa.models import build_model, exchange
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 from fedwsa.wire import messages
 
 TINY = ["rounds=3", "clients.count=3", "local.epochs=1", "model.width=0.1", "seed=3"]
@@ -73,7 +73,7 @@ def test_what_is_personal_never_leaves_its_client(
 ) -> None:
     config = configured(cache, *overrides)
     simulate(config, tmp_path / "run", watched(config, tmp_path))
-    names = set(messages.travelling_state(build_model(config.model, (1, 8, 8), 10, 3)))
+    names = set(exchange.travelling_state(build_model(config.model, (1, 8, 8), 10, 3)))
     personal = names if personal is None else personal
     notes = [json.loads(f.read_text()) for f in tmp_path.glob("*.json")]
     assert len(notes) == 9

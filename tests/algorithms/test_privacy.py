@@ -26,7 +26,7 @@ from fedwsa import FedWSA, ScopeAlignment, WeightScope, seeding
 from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.privacy import Accounted, accounted, local_multiplier, local_spent, spent
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import compose
+from fedwsa.schema.compose import compose
 from fedwsa.wire import messages
 from server.checkpoint import Checkpoints
 from tests.given.fedwsa import Nodes, answer, arrays_of, net

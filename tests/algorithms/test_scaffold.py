@@ -11,6 +11,7 @@ from fedwsa.algorithms.objective import LocalRun
 from fedwsa.algorithms.scaffold.client import Scaffold as Correction
 from fedwsa.algorithms.scaffold.client import plain_steps
 from fedwsa.algorithms.scaffold.server import Scaffold
+from fedwsa.models import exchange
 from fedwsa.wire import messages
 from tests.given.fedwsa import Nodes
 from tests.given.quadratics import BEGIN, JOINT, A, B, Point, begin, gradient
@@ -26,7 +27,7 @@ def local_training(
         for k, r in message.content.items()
     }
     model = Point()
-    messages.load_arrays(model, message.content["arrays"])
+    exchange.load_travelling(model, messages.to_tensors(message.content["arrays"]))
     local = LocalRun(lr, momentum, state)
     correction = Correction(model, content, local)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
@@ -36,7 +37,7 @@ def local_training(
         optimizer.step()
     metrics = MetricRecord({"num-examples": 10, **correction.end()})
     records = {k: messages.to_arrays(t) for k, t in correction.records().items()}
-    arrays = messages.to_arrays(messages.travelling_state(model))
+    arrays = messages.to_arrays(exchange.travelling_state(model))
     return Message(RecordDict({"arrays": arrays, "metrics": metrics, **records}), reply_to=message)
 
 

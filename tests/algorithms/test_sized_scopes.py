@@ -15,7 +15,7 @@ from fedwsa.algorithms.sizes.depthfl import DepthFL
 from fedwsa.algorithms.sizes.heterofl import HeteroFL
 from fedwsa.algorithms.sizes.server import SizedFedAvg
 from fedwsa.config.component import Component
-from fedwsa.models import build_model
+from fedwsa.models import build_model, exchange
 from fedwsa.scope.weight_scope import fan_in
 from fedwsa.wire import messages
 from tests.given.fedwsa import Nodes, answer, content, net
@@ -30,7 +30,7 @@ def mlp(width: float, depth: int = 2, seed: int = 0) -> torch.nn.Module:
 
 def strategy_of(kind: type[SizedFedAvg], models: dict[str, torch.nn.Module]) -> SizedFedAvg:
     shapes = {
-        size: {k: tuple(t.shape) for k, t in messages.travelling_state(model).items()}
+        size: {k: tuple(t.shape) for k, t in exchange.travelling_state(model).items()}
         for size, model in models.items()
     }
     names = list(models)
@@ -40,7 +40,7 @@ def strategy_of(kind: type[SizedFedAvg], models: dict[str, torch.nn.Module]) -> 
 def begun(
     strategy: FedWSA, inner: SizedFedAvg, models: dict[str, torch.nn.Module], nodes: int = 2
 ) -> list[Message]:
-    start = inner.join({s: messages.travelling_state(m) for s, m in models.items()})
+    start = inner.join({s: exchange.travelling_state(m) for s, m in models.items()})
     found = strategy.configure_train(1, start, ConfigRecord(), Nodes(nodes))
     return sorted(found, key=lambda m: m.metadata.dst_node_id)
 
@@ -148,7 +148,7 @@ def test_without_several_sizes_nothing_is_announced() -> None:
     shapes = {"model": {k: tuple(t.shape) for k, t in net().state_dict().items()}}
     for inner in (FedAvg(), HeteroFL(shapes, size_of=lambda node: "model")):
         strategy = FedWSA(inner)
-        arrays = messages.to_arrays(messages.travelling_state(net()))
+        arrays = messages.to_arrays(exchange.travelling_state(net()))
         first, *_ = strategy.configure_train(1, arrays, ConfigRecord(), Nodes(2))
         assert not {"wsa-normalise", "wsa-partial"} & set(first.content["config"])
 

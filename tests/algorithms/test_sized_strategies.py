@@ -18,7 +18,7 @@ from fedwsa.algorithms.sizes.heterofl import HeteroFL
 from fedwsa.algorithms.sizes.server import SizedFedAvg, sized
 from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config.component import Component
-from fedwsa.models import build_model
+from fedwsa.models import build_model, exchange
 from fedwsa.models.architecture import Axis, architecture_of
 from fedwsa.wire import messages
 from tests.given.fedwsa import Nodes
@@ -115,7 +115,7 @@ def states(name: str, sizes: Mapping[str, Mapping[str, object]]) -> tuple[dict, 
     found = {}
     for size, arguments in sizes.items():
         model = network(name, **arguments)
-        found[size] = messages.travelling_state(model)
+        found[size] = exchange.travelling_state(model)
         if size == "L":
             axes = architecture_of(component(name, **arguments)).axes(model)
     return found, axes

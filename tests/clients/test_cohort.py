@@ -13,9 +13,9 @@ from fedwsa.algorithms.fedprox.client import Proximal
 from fedwsa.algorithms.objective import LocalRun, Objective
 from fedwsa.algorithms.scaffold.client import Scaffold
 from fedwsa.algorithms.wsa.client import ScopeAlignment
-from fedwsa.config.compose import compose
-from fedwsa.fleet.conditions import Conditions
 from fedwsa.models import build_model
+from fedwsa.schema.compose import compose
+from fedwsa.schema.conditions import Conditions
 from fedwsa.scope.weight_scope import WeightScope
 from tests.given.cohort import settings
 

@@ -16,16 +16,16 @@ from clients.network import Network, network_for
 from clients.training import _Stepped, make_optimizer
 from experiments.commands.simulate import simulate
 from fedwsa.config.component import Component, ConfigError, locate
-from fedwsa.config.compose import compose
 from fedwsa.config.places import options
 from fedwsa.data.evaluation import evaluate
 from fedwsa.data.federated import open_federated
-from fedwsa.fleet.conditions import Conditions
 from fedwsa.merge.average import average
-from fedwsa.models import build_model, state, takes
+from fedwsa.models import build_model, exchange, state, takes
 from fedwsa.models.attributes import copied
 from fedwsa.models.files import load_network
 from fedwsa.remembered import enter
+from fedwsa.schema.compose import compose
+from fedwsa.schema.conditions import Conditions
 from fedwsa.wire import messages
 from server.sizes import SizedModels
 from tests.given.odd_models import everything
@@ -48,7 +48,7 @@ def client(seed: int, tensors: dict[str, Tensor]) -> Network:
 
 def test_server_and_clients_of_a_seed_have_one_network() -> None:
     server = build_model(ODD, IMAGE, CLASSES, seed=7)
-    sent = messages.travelling_state(server)
+    sent = exchange.travelling_state(server)
     assert "first.weight" in sent
     assert not {"second.weight", "mask", "order", "shift", "norm.num_batches_tracked"} & set(sent)
     assert torch.equal(outputs(client(7, sent).model), outputs(server))
@@ -56,7 +56,7 @@ def test_server_and_clients_of_a_seed_have_one_network() -> None:
 
 
 def test_tied_weights_stay_tied_and_a_reply_keeps_what_was_trained() -> None:
-    sent = messages.travelling_state(build_model(ODD, IMAGE, CLASSES, seed=7))
+    sent = exchange.travelling_state(build_model(ODD, IMAGE, CLASSES, seed=7))
     network = client(7, sent)
     assert network.model.second.weight is network.model.first.weight
     assert not network.model.body.weight.requires_grad
@@ -74,7 +74,7 @@ def test_a_client_that_built_another_network_says_so() -> None:
     models = SizedModels.of(compose([f"model._target_={ODD.target}", "~model.width",
                                      "~model.depth", "seed=7"]), IMAGE, CLASSES)  # fmt: skip
     content = {"config": {messages.STAYING: models.marks["model"]}}
-    sent = messages.travelling_state(models.models["model"])
+    sent = exchange.travelling_state(models.models["model"])
     client(7, sent).require_built_alike(content)
     with pytest.raises(ConfigError, match=r"^model: (mask|order|shift), which does not travel"):
         client(8, sent).require_built_alike(content)
@@ -262,9 +262,9 @@ def test_steps_below_the_spacing_of_half_precision_add_up(kind: torch.dtype, fus
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
 def test_each_dtype_travels_and_returns_to_the_bit(kind: torch.dtype) -> None:
     source, other = nn.Linear(3, 2).to(kind), nn.Linear(3, 2).to(kind)
-    arrays = messages.to_arrays(messages.travelling_state(source))
+    arrays = messages.to_arrays(exchange.travelling_state(source))
     assert arrays["weight"].dtype == ("float64" if kind == torch.float64 else "float32")
-    messages.load_arrays(other, arrays)
+    exchange.load_travelling(other, messages.to_tensors(arrays))
     assert other.weight.dtype == kind
     assert torch.equal(other.weight, source.weight)
 

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from clients.scaling import scaled
 from clients.training import Samples, train
-from fedwsa.fleet.conditions import Conditions
+from fedwsa.schema.conditions import Conditions
 from tests.given.cohort import settings
 from tests.given.training import local, net
 

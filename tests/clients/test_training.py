@@ -11,12 +11,12 @@ from torch.nn.functional import cross_entropy
 from clients.training import Samples, train
 from fedwsa import seeding
 from fedwsa.algorithms.wsa.client import ScopeAlignment
-from fedwsa.config.compose import compose
-from fedwsa.config.sections import Local
 from fedwsa.data.evaluation import evaluate
-from fedwsa.data.examples import Examples
+from fedwsa.data.examples import Examples, batch_sizes
 from fedwsa.data.images import ImageData
-from fedwsa.fleet.conditions import Conditions, batch_sizes, draw_conditions
+from fedwsa.schema.compose import compose
+from fedwsa.schema.conditions import Conditions, draw_conditions
+from fedwsa.schema.sections import Local
 from tests.given.fedwsa import content
 from tests.given.training import data, local, net
 

@@ -14,13 +14,13 @@ from experiments.commands.help import help_text
 from fedwsa.algorithms.sizes.server import SizedFedAvg
 from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config.component import Component, ConfigError, build, check_arguments, locate
-from fedwsa.config.compose import compose
 from fedwsa.config.explain import explain
 from fedwsa.config.places import CONFIG_DIR
 from fedwsa.fleet.devices import resolve_device
 from fedwsa.merge.average import average
 from fedwsa.models import build_model
 from fedwsa.models.architecture import Architecture
+from fedwsa.schema.compose import compose
 from server.strategy import SIZED
 
 

@@ -17,8 +17,8 @@ from experiments.commands import simulate as command
 from experiments.commands.simulate import simulate
 from fedwsa.config.blame import place_of, told
 from fedwsa.config.component import ConfigError, locate
-from fedwsa.config.compose import compose
-from fedwsa.config.schema import Config
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 from fedwsa.simulation.transport import pack, shell, unpack
 from fedwsa.simulation.worker import Answers, Job, Order, Worker
 from server.federation import Federation

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from fedwsa.config.component import Component
-from fedwsa.config.compose import compose
 from fedwsa.data import keys, sources
 from fedwsa.data.federated import open_federated
 from fedwsa.data.keys import of_arguments, of_code, of_component, of_files
 from fedwsa.data.loading import load
+from fedwsa.schema.compose import compose
 
 
 @pytest.fixture

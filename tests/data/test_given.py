@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from fedwsa.config.component import Component, ConfigError
-from fedwsa.config.compose import compose, from_run_config
-from fedwsa.config.schema import Config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.partition import Facts, Shares, make_shares
 from fedwsa.data.sources import parquet
+from fedwsa.schema.compose import compose, from_run_config
+from fedwsa.schema.config import Config
 from tests.given.images import png
 
 # Ids 0 … 4 with 6, 5, 4, 3 and 2 samples.

@@ -18,8 +18,8 @@ from sklearn.datasets import load_digits
 import clients.app
 import server.app
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import compose
 from fedwsa.data.federated import open_federated
+from fedwsa.schema.compose import compose
 from tests.given.fedwsa import Nodes
 
 pytestmark = pytest.mark.usefixtures("task_identity")

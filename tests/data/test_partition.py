@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from fedwsa.config.component import Component, ConfigError
-from fedwsa.config.compose import compose
 from fedwsa.data import by_size
 from fedwsa.data.by_size import proportional
 from fedwsa.data.federated import DataSpec, FederatedData, open_federated
 from fedwsa.data.partition import describe, make_shares
+from fedwsa.schema.compose import compose
 
 LABELS = np.random.default_rng(0).integers(0, 10, 2000)
 PARTITIONS = {

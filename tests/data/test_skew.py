@@ -14,11 +14,11 @@ from clients.network import Network, network_for
 from clients.received import Received
 from experiments.commands.simulate import simulate
 from fedwsa.config.component import Component, ConfigError
-from fedwsa.config.compose import compose
-from fedwsa.config.schema import Config
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.skew import Colour, Noise, Rotation, drawn, open_skew, skewed
 from fedwsa.models import build_model
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 from fedwsa.wire import messages
 
 IMAGES = torch.randint(

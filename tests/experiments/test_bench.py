@@ -15,7 +15,7 @@ from experiments.bench.loop import loop_seconds
 from experiments.bench.workloads import TRAININGS
 from experiments.commands import simulate
 from experiments.commands.descendants import Usage, family, usage
-from fedwsa.config.compose import compose
+from fedwsa.schema.compose import compose
 
 
 def test_the_file_has_an_entry_for_each_workload(tmp_path, monkeypatch, capsys) -> None:

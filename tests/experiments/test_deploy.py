@@ -25,7 +25,7 @@ from experiments.deploy.federation import LocalFederation, variables
 from experiments.deploy.keys import write_keys
 from experiments.deploy.processes import Processes, free_port
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import compose
+from fedwsa.schema.compose import compose
 from tests.given import ROOT
 
 

@@ -19,7 +19,6 @@ from torch.nn import functional
 from experiments.commands.merge import main
 from fedwsa import seeding
 from fedwsa.config.component import Component, ConfigError
-from fedwsa.config.compose import compose
 from fedwsa.data.loading import load, open_source
 from fedwsa.merge.average import average
 from fedwsa.merge.fisher import fisher
@@ -28,6 +27,7 @@ from fedwsa.merge.ugm import ugm
 from fedwsa.merge.wsa import wsa
 from fedwsa.models import build_model
 from fedwsa.models.files import load_network, save_network
+from fedwsa.schema.compose import compose
 from tests.given.commands import called
 
 MLP = Component(**{"_target_": "fedwsa.models.mlp.mlp", "width": 0.2, "depth": 1})

@@ -13,9 +13,9 @@ from PIL import Image
 
 from experiments.commands import partition as command
 from experiments.reports.partition_pictures import plot_labels
-from fedwsa.config.compose import compose
 from fedwsa.data.federated import open_federated
 from fedwsa.data.severity import severity
+from fedwsa.schema.compose import compose
 
 
 @pytest.fixture

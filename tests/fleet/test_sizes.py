@@ -9,9 +9,9 @@ import pytest
 from torch import nn
 
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import compose
 from fedwsa.fleet.size_rules import by_share, by_speed, forward_flops
 from fedwsa.models import build_model
+from fedwsa.schema.compose import compose
 
 DIGITS = ((1, 8, 8), 10)
 

@@ -12,12 +12,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedwsa.config.component import Component, ConfigError
-from fedwsa.config.compose import compose
 from fedwsa.data.evaluation import jain_index
-from fedwsa.fleet.conditions import Conditions
 from fedwsa.fleet.systems import Device, Task, available, drops_out, share_of_round, speed
 from fedwsa.models import build_model
 from fedwsa.models.flops import forward_flops, training_flops
+from fedwsa.schema.compose import compose
+from fedwsa.schema.conditions import Conditions
 
 CLIENTS, ROUNDS = 20, 200
 

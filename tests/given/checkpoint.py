@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 import clients.app
 from experiments.commands.simulate import simulate
-from fedwsa.config.compose import compose
-from fedwsa.config.schema import Config
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 from server.rounds import RunError
 
 TINY = ["rounds=5", "clients.count=4", "clients.fraction=0.5", "local.epochs=1", "model.width=0.2"]

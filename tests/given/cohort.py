@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fedwsa.config.compose import compose
-from fedwsa.config.sections import Local
+from fedwsa.schema.compose import compose
+from fedwsa.schema.sections import Local
 
 
 def settings(**changes: object) -> Local:

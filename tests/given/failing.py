@@ -13,11 +13,12 @@ from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedwsa.algorithms.objective import Content, LocalRun, Objective, Weights
+from fedwsa.algorithms.objective import LocalRun, Objective, Weights
 from fedwsa.data.examples import Examples
 from fedwsa.data.images import ImageData
 from fedwsa.data.loading import Source
 from fedwsa.learngene.base import Method
+from fedwsa.wire.content import Content
 from server.callbacks.tracker import Tracker
 
 

@@ -8,6 +8,7 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from fedwsa import ScopeAlignment
+from fedwsa.models import exchange
 from fedwsa.wire import messages
 
 LAYERS = ["0.weight", "2.weight"]
@@ -35,7 +36,7 @@ def net(seed: int = 0) -> nn.Module:
 
 
 def arrays_of(model: nn.Module) -> ArrayRecord:
-    return messages.to_arrays(messages.travelling_state(model))
+    return messages.to_arrays(exchange.travelling_state(model))
 
 
 def answer(message: Message, model: nn.Module, examples: int, **extra: float) -> Message:

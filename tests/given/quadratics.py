@@ -23,6 +23,7 @@ from fedwsa.algorithms.fedprox.client import Proximal
 from fedwsa.algorithms.memory import client as memory
 from fedwsa.algorithms.objective import LocalRun, Objective
 from fedwsa.algorithms.scaffold.client import Scaffold
+from fedwsa.models import exchange
 from fedwsa.simulation import run_simulation
 from fedwsa.simulation.cluster import connect
 from fedwsa.wire import messages
@@ -99,7 +100,7 @@ def app(
         begun = dict(state)
         local = LocalRun(training.lr, training.momentum, state, examples[client])
         model = Point()
-        messages.load_arrays(model, message.content["arrays"])
+        exchange.load_travelling(model, messages.to_tensors(message.content["arrays"]))
         objectives = [
             o for kind in (*OBJECTIVES, *more) if (o := kind(model, content, local)).active
         ]
@@ -113,7 +114,7 @@ def app(
             context.state[name] = messages.to_arrays(tensors)
         if "scaffold" in state:
             metrics["control"] = state["scaffold"]["w"].tolist()
-        arrays = messages.to_arrays(messages.travelling_state(model))
+        arrays = messages.to_arrays(exchange.travelling_state(model))
         return Message(
             RecordDict({"arrays": arrays, "metrics": metrics, **records}), reply_to=message
         )
@@ -122,7 +123,7 @@ def app(
 
 
 def begin() -> ArrayRecord:
-    return messages.to_arrays(messages.travelling_state(Point()))
+    return messages.to_arrays(exchange.travelling_state(Point()))
 
 
 def run(

@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 import clients.app
-from fedwsa.config.schema import Config
+from fedwsa.schema.config import Config
 
 
 def faulty(config: Config, faults: dict[int, str]) -> ClientApp:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fedwsa.config.compose import compose
-from fedwsa.config.sections import Local
+from fedwsa.schema.compose import compose
+from fedwsa.schema.sections import Local
 
 
 def local(**changes: object) -> Local:

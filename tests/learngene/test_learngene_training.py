@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
-from fedwsa.config.compose import compose
 from fedwsa.learngene.fit import Recipe, distillation, fit
 from fedwsa.learngene.pretrain import School
 from fedwsa.learngene.resume import Resume
 from fedwsa.models import build_model
 from fedwsa.models.flops import forward_flops, step_flops
+from fedwsa.schema.compose import compose
 from tests.given.architecture import IMAGE, component
 from tests.given.learngene import CLASSES, lesson
 

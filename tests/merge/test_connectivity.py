@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fedwsa.data.evaluation import Score
-from fedwsa.merge.batch_norm import reestimate
 from fedwsa.merge.connectivity import Path, line, positions, rise, walk
+from fedwsa.models.batch_norm import reestimate
 
 ALPHAS = np.linspace(0, 1, 11)
 

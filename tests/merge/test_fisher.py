@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedwsa import seeding
-from fedwsa.config.compose import compose
 from fedwsa.merge.average import average
 from fedwsa.merge.fisher import fisher
 from fedwsa.merge.fisher_checks import unseen
@@ -17,6 +16,7 @@ from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.merge.task_arithmetic import task_arithmetic
 from fedwsa.merge.ugm import ugm
 from fedwsa.models import build_model
+from fedwsa.schema.compose import compose
 
 State = dict[str, Tensor]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torch.optim.swa_utils import update_bn
 
-from fedwsa.merge.batch_norm import reestimate
 from fedwsa.models.augment import ShadowWeights, Transform, apply, choice, crop, kernels, translate
+from fedwsa.models.batch_norm import reestimate
 
 ALL: tuple[Transform, ...] = ("translate", "crop", "choice")
 unit = st.floats(0, 1, exclude_max=True)

@@ -14,17 +14,17 @@ from clients.fisher import fisher_if_asked
 from clients.network import network_for
 from experiments.commands.simulate import simulate
 from fedwsa import seeding
-from fedwsa.config.compose import compose
-from fedwsa.config.schema import Config
 from fedwsa.data.evaluation import evaluate, measure_statistics
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import open_federated
 from fedwsa.data.images import ImageData
-from fedwsa.merge.batch_norm import reestimate
 from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.models import state
+from fedwsa.models.batch_norm import reestimate
 from fedwsa.models.files import load_network
 from fedwsa.models.norms import StaticBatchNorm2d
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 from fedwsa.wire import messages
 
 WORDS = [

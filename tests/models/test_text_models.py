@@ -13,15 +13,15 @@ from clients.cohort import Stack, train_stack, why_not
 from clients.stacking import stacking
 from clients.training import Conditions, Samples, train
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import compose
 from fedwsa.config.places import options
-from fedwsa.config.sections import Local
 from fedwsa.data.evaluation import evaluate
 from fedwsa.data.examples import Examples
 from fedwsa.data.text import TextData
 from fedwsa.learngene.fit import distillation
 from fedwsa.models import build_model
 from fedwsa.models.flops import forward_flops
+from fedwsa.schema.compose import compose
+from fedwsa.schema.sections import Local
 
 LENGTH, CLASSES = 12, 9
 MODELS = ["char_lstm", "char_transformer"]

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from experiments.commands.merge import main
 from experiments.merge.files import ModelFile
 from fedwsa.config.component import Component, ConfigError
-from fedwsa.config.compose import compose
 from fedwsa.data.sources import digits
 from fedwsa.models import build_model
 from fedwsa.models.files import load_network, save_network
 from fedwsa.models.weights import open_weights, plain_names
+from fedwsa.schema.compose import compose
 from fedwsa.scope.weight_scope import WeightScope
 from server.strategy import _scope_of
 from tests.given.commands import called

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 
 from experiments.commands.preamble import composing, in_one_line
 from fedwsa.config.component import Component, ConfigError
-from fedwsa.config.compose import compose
-from fedwsa.config.schema import Config
 from fedwsa.data.federated import open_federated
 from fedwsa.data.loading import load
 from fedwsa.data.sources import parquet
 from fedwsa.models import build_model
 from fedwsa.models.files import load_network, save_network
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 from fedwsa.scope.weight_scope import WeightScope
 from fedwsa.wire import messages
 from server.checkpoint import Checkpoint, Checkpoints

@@ -22,9 +22,9 @@ import server.folder
 from experiments.reports.tables.runs import Run
 from experiments.reports.tables.runs import read_config as read_run
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import compose
-from fedwsa.data.cache import write_tensors
 from fedwsa.runfolder.files import Lines, replacing, whole_lines, write_text
+from fedwsa.runfolder.tensors import write_tensors
+from fedwsa.schema.compose import compose
 from server.callbacks.events import Events
 from server.callbacks.tables import ClientTable, History, require_history
 from server.folder import describe_run, require_begun

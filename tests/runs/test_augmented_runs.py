@@ -10,15 +10,16 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
+from fedwsa.models import exchange
 from clients.cohort import why_not
 from clients.training import Samples, train, train_augmented
 from experiments.commands.simulate import resume, simulate
 from fedwsa.algorithms.wsa.client import ScopeAlignment
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import compose
+from fedwsa.schema.compose import compose
 from fedwsa.config.places import options
-from fedwsa.config.sections import Local
-from fedwsa.fleet.conditions import Conditions
+from fedwsa.schema.sections import Local
+from fedwsa.schema.conditions import Conditions
 from fedwsa.models import build_model
 from fedwsa.models.augment import kernels
 from fedwsa.scope.weight_scope import WeightScope, add_kl_gradient_
@@ -79,8 +80,8 @@ def test_off_is_training_as_it_is_to_the_bit() -> None:
 
 @pytest.mark.parametrize("kind", ["translate", "crop", "choice"])
 def test_what_travels_has_the_names_and_shapes_of_the_plain_model(kind: str) -> None:
-    before = {k: t.shape for k, t in messages.travelling_state(net()).items()}
-    after = messages.travelling_state(trained(local(weight_augmentation=kind)))
+    before = {k: t.shape for k, t in exchange.travelling_state(net()).items()}
+    after = exchange.travelling_state(trained(local(weight_augmentation=kind)))
     assert [(k, t.shape) for k, t in after.items()] == list(before.items())
 
 
@@ -108,9 +109,9 @@ def test_the_statistics_that_travel_are_those_of_the_plain_weights() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 3))
     settings = local(weight_augmentation="translate", batch_size=9)
     trained(settings, model)
-    travelling = {k: t.clone() for k, t in messages.travelling_state(model).items()}
+    travelling = {k: t.clone() for k, t in exchange.travelling_state(model).items()}
     update_bn([samples().inputs], model)  # one batch of all, whatever its order
-    for name, tensor in messages.travelling_state(model).items():
+    for name, tensor in exchange.travelling_state(model).items():
         torch.testing.assert_close(travelling[name], tensor)
 
 
@@ -166,7 +167,7 @@ def test_it_goes_with_every_network_of_kernels(
     if (folder / "model.safetensors").exists():  # FedBN leaves each client one of its own
         config = compose([*AUGMENTED, *overrides, "model.width=0.1"])
         component = config.model_of(None)
-        plain = messages.travelling_state(build_model(component, (1, 8, 8), 10, 0))
+        plain = exchange.travelling_state(build_model(component, (1, 8, 8), 10, 0))
         found = load_file(folder / "model.safetensors")
         assert {k for k, t in found.items() if t.is_floating_point()} == set(plain)
 

@@ -10,9 +10,9 @@ import pytest
 
 from experiments.commands.simulate import simulate
 from fedwsa.config.component import ConfigError, locate
-from fedwsa.config.compose import compose
+from fedwsa.schema.compose import compose
 from fedwsa.config.places import CONFIG_DIR
-from fedwsa.config.schema import Config
+from fedwsa.schema.config import Config
 from fedwsa.runfolder import state_files
 
 STRATEGIES = sorted(file.stem for file in (CONFIG_DIR / "strategy").glob("*.yaml"))

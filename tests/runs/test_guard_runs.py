@@ -17,8 +17,8 @@ from flwr.clientapp import ClientApp
 import clients.app
 from experiments.commands.simulate import simulate
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import compose
-from fedwsa.config.schema import Config
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 from server.rounds import RunError
 
 

@@ -26,8 +26,8 @@ import clients.app
 from fedwsa.algorithms.averaging import averages_by
 from fedwsa.algorithms.scaffold.server import Scaffold
 from fedwsa.algorithms.wsa.server import FedWSA
-from fedwsa.config.compose import compose
-from fedwsa.config.schema import Config
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 from fedwsa.simulation import run_simulation
 from fedwsa.simulation.cluster import connect
 from server.federation import Federation

@@ -22,8 +22,8 @@ from clients.measure import choose_cohort
 from experiments.commands.descendants import family
 from experiments.commands.ray_start import expects_local_ray
 from experiments.commands.simulate import simulate
-from fedwsa.config.compose import compose
-from fedwsa.config.schema import Config
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 from fedwsa.data.federated import open_federated
 from fedwsa.simulation.cluster import SimulationError, connect
 from tests.given.processes import all_end, catches, started

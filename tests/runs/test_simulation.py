@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from experiments.commands.simulate import simulate
 from fedwsa import WeightScope
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import compose
-from fedwsa.config.schema import Config
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 from fedwsa.models import build_model
 from server.rounds import RunError
 from tests.given.simulation import faulty

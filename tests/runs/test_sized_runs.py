@@ -13,8 +13,8 @@ from torch import Tensor
 
 from experiments.commands.simulate import simulate
 from fedwsa.config.component import Component, ConfigError
-from fedwsa.config.compose import compose
-from fedwsa.config.schema import Config
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 from fedwsa.models import build_model
 from server.federation import Federation
 from tests.given.simulation import faulty

@@ -19,9 +19,9 @@ from experiments.commands.simulate import _to_choose_by, simulate
 from fedwsa import seeding
 from fedwsa.algorithms.scaffold.server import Scaffold
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import compose, from_run_config
+from fedwsa.schema.compose import compose, from_run_config
 from fedwsa.data.federated import FederatedData, open_federated
-from fedwsa.fleet.conditions import Conditions
+from fedwsa.schema.conditions import Conditions
 from fedwsa.fleet.systems import drops_out
 from fedwsa.wire import messages
 from server.federation import Federation

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from experiments.commands.simulate import simulate
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import compose
-from fedwsa.config.schema import Config
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 from fedwsa.data.text import encode
 from fedwsa.models.files import load_network
 

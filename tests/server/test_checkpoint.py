@@ -24,8 +24,8 @@ from flwr.serverapp.strategy import FedAvg
 
 from experiments.commands.simulate import resume, simulate
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import compose
 from fedwsa.runfolder.locks import locked
+from fedwsa.schema.compose import compose
 from server import checkpoint
 from server.checkpoint import Checkpoint, Checkpoints
 from tests.given.checkpoint import TINY, assert_same_run, interrupted

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from experiments.commands.simulate import resume, simulate
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import compose
-from fedwsa.config.schema import Config
 from fedwsa.data.evaluation import Score
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 from server.callbacks.choosing import BestModel, EarlyStop
 from server.rounds import RoundRecord
 from tests.given.checkpoint import assert_same_run, interrupted

@@ -18,8 +18,8 @@ import pytest
 from rich.console import Console
 
 from fedwsa.config.component import ConfigError
-from fedwsa.config.compose import compose
-from fedwsa.config.schema import Config
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 from server.callbacks.tracker import Tracker
 from server.federation import Federation
 from server.rounds import RunError
@@ -257,7 +257,7 @@ def test_a_package_that_is_missing_is_named_with_its_extra(name: str) -> None:
     # Another process: what is imported once stays.
     code = (
         f"import sys; sys.modules['{name}'] = None\n"
-        "from fedwsa.config.compose import compose\n"
+        "from fedwsa.schema.compose import compose\n"
         "from server.callbacks.tracker import build_trackers\n"
         f"try: build_trackers(compose(['tracker={name}']))\n"
         "except Exception as error: print(type(error).__name__, error)\n"

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from experiments.commands.simulate import simulate
 from fedwsa.algorithms.averaging import averaged
-from fedwsa.config.compose import compose
+from fedwsa.schema.compose import compose
 from fedwsa.simulation import pool, run_simulation, worker
 from fedwsa.simulation.cluster import connect
 from fedwsa.simulation.worker import Job, Worker

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedwsa.models import exchange
 from fedwsa.wire import messages
 
 
@@ -16,11 +17,11 @@ def net() -> nn.Module:
 def test_integer_buffers_stay_at_home_and_the_rest_returns_to_the_bit() -> None:
     source, other = net(), net()
     source[1].num_batches_tracked += 7
-    record = messages.to_arrays(messages.travelling_state(source))
+    record = messages.to_arrays(exchange.travelling_state(source))
     assert "1.num_batches_tracked" not in record
     assert "1.running_mean" in record
-    messages.load_arrays(other, record)
-    for name, tensor in messages.travelling_state(other).items():
+    exchange.load_travelling(other, messages.to_tensors(record))
+    for name, tensor in exchange.travelling_state(other).items():
         assert torch.equal(tensor, source.state_dict()[name])
     assert other[1].num_batches_tracked == 0
 
@@ -34,10 +35,10 @@ def test_integer_buffers_stay_at_home_and_the_rest_returns_to_the_bit() -> None:
     ],
 )
 def test_arrays_of_another_model_are_refused(change, message) -> None:
-    state = messages.travelling_state(net())
+    state = exchange.travelling_state(net())
     change(state)
     with pytest.raises(ValueError, match=message):
-        messages.load_arrays(net(), messages.to_arrays(state))
+        exchange.load_travelling(net(), state)
 
 
 def test_aggregates_are_cast_back_to_the_model_s_dtypes() -> None:

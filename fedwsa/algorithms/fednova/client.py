@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fedwsa.algorithms.objective import Content, LocalRun, Objective, Weights, find_record
+from fedwsa.algorithms.objective import LocalRun, Objective, Weights
 from fedwsa.algorithms.scaffold.client import plain_steps
 from fedwsa.wire import messages
+from fedwsa.wire.content import Content, find_record
 
 
 class FedNova(Objective):

@@ -15,11 +15,12 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
 from torch import Tensor
 
-from fedwsa.algorithms.objective import find_record
+from fedwsa.models import exchange
 from fedwsa.scope.moments import moments
 from fedwsa.scope.weight_scope import fan_in
 from fedwsa.wire import messages
 from fedwsa.wire.arrays import check
+from fedwsa.wire.content import find_record
 
 LARGEST = 1e18
 """No weight and no metric is larger: its sum or its square would no longer be finite."""
@@ -101,7 +102,7 @@ def unusable_scores(content: RecordDict, rules: Rules) -> str | None:
 
 def unlike(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
     """Why tensors cannot stand for others: names, shapes, dtypes, NaN; None if they can."""
-    if problem := messages.mismatch(given, expected):
+    if problem := exchange.mismatch(given, expected):
         return problem
     for name, tensor in given.items():
         if tensor.dtype != expected[name].dtype:

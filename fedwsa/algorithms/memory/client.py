@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedwsa.algorithms.objective import Records, find_record
 from fedwsa.wire import messages
+from fedwsa.wire.content import Records, find_record
 
 State = dict[str, dict[str, Tensor]]
 

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, softplus
 
-from fedwsa.algorithms.objective import Content, LocalRun, Objective, Weights, find_record
+from fedwsa.algorithms.objective import LocalRun, Objective, Weights
+from fedwsa.models import exchange
 from fedwsa.models.attributes import copied
 from fedwsa.wire import messages
+from fedwsa.wire.content import Content, find_record
 
 _STATE = "moon"
 _NEEDS = (
@@ -88,7 +90,7 @@ class Moon(Objective):
         """Keep the trained model as the client's last one."""
         if self._others:
             self._tap.remove()
-        state = messages.travelling_state(self._model)
+        state = exchange.travelling_state(self._model)
         self._local.state[_STATE] = {name: tensor.clone() for name, tensor in state.items()}
         return {}
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedwsa.algorithms.objective import Content
 from fedwsa.wire import messages
+from fedwsa.wire.content import Content
 
 _STATE = "personal"
 

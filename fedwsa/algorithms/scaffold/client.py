@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedwsa.algorithms.objective import Content, LocalRun, Objective, Weights, gradients, trainable
+from fedwsa.algorithms.objective import LocalRun, Objective, Weights, gradients, trainable
 from fedwsa.wire import messages
+from fedwsa.wire.content import Content
 
 _STATE = "scaffold"
 

@@ -15,14 +15,15 @@ from flwr.supercore import log
 from torch import Tensor
 
 from fedwsa.algorithms.averaging import Sampling
-from fedwsa.algorithms.objective import find_record
 from fedwsa.algorithms.sizes.class_rows import by_class, once
 from fedwsa.algorithms.sizes.overlap import by_row, overlap, window
 from fedwsa.algorithms.wrapping import chain
 from fedwsa.fleet.size_rules import hidden_rate
+from fedwsa.models import exchange
 from fedwsa.models.architecture import Axes, Pick, first_units, selection, take
 from fedwsa.scope.weight_scope import choose
 from fedwsa.wire import messages
+from fedwsa.wire.content import find_record
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Size → name of an array → its shape."""
@@ -355,7 +356,7 @@ class SizedFedAvg(FedAvg):
             return None
         arrays = messages.model_arrays(reply.content)
         given = {} if arrays is None else {k: tuple(a.shape) for k, a in arrays.items()}
-        if problem := messages.mismatched(given, self.shapes[size]):
+        if problem := exchange.mismatched(given, self.shapes[size]):
             log(WARNING, "node %d of size %s is left out: %s", node, size, problem)
             return None
         return size

@@ -8,18 +8,11 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from fedwsa.algorithms.objective import (
-    Content,
-    LocalRun,
-    Objective,
-    Weights,
-    find_record,
-    gradients,
-    trainable,
-)
+from fedwsa.algorithms.objective import LocalRun, Objective, Weights, gradients, trainable
 from fedwsa.scope.moments import moments
 from fedwsa.scope.weight_scope import WeightScope, add_kl_gradient_, fan_in, kl_divergence, spread
 from fedwsa.wire import messages
+from fedwsa.wire.content import Content, find_record
 
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_module|module)\.")
 

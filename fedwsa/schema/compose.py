@@ -11,9 +11,9 @@ from pydantic import ValidationError as PydanticError
 
 from fedwsa.config.component import ConfigError, one_line
 from fedwsa.config.places import CONFIG_DIR
-from fedwsa.config.schema import Config
 from fedwsa.data.federated import open_federated
 from fedwsa.remembered import in_run
+from fedwsa.schema.config import Config
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

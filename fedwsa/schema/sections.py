@@ -6,8 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     PositiveFloat,
@@ -17,7 +15,7 @@ from pydantic import (
 )
 
 from fedwsa.algorithms.privacy import adds_noise
-from fedwsa.config.component import Component, locate
+from fedwsa.config.component import Component, Section, locate
 from fedwsa.fleet import size_rules, systems
 from fedwsa.models.augment import Transform
 from fedwsa.scope.weight_scope import Fusion, Reduction
@@ -32,12 +30,6 @@ def _cohort(value: int | str) -> int | str:
 
 
 Cohort = Annotated[int | str, AfterValidator(_cohort)]
-
-
-class Section(BaseModel):
-    """Closed, strict, unchangeable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Dataset(Component):
@@ -173,38 +165,6 @@ class Privacy(Section):
     reports: Literal["withheld", "clear"]
     noise: Literal["repeatable", "secret"]
     local: LocalPrivacy | None
-
-
-class Init(Component):
-    """How the model is initialised; keys that are not named here go to the method."""
-
-    file: str | None
-    public: Annotated[float, Field(ge=0, lt=1)]
-
-    @property
-    def method(self) -> Component:
-        """The method alone."""
-        return Component(**{"_target_": self.target, **self.arguments})
-
-
-class Training(Section):
-    """Training in one place, with AdamW."""
-
-    steps: Annotated[int, Field(ge=0)]
-    batch_size: PositiveInt
-    lr: PositiveFloat
-    weight_decay: NonNegativeFloat
-
-
-class Pretraining(Section):
-    """How a learngene is learned from public images, and fitted to them."""
-
-    teacher: str | None
-    temperature: PositiveFloat | None
-    hard: NonNegativeFloat | None
-    teach: Training
-    learn: Training
-    fit: Training
 
 
 class Evaluation(Section):

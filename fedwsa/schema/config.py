@@ -1,6 +1,6 @@
 """The typed, closed schema of a run: what must fit together.
 
-Defaults stand in ``conf/`` only; the sections' types and ranges in :mod:`fedwsa.config.sections`.
+Defaults stand in ``conf/`` only; the sections' types and ranges in :mod:`fedwsa.schema.sections`.
 The arguments of exchangeable parts are checked against their signatures, see
 :mod:`fedwsa.config.component`.
 """
@@ -11,27 +11,25 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, model_validator
 
-from fedwsa.config.component import Component, ConfigError
-from fedwsa.config.sections import (
+from fedwsa.config.component import Component, ConfigError, Section
+from fedwsa.data.federated import DataSpec
+from fedwsa.fleet import size_rules, systems
+from fedwsa.fleet.devices import Device
+from fedwsa.learngene.settings import Init, Pretraining
+from fedwsa.models import InputShape
+from fedwsa.schema.sections import (
     Checkpoint,
     Clients,
     Dataset,
     Evaluation,
     Guard,
-    Init,
     Local,
-    Pretraining,
     Privacy,
     Runtime,
-    Section,
     Strategy,
     Subset,
     Wsa,
 )
-from fedwsa.data.federated import DataSpec
-from fedwsa.fleet import size_rules, systems
-from fedwsa.fleet.devices import Device
-from fedwsa.models import InputShape
 
 
 class Config(Section):

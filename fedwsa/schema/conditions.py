@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedwsa import seeding
-from fedwsa.config.sections import Local, Optimiser
+from fedwsa.data.examples import batch_sizes
+from fedwsa.schema.sections import Local, Optimiser
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,3 @@ def draw_conditions(local: Local, seed: int, client: int) -> Conditions:
     kind = kinds[int(draw.integers(len(kinds)))]
     lr = local.lr if kind == "sgd" else local.adam_lr
     return Conditions(float(lr * factor), float(decay), int(batch_size), epochs, kind)
-
-
-def batch_sizes(n: int, size: int) -> list[int]:
-    """Sizes of the batches of an epoch over ``n`` samples.
-
-    A last batch of a single sample joins the one before: BatchNorm cannot train on one.
-    """
-    sizes = [size] * (n // size) + ([n % size] if n % size else [])
-    if size > 1 and len(sizes) > 1 and sizes[-1] == 1:
-        sizes[-2:] = [size + 1]
-    return sizes

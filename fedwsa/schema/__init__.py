@@ -1,0 +1,1 @@
+"""What a run is: its schema, composed from ``conf/``, and what follows from it for each client."""
