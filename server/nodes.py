@@ -12,8 +12,8 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fedwsa.algorithms.averaging import AveragedReplies
 from fedwsa.config.component import ConfigError
+from fedwsa.simulation.reduce import AveragedReplies
 from fedwsa.wire import messages
 from fedwsa.wire.content import find_record
 

@@ -12,7 +12,6 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedwsa import seeding
-from fedwsa.algorithms.averaging import AveragedReplies
 from fedwsa.algorithms.guard.gathered import Gathered, Incident, short
 from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.wsa.server import FedWSA, ScopeReport
@@ -21,6 +20,7 @@ from fedwsa.data.evaluation import Score, jain_index
 from fedwsa.fleet.size_rules import WHOLE
 from fedwsa.models import exchange
 from fedwsa.schema.config import Config
+from fedwsa.simulation.reduce import AveragedReplies
 from fedwsa.wire import messages
 from server.nodes import PartitionGrid
 from server.systems import Costs, Systems

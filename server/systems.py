@@ -9,13 +9,13 @@ from functools import cache
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedwsa.algorithms.averaging import AveragedReplies
 from fedwsa.data.federated import FederatedData
 from fedwsa.fleet import systems
 from fedwsa.fleet.systems import Task
 from fedwsa.models.flops import training_flops
 from fedwsa.schema.conditions import draw_conditions
 from fedwsa.schema.config import Config
+from fedwsa.simulation.reduce import AveragedReplies
 from fedwsa.wire import messages
 from server.sizes import SizedModels
 

@@ -22,7 +22,9 @@ from flwr.serverapp.strategy import (
 )
 
 from fedwsa.algorithms.guard.replies import MOST_EXAMPLES, Rules
+from fedwsa.algorithms.partial_average import WeightedMean
 from fedwsa.algorithms.wrapping import chain
+from fedwsa.simulation.reduce import Averaged
 from fedwsa.wire import messages
 
 
@@ -72,26 +74,6 @@ def weighing(strategy: FedAvg, key: str) -> Iterator[None]:
         strategy.weighted_by_key = usual
 
 
-class Averaged(list[Message]):
-    """Train messages to whose replies the sender does nothing but average them.
-
-    A grid that can average at the workers answers these with :class:`AveragedReplies`; to every
-    other grid they are a list of messages.
-
-    Parameters
-    ----------
-    instructions
-        The messages.
-    rules
-        What each reply must have, the metric by which it is weighted among it; one without
-        counts as failed.
-    """
-
-    def __init__(self, instructions: Iterable[Message], rules: Rules) -> None:
-        super().__init__(instructions)
-        self.rules = rules
-
-
 def averaged(
     strategy: Strategy,
     instructions: Iterable[Message],
@@ -102,18 +84,5 @@ def averaged(
     weight = averages_by(strategy)
     if weight is None:
         return list(instructions)
-    return Averaged(instructions, Rules(weight, tuple(numbers), most_examples))
-
-
-class AveragedReplies(list[Message]):
-    """Partial averages, which together give the average of all replies, and error replies.
-
-    Attributes
-    ----------
-    rows : list of Message
-        For each client that answered, what it answered without its arrays, or its error.
-    """
-
-    def __init__(self, replies: Iterable[Message], rows: Iterable[Message]) -> None:
-        super().__init__(replies)
-        self.rows = list(rows)
+    rules = Rules(weight, tuple(numbers), most_examples)
+    return Averaged(instructions, WeightedMean(rules))

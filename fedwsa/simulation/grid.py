@@ -14,12 +14,11 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedwsa import interruption
-from fedwsa.algorithms.averaging import Averaged, AveragedReplies
-from fedwsa.algorithms.guard.replies import Rules
 from fedwsa.simulation.contexts import Kept
 from fedwsa.simulation.jobs import Parcels
 from fedwsa.simulation.mailbox import Mailbox, seconds_left
 from fedwsa.simulation.pool import Pool
+from fedwsa.simulation.reduce import Averaged, AveragedReplies, Reduction
 from fedwsa.simulation.transport import pack, shell, unpack
 from fedwsa.simulation.underway import Finished
 
@@ -178,13 +177,13 @@ class RayGrid(Grid):
         if timeout is not None:
             self._pool.await_ready()
         end = None if timeout is None else time.monotonic() + timeout
-        rules = _rules(messages)
+        reduction = _reduction(messages)
         instructions = list(messages)
-        keys, number = self._send(instructions, rules, end, wait=True)
+        keys, number = self._send(instructions, reduction, end, wait=True)
         exchange = self._waiting[keys[0]] if keys else None
         try:
             if exchange is not None:
-                self._wait(exchange, number, averaged=rules is not None)
+                self._wait(exchange, number, averaged=reduction is not None)
             with self._pool.lock:
                 rows = self._mail.fetch(keys)
                 averages = self._averages(number)
@@ -193,18 +192,23 @@ class RayGrid(Grid):
                 self._mail.forget(keys)
                 for key in keys:
                     self._waiting.pop(key, None)
-        if rules is None:
+        if reduction is None:
             return rows
         return AveragedReplies(averages + [row for row in rows if row.has_error()], rows)
 
     def _send(
-        self, instructions: Sequence[Message], rules: Rules | None, end: float | None, *, wait: bool
+        self,
+        instructions: Sequence[Message],
+        reduction: Reduction | None,
+        end: float | None,
+        *,
+        wait: bool,
     ) -> tuple[list[str], int]:
         """Ids of what could be sent, and the number of the exchange."""
         if len({id(message) for message in instructions}) < len(instructions):
             raise ValueError("the same Message stands twice in one call; make one for each answer")
         sent = [message for message in instructions if self._mail.send(message)]
-        parcels = Parcels(sent, rules, self._cohort)  # stores arrays: without the lock
+        parcels = Parcels(sent, reduction, self._cohort)  # stores arrays: without the lock
         now = time.monotonic()
         ends = [now + seconds_left(m) for m in sent]
         ends = ends if end is None else [min(e, end) for e in ends]
@@ -277,10 +281,10 @@ class RayGrid(Grid):
         return [Message(unpack(content), reply_to=message) for message, content in found]
 
 
-def _rules(messages: Iterable[Message]) -> Rules | None:
+def _reduction(messages: Iterable[Message]) -> Reduction | None:
     """How to average; None if it was not asked for, or the messages do not send one model each."""
     if not isinstance(messages, Averaged) or not messages:
         return None
     if any(len(message.content.array_records) != 1 for message in messages):
         return None
-    return messages.rules
+    return messages.reduction

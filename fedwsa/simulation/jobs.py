@@ -9,7 +9,7 @@ import ray
 from flwr.app import ArrayRecord, Message
 from ray import ObjectRef
 
-from fedwsa.algorithms.guard.replies import Rules
+from fedwsa.simulation.reduce import Reduction
 from fedwsa.simulation.schedule import plan
 from fedwsa.simulation.transport import PackedRecord, Record, each, pack_record, shell
 from fedwsa.simulation.worker import Job, Order
@@ -37,14 +37,16 @@ class Parcels:
     ----------
     messages
         The messages.
-    rules
+    reduction
         How to average the replies; None: they are not averaged.
     cohort
         How many clients a worker may train at once.
     """
 
-    def __init__(self, messages: Sequence[Message], rules: Rules | None, cohort: int) -> None:
-        self._messages, self._rules, self._cohort = messages, rules, cohort
+    def __init__(
+        self, messages: Sequence[Message], reduction: Reduction | None, cohort: int
+    ) -> None:
+        self._messages, self._reduction, self._cohort = messages, reduction, cohort
         distinct = {id(message.content): message.content for message in messages}
         places = {key: i for i, key in enumerate(distinct)}
         self._place = [places[id(message.content)] for message in messages]
@@ -57,7 +59,7 @@ class Parcels:
             return stored[id(record)]
 
         self._contents: list[_Content] = [each(c, store) for c in distinct.values()]
-        self._kinds = self._models() if rules is not None else None
+        self._kinds = self._models() if reduction is not None else None
 
     def _models(self) -> list[int]:
         """Which model each message sends: those of different arrays have no average."""
@@ -111,4 +113,4 @@ class Parcels:
         needed = sorted({order.content for order in orders})
         place = {content: i for i, content in enumerate(needed)}
         moved = [Order(o.message, o.partition, place[o.content], o.end) for o in orders]
-        return Job(moved, [self._contents[i] for i in needed], self._rules, self._cohort)
+        return Job(moved, [self._contents[i] for i in needed], self._reduction, self._cohort)

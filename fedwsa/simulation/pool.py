@@ -320,7 +320,7 @@ class Pool:
 
     def _finish(self, running: Running, answers: Sequence[Finished]) -> Iterator[Finished]:
         """Hand answers on; those of a job that is averaged wait for the average."""
-        if running.job.rules is not None:
+        if running.job.reduction is not None:
             running.held.extend(answers)
             return
         for finished in answers:

@@ -46,7 +46,7 @@ def run_simulation(
     of its own where an event loop runs, as in Jupyter, so that it may run another.
     Clients are played by persistent Ray actors; what many messages share lies once in Ray's
     object store. Replies to messages that a strategy marks as
-    :class:`~fedwsa.algorithms.averaging.Averaged` are averaged where the clients are.
+    :class:`~fedwsa.simulation.reduce.Averaged` are averaged where the clients are.
 
     Parameters
     ----------

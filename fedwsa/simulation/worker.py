@@ -14,12 +14,11 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 from ray import ObjectRef
 
-from fedwsa.algorithms.guard.replies import Rules
 from fedwsa.config.blame import told
-from fedwsa.simulation.averaging import PartialAverage
 from fedwsa.simulation.cohort import CohortApp
 from fedwsa.simulation.contexts import Kept, OwnContext
 from fedwsa.simulation.deadline import Late, limit
+from fedwsa.simulation.reduce import Accumulator, Reduction
 from fedwsa.simulation.transport import (
     Packed,
     PackedContent,
@@ -85,15 +84,15 @@ class Job:
         In the order in which they are answered; no client has two.
     contents : list of dict
         The distinct contents; arrays are references into the object store.
-    rules : Rules or None
-        Answer with one weighted average, of the replies that keep to them.
+    reduction : Reduction or None
+        Answer with one content for all replies that it takes.
     cohort : int
         How many clients may be trained at once.
     """
 
     orders: list[Order]
     contents: list[dict[str, PackedRecord | ObjectRef[PackedRecord]]]
-    rules: Rules | None = None
+    reduction: Reduction | None = None
     cohort: int = 1
 
 
@@ -191,7 +190,7 @@ class Worker:
             raise RuntimeError(self._missing)
         start = flushed = time.monotonic()
         contents = _fetch(job.contents)
-        average = PartialAverage(job.rules) if job.rules else None
+        average = job.reduction.begin() if job.reduction else None
         part, kept, size = Answers(), [], 0
         for group in self._groups(job, contents):
             ends = [start + order.seconds for order in group]
@@ -342,7 +341,7 @@ def _checked(reply: object, order: Order) -> Message:
     return reply
 
 
-def _add(average: PartialAverage, reply: Message, order: Order, content: RecordDict) -> Message:
+def _add(average: Accumulator, reply: Message, order: Order, content: RecordDict) -> Message:
     """Add a reply to the average; return what is left of it, or an error."""
     if problem := average.add(reply.content, content):
         return Message(Error(messages.UNUSABLE_REPLY, problem), reply_to=order.message)

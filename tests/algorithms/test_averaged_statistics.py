@@ -22,12 +22,13 @@ from flwr.serverapp.strategy import (
 from safetensors.numpy import load_file
 
 from experiments.commands.simulate import simulate
-from fedwsa.algorithms.averaging import AveragedReplies, averages_by
+from fedwsa.algorithms.averaging import averages_by
 from fedwsa.algorithms.guard.replies import Rules
+from fedwsa.algorithms.partial_average import PartialAverage
 from fedwsa.algorithms.statistics import AveragedStatistics, spared
 from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.schema.compose import compose
-from fedwsa.simulation.averaging import PartialAverage
+from fedwsa.simulation.reduce import AveragedReplies
 from fedwsa.wire.arrays import record_of
 from tests.given.fedwsa import Nodes
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedwsa.algorithms.guard.replies import Rules
-from fedwsa.simulation.averaging import PartialAverage
+from fedwsa.algorithms.partial_average import PartialAverage
 from tests.given.fedwsa import Nodes
 
 pytestmark = pytest.mark.usefixtures("task_identity")

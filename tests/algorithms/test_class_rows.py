@@ -9,13 +9,13 @@ import torch
 from flwr.app import Message, MetricRecord, RecordDict
 
 from fedwsa.algorithms.guard.replies import Rules, unusable_reply
+from fedwsa.algorithms.partial_average import PartialAverage
 from fedwsa.algorithms.sizes.depthfl import DepthFL
 from fedwsa.algorithms.sizes.fedrolex import FedRolex
 from fedwsa.algorithms.sizes.heterofl import HeteroFL
 from fedwsa.config.component import ConfigError, locate
 from fedwsa.config.places import options
 from fedwsa.schema.compose import compose
-from fedwsa.simulation.averaging import PartialAverage
 from server.federation import Federation
 from server.sizes import SizedModels
 from server.strategy import build_strategy

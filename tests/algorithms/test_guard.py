@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedwsa import FedWSA
-from fedwsa.algorithms.averaging import Averaged
 from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.scaffold.server import Scaffold
+from fedwsa.simulation.reduce import Averaged
 from fedwsa.wire import messages
 from tests.given.fedwsa import Nodes, answer, arrays_of, net
 from tests.given.guard import START, asked, record, reply, values

@@ -17,9 +17,10 @@ from flwr.app import (
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedwsa.algorithms.averaging import AveragedReplies, averaged
+from fedwsa.algorithms.averaging import averaged
 from fedwsa.simulation import CohortApp
 from fedwsa.simulation.cluster import connect
+from fedwsa.simulation.reduce import AveragedReplies
 from tests.given.engine import (
     CLIENTS,
     client_app,

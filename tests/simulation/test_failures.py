@@ -27,10 +27,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedwsa import interruption
-from fedwsa.algorithms.averaging import AveragedReplies, averaged
+from fedwsa.algorithms.averaging import averaged
 from fedwsa.simulation import SimulationError, pool
 from fedwsa.simulation import grid as grid_module
 from fedwsa.simulation.cluster import connect
+from fedwsa.simulation.reduce import AveragedReplies
 from tests.given.engine import (
     CLIENTS,
     client_app,

@@ -9,7 +9,7 @@ from typing import Literal
 
 from flwr.app import Message, MetricRecord
 
-from fedwsa.algorithms.averaging import AveragedReplies
+from fedwsa.simulation.reduce import AveragedReplies
 
 Kind = Literal["failed", "missing", "rejected"]
 

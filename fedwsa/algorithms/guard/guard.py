@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from fedwsa.algorithms.averaging import AveragedReplies, averaged, averages_by, weighs_by
+from fedwsa.algorithms.averaging import averaged, averages_by, weighs_by
 from fedwsa.algorithms.guard.gathered import (
     Gathered,
     Incident,
@@ -38,6 +38,7 @@ from fedwsa.algorithms.guard.replies import (
 from fedwsa.algorithms.privacy import Adaptive, Fixed, is_private
 from fedwsa.algorithms.wrapping import Wrapper, chain
 from fedwsa.scope.weight_scope import choose
+from fedwsa.simulation.reduce import AveragedReplies
 from fedwsa.wire import messages
 
 logger = logging.getLogger("fedwsa")

@@ -1,7 +1,7 @@
 """What a client's answer must be like: the one place where replies are judged.
 
 Asked by the guard (:mod:`fedwsa.algorithms.guard.guard`), and, where replies are averaged at the
-workers, by :mod:`fedwsa.simulation.averaging`. Nothing here raises, whatever a client sends.
+workers, by :mod:`fedwsa.algorithms.partial_average`. Nothing here raises, whatever a client sends.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedwsa.algorithms.averaging import AveragedReplies, Sampling
+from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.wrapping import Declared
+from fedwsa.simulation.reduce import AveragedReplies
 from fedwsa.wire import messages
 
 

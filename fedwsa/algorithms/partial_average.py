@@ -1,6 +1,8 @@
-"""Averaging where the clients are: the partial average of a worker."""
+"""The weighted mean of replies, of which each worker makes a part."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +13,23 @@ from fedwsa.algorithms.guard.replies import Rules, unusable_reply
 from fedwsa.algorithms.sizes.overlap import by_row
 from fedwsa.wire import messages
 from fedwsa.wire.content import find_record
+
+
+@dataclass(frozen=True)
+class WeightedMean:
+    """Averaging by a metric of the replies (:class:`fedwsa.simulation.reduce.Reduction`).
+
+    Attributes
+    ----------
+    rules : Rules
+        What each reply must have, the metric by which it is weighted among it.
+    """
+
+    rules: Rules
+
+    def begin(self) -> PartialAverage:
+        """An average of nothing yet."""
+        return PartialAverage(self.rules)
 
 
 class PartialAverage:
