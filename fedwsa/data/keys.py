@@ -260,10 +260,20 @@ def _of_place(path: Path) -> str | None:
         return ""
 
 
-def _inside(path: Path) -> Iterator[Path]:
+def _inside(folder: Path, around: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
     """All that is in a folder, through links too, but not around in a circle of them."""
-    for at, folders, files in os.walk(path, followlinks=True):
-        folder = Path(at)
-        above = {os.path.realpath(p) for p in (folder, *folder.parents) if p.is_relative_to(path)}
-        folders[:] = [name for name in folders if os.path.realpath(folder / name) not in above]
-        yield from (folder / name for name in (*folders, *files))
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        around |= {_identity(folder.stat())}
+    except OSError:  # nor can anybody else here read it
+        return
+    for entry in entries:
+        if not entry.is_dir():
+            yield Path(entry.path)
+        elif _identity(entry.stat()) not in around:
+            yield Path(entry.path)
+            yield from _inside(Path(entry.path), around)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

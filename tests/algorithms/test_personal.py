@@ -98,7 +98,7 @@ def test_local_training_is_training_without_the_others(cache: str, tmp_path: Pat
 
 def test_fedbn_keeps_weights_and_statistics_of_norms(cache: str, tmp_path: Path) -> None:
     data = [
-        "dataset._target_=tests.algorithms.test_personal.small_images",
+        "dataset._target_=tests.given.small_images.small_images",
         "evaluation.clients_every=1",
     ]
     model = ["model=vgg8", "model.norm=batch", "model.width=0.05"]
@@ -226,9 +226,3 @@ def test_clients_clip_to_the_norm_that_they_are_told(cache: str, tmp_path: Path)
     squares = sum(((models["client"][k] - b.detach()) ** 2).sum() for k, b in begin.items())
     # Three rounds of at most 0.05 each, and the noise's few thousandths of it per entry.
     assert 0.05 < squares.sqrt() < 0.16
-
-
-def small_images():
-    from experiments.bench.workloads import random_images
-
-    return random_images(samples=90, channels=3, side=32)

@@ -19,7 +19,7 @@ STRATEGIES = sorted(file.stem for file in (CONFIG_DIR / "strategy").glob("*.yaml
 DATA = {
     "mlp": ["dataset=digits", "model=mlp"],
     "all": ["model._target_=tests.given.odd_models.everything", "~model.depth", "~model.width"],
-    "cnn": ["dataset._target_=tests.algorithms.test_personal.small_images", "model=cnn", "partition=iid"],
+    "cnn": ["dataset._target_=tests.given.small_images.small_images", "model=cnn", "partition=iid"],
 }
 REFUSED = {  # strategy, model or WSA → why
     ("fedbn", "mlp"): "no normalisation layers",
