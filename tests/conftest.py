@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for what a shell runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests press Ctrl-C
@@ -11,6 +12,12 @@ os.environ.pop("HYDRA_FULL_ERROR", None)  # which the command sets, here and in 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Ray's workers have the other core
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray on 127.0.0.1 only
+
+# Each of several pytest processes keeps to a core: its runs have one worker, which does not have to
+# wait for another's, and starting one is what most of the time goes into.
+CORES = os.sched_getaffinity(0)
+if name := os.environ.get("PYTEST_XDIST_WORKER"):
+    os.sched_setaffinity(0, {sorted(CORES)[int(name.removeprefix("gw")) % len(CORES)]})
 
 from fedwsa.launcher import find_apps
 
@@ -35,6 +42,17 @@ def task_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let messages be made outside a run: Flower asks who is speaking (no public setter)."""
     for name in ("run_id", "task_id", "node_id"):
         monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
+
+
+@pytest.fixture(scope="module")
+def all_cores() -> Iterator[None]:
+    """All cores of the machine, for runs with two workers."""
+    own = os.sched_getaffinity(0)
+    ray.shutdown()
+    os.sched_setaffinity(0, CORES)
+    yield
+    ray.shutdown()
+    os.sched_setaffinity(0, own)
 
 
 @pytest.fixture(scope="module")

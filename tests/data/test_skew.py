@@ -201,7 +201,7 @@ def test_a_run_with_skew_trains_alone_and_in_cohorts_alike_and_says_who_drew_wha
     tmp_path: Path,
 ) -> None:
     words = ["clients.count=6", "partition=iid", "rounds=2", f"cache_dir={tmp_path / 'c'}"]
-    words += ["local.epochs=1", "evaluation.clients_every=1", "runtime.workers=2"]
+    words += ["local.epochs=1", "evaluation.clients_every=1"]
 
     def run(name: str, *more: str) -> pd.DataFrame:
         simulate(compose([*words, *more]), tmp_path / name)

@@ -27,6 +27,8 @@ from fedwsa.wire import messages
 from tests.given.checkpoint import assert_same_run, interrupted
 from tests.given.fedwsa import content
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 AUGMENTED = ("model=cnn", "local.weight_augmentation=choice")
 TINY = ("clients.count=4", "local.epochs=1", "model.width=0.2", "clients.table=true")
 

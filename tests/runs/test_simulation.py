@@ -20,6 +20,8 @@ from fedwsa.models import build_model
 from server.rounds import RunError
 from tests.given.simulation import faulty
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 SMALL = ["rounds=3", "clients.count=6", "clients.fraction=0.5", "local.epochs=1", "local=differing"]
 
 

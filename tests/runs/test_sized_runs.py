@@ -19,6 +19,8 @@ from fedwsa.models import build_model
 from server.federation import Federation
 from tests.given.simulation import faulty
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 SMALL = [
     *(
         "rounds=2",

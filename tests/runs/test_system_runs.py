@@ -30,7 +30,7 @@ from tests.given.apps import Loopback
 from tests.given.nodes import Fleet
 from tests.given.training import data, local, net
 
-pytestmark = pytest.mark.usefixtures("task_identity")
+pytestmark = pytest.mark.usefixtures("all_cores", "task_identity")
 
 MLP = 64 * 200 + 200 + 200 * 200 + 200 + 200 * 10 + 10
 PER_SAMPLE = 2 * 2 * (64 * 200 + 200 * 200 + 200 * 10) + 2 * (200 * 200 + 200 * 10)
