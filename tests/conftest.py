@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ import pytest
 import ray
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import settings
+
+gc.freeze()  # Flower's strategies collect garbage at each reply
 
 # Two cores shared with Ray: a time limit would measure the neighbours. The examples are the
 # same in every run, so that a red test is red again when it is looked at.
