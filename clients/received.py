@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from flwr.app import ArrayRecord, Context, Message
-from torch import Tensor
 
 from clients.memory import recalled
 from clients.network import Network, network_for
 from clients.node import open_data, require_same_data
-from fedwsa.algorithms.personal import client as personal
+from fedwsa.algorithms.objective import Objective, State
+from fedwsa.algorithms.objectives import OBJECTIVES, own_objectives
 from fedwsa.data.federated import FederatedData
 from fedwsa.fleet.devices import resolve_device
 from fedwsa.fleet.systems import Task
@@ -38,13 +38,16 @@ class Received:
         The message as objectives see it.
     state : dict
         What the client keeps between rounds.
+    kinds : list of type
+        The objectives that the message asks for; the run's own, who ask for themselves, come last.
     """
 
     data: FederatedData
     network: Network
     device: str
     content: Content
-    state: dict[str, dict[str, Tensor]]
+    state: State
+    kinds: list[type[Objective]]
 
 
 def receive(config: Config, message: Message, context: Context) -> Received:
@@ -57,7 +60,10 @@ def receive(config: Config, message: Message, context: Context) -> Received:
     if arrays is None:
         raise ValueError("the message must hold one ArrayRecord, or one named arrays")
     content, state = content_of(message), recalled(message, context)
-    tensors = messages.to_tensors(arrays) | personal.own_part(content, state)
+    kinds = kinds_of(config, content)
+    tensors = messages.to_tensors(arrays)
+    for kind in kinds:
+        tensors |= kind.begin_with(content, state)
     tensors.pop(messages.SCOPE_ARRAY, None)  # no part of the model
     layout = torch.channels_last if config.local.channels_last else torch.contiguous_format
     whole = data.whole
@@ -67,7 +73,13 @@ def receive(config: Config, message: Message, context: Context) -> Received:
     require_same_data(data, content)
     network.require_built_alike(content)
     network.load(tensors)
-    return Received(data, network, device, content, state)
+    return Received(data, network, device, content, state, kinds)
+
+
+def kinds_of(config: Config, content: Content) -> list[type[Objective]]:
+    """The objectives that a message asks for, and the run's own."""
+    kinds = (*OBJECTIVES, *own_objectives(config.local.objectives))
+    return [kind for kind in kinds if kind.asked(content)]
 
 
 def round_of(message: Message) -> int:
@@ -82,12 +94,6 @@ def round_of(message: Message) -> int:
     if instructions is None:
         raise ValueError(f"the message names no {messages.SERVER_ROUND}")
     return int(instructions[messages.SERVER_ROUND])
-
-
-def rate_of(message: Message) -> float:
-    """By what the server asks to divide hidden activations."""
-    named = find_record(message.content, messages.SIZE_RATE)
-    return 1.0 if named is None else float(named[messages.SIZE_RATE])
 
 
 def deadline_of(message: Message) -> float | None:

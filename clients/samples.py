@@ -12,9 +12,11 @@ from clients.received import (
 )
 from clients.training import Samples
 from fedwsa import seeding
+from fedwsa.algorithms.objective import LocalRun, State, TrainedOn
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import FederatedData
 from fedwsa.data.skew import skewed
+from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.config import Config
 from fedwsa.wire import messages
 from fedwsa.wire.content import find_record
@@ -35,6 +37,27 @@ def samples_of(config: Config, received: Received, key: tuple[int, int]) -> Samp
         return data.whole.prepare(inputs if augment is None else augment(inputs, random))
 
     return Samples(own.inputs.to(device), own.labels.to(device), prepare, random)
+
+
+def local_run(
+    config: Config,
+    received: Received,
+    conditions: Conditions,
+    samples: Samples,
+    state: State,
+    key: tuple[int, int],
+) -> LocalRun:
+    """What the objectives of a client may know of its training in a round."""
+    whole = received.data.whole
+    trained_on = TrainedOn(
+        samples.inputs,
+        samples.labels,
+        whole.classes,
+        whole.prepare,
+        lambda purpose: seeding.generator(config.seed, purpose, *key),
+    )
+    momentum = config.local.momentum
+    return LocalRun(conditions.lr, momentum, state, len(samples), samples=trained_on)
 
 
 def seen(config: Config, data: FederatedData, client: int, *, held: bool) -> Examples:

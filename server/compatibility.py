@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import (
 from fedwsa.algorithms.averaging import averages_by
 from fedwsa.algorithms.moon.client import require_classifier
 from fedwsa.algorithms.moon.server import Moon
-from fedwsa.algorithms.oneshot import OneShot
+from fedwsa.algorithms.oneshot.server import OneShot
 from fedwsa.algorithms.personal.fedper import FedPer
 from fedwsa.algorithms.personal.local import LocalOnly
 from fedwsa.algorithms.personal.server import Personal

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.objectives import own_objectives
-from fedwsa.algorithms.oneshot import Operator
+from fedwsa.algorithms.oneshot.server import Operator
 from fedwsa.algorithms.privacy import accounted, is_private
 from fedwsa.algorithms.statistics import spared
 from fedwsa.algorithms.wrapping import chain

@@ -8,6 +8,7 @@ a mapping of records, each a mapping of keys; arrays are tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -18,6 +19,33 @@ from fedwsa.wire.content import Content
 
 Weights = nn.Module | Mapping[str, Tensor]
 """The weights in training: a model, or tensors that have their ``.grad`` by name."""
+
+
+State = dict[str, dict[str, Tensor]]
+"""What a client keeps between rounds: name → tensors."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedOn:
+    """The samples of a training.
+
+    Attributes
+    ----------
+    inputs, labels : Tensor
+        See :class:`fedwsa.data.examples.Examples`.
+    classes : int
+        How many there are, whether the client has them or not.
+    prepare : callable
+        Makes the input of the model from inputs as stored, not augmented.
+    generator : callable
+        Purpose → what draws for it, keyed by (seed, purpose, round, client).
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    classes: int
+    prepare: Callable[[Tensor], Tensor]
+    generator: Callable[[str], torch.Generator]
 
 
 @dataclass
@@ -37,13 +65,16 @@ class LocalRun:
         Each returns a gradient by name, at the weights as they are, that an objective adds and
         that is not of the client's loss: SCAFFOLD and FedDyn keep it out of their variates. An
         objective that adds one puts its function here when it is made.
+    samples : TrainedOn, optional
+        What the client trains on.
     """
 
     lr: float
     momentum: float = 0.0
-    state: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    state: State = field(default_factory=dict)
     examples: int = 0
     pulls: list[Callable[[], dict[str, Tensor]]] = field(default_factory=list)
+    samples: TrainedOn | None = None
 
     def pull(self, weights: Mapping[str, Tensor]) -> list[Tensor] | None:
         """The sum of all pulls on the weights, zeros where there is none; None without any."""
@@ -57,10 +88,16 @@ class LocalRun:
 
 
 class Objective:
-    """What a local objective offers to a training loop.
+    """The client half of an algorithm: what it does before, in and after a local training.
 
-    One is made for each training, from the model that holds the received weights, the content
-    of the message with the server's instructions, and the circumstances.
+    Where a message asks for it, one is made for each training, from the model that holds the
+    weights to begin with, the content of the message with the server's instructions, and the
+    circumstances. All hooks but the constructor do nothing unless a subclass has its own; they
+    are called in this order::
+
+        asked, begin_with
+            __init__, during, loss and add_gradient at each step, after
+                share, end, arrays, records
     """
 
     stackable: ClassVar[bool] = True
@@ -73,10 +110,22 @@ class Objective:
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         raise NotImplementedError
 
-    @property
-    def active(self) -> bool:
-        """Whether the message asks for it."""
+    @classmethod
+    def asked(cls, content: Content) -> bool:
+        """Whether a message asks for it."""
         return True
+
+    @classmethod
+    def begin_with(cls, content: Content, state: State) -> dict[str, Tensor]:
+        """Tensors that the model begins with beside, or instead of, those that were sent.
+
+        Also asked before an evaluation.
+        """
+        return {}
+
+    def during(self, model: nn.Module) -> AbstractContextManager[object]:
+        """What surrounds the training; the model is as it was when that ends."""
+        return nullcontext()
 
     def loss(self, inputs: Tensor) -> Tensor:
         """What is added to the task loss of a batch, after the model's forward pass on it.
@@ -87,6 +136,13 @@ class Objective:
 
     def add_gradient(self) -> None:
         """Add to ``.grad`` of the weights, between ``backward()`` and the optimiser's step."""
+
+    def after(self, model: nn.Module) -> None:
+        """Look at the trained model as a whole; such an objective is not stackable."""
+
+    def share(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is sent of the trained weights; the rest stays with the client."""
+        return weights
 
     def end(self) -> dict[str, float | list[float]]:
         """Return the metrics to report after the last step."""

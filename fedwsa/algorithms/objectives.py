@@ -9,11 +9,18 @@ from fedwsa.algorithms.fednova.client import FedNova
 from fedwsa.algorithms.fedprox.client import Proximal
 from fedwsa.algorithms.moon.client import Moon
 from fedwsa.algorithms.objective import Objective
+from fedwsa.algorithms.oneshot.client import FisherInformation
+from fedwsa.algorithms.personal.client import OwnPart
 from fedwsa.algorithms.scaffold.client import Scaffold
+from fedwsa.algorithms.sizes.client import HeldClasses, Scaler
 from fedwsa.algorithms.wsa.client import ScopeAlignment
 from fedwsa.config.component import ConfigError, locate
 
 OBJECTIVES: tuple[type[Objective], ...] = (
+    HeldClasses,
+    Scaler,
+    OwnPart,
+    FisherInformation,
     ScopeAlignment,
     Proximal,
     Scaffold,
@@ -21,7 +28,7 @@ OBJECTIVES: tuple[type[Objective], ...] = (
     FedNova,
     Moon,
 )
-"""Each does nothing unless the server's message asks for it."""
+"""In the order in which they act, where the server's message asks for them."""
 
 _KEY = "local.objectives"
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from clients.app import build as client_app
 from experiments.commands.simulate import simulate
 from fedwsa.algorithms.guard.guard import Guard
-from fedwsa.algorithms.oneshot import OneShot
+from fedwsa.algorithms.oneshot.server import OneShot
 from fedwsa.config.component import ConfigError
 from fedwsa.config.places import options
 from fedwsa.data.federated import open_federated

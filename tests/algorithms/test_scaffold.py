@@ -120,10 +120,7 @@ def test_clients_of_another_algorithm_are_refused() -> None:
         strategy.aggregate_train(1, [Message(content, reply_to=message)])
 
 
-def test_without_the_server_s_control_it_does_nothing() -> None:
-    model = Point()
-    correction = Correction(model, {"config": {}}, LocalRun(0.1))
-    correction.add_gradient()
-    assert not correction.active
-    assert model.w.grad is None
-    assert correction.end() == correction.records() == {}
+def test_without_the_server_s_control_it_is_not_asked_for() -> None:
+    assert not Correction.asked({"config": {}})
+    with pytest.raises(ValueError, match="SCAFFOLD needs the server's variate"):
+        Correction(Point(), {"config": {}}, LocalRun(0.1))

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from clients.scaling import scaled
 from clients.training import Samples, train
+from fedwsa.algorithms.sizes.client import scaled
 from fedwsa.schema.conditions import Conditions
 from tests.given.cohort import settings
 from tests.given.training import local, net

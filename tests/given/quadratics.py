@@ -102,7 +102,7 @@ def app(
         model = Point()
         exchange.load_travelling(model, messages.to_tensors(message.content["arrays"]))
         objectives = [
-            o for kind in (*OBJECTIVES, *more) if (o := kind(model, content, local)).active
+            kind(model, content, local) for kind in (*OBJECTIVES, *more) if kind.asked(content)
         ]
         training(model, client, objectives)
         metrics = MetricRecord({"num-examples": examples[client]})

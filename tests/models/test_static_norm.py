@@ -10,10 +10,11 @@ import torch
 from flwr.app import ConfigRecord
 from torch import Tensor, nn
 
-from clients.fisher import fisher_if_asked
 from clients.network import network_for
 from experiments.commands.simulate import simulate
 from fedwsa import seeding
+from fedwsa.algorithms.objective import LocalRun, TrainedOn
+from fedwsa.algorithms.oneshot.client import FisherInformation
 from fedwsa.data.evaluation import evaluate, measure_statistics
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import open_federated
@@ -106,7 +107,10 @@ def test_statistics_do_not_travel_and_are_forgotten_between_clients() -> None:
 def test_fisher_information_goes_by_the_statistics_of_the_client_s_samples() -> None:
     model, x, y = tiny(), images(6), torch.tensor([0, 1, 2, 0, 1, 2])
     asked = {"config": ConfigRecord({"fisher-labels": "observed", "fisher-layers": ["3.weight"]})}
-    found = fisher_if_asked(model, x, y, lambda p: p, asked, torch.Generator())
+    samples = TrainedOn(x, y, 3, lambda p: p, lambda purpose: torch.Generator())
+    information = FisherInformation(model, asked, LocalRun(0.1, samples=samples))
+    information.after(model)
+    found = information.records()
     other = tiny()
     reestimate(other, [x])
     expected = fisher_information(other, x, y)["3.weight"]

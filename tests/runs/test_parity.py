@@ -120,7 +120,11 @@ def runs(request, tmp_path_factory, no_ray) -> Path:
     connect(None, num_cpus=2)
     for name, options in OURS.items():
         run_simulation(
-            all_of(config, sized, folder / name), clients.app.build(config), 8, **options
+            all_of(config, sized, folder / name),
+            clients.app.build(config),
+            8,
+            keep_workers=True,  # as a sweep does
+            **options,
         )
     ray.shutdown()
     return folder

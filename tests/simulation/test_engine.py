@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from flwr.app import (
     Context,
     Message,
@@ -19,7 +17,6 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedwsa.algorithms.averaging import averaged
 from fedwsa.simulation import CohortApp
-from fedwsa.simulation.cluster import connect
 from fedwsa.simulation.reduce import AveragedReplies
 from tests.given.engine import (
     CLIENTS,
@@ -31,13 +28,7 @@ from tests.given.engine import (
     within,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    """One Ray for all tests here; the engine uses what is running."""
-    connect(None, num_cpus=2)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("two_workers")
 
 
 def test_all_answer_in_the_order_of_the_messages_and_do_not_see_each_other() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
@@ -21,17 +20,12 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedwsa.algorithms.averaging import averaged
 from fedwsa.simulation import CohortApp
-from fedwsa.simulation.cluster import connect
 from tests.given.engine import within
 
 NEVER = 600  # seconds: who is asked to sleep is ended before
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    connect(None, num_cpus=2)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("two_workers")
 
 
 def query(node: int, ttl: float | None = None, **config: Any) -> Message:

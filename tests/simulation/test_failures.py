@@ -8,7 +8,6 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +29,6 @@ from fedwsa import interruption
 from fedwsa.algorithms.averaging import averaged
 from fedwsa.simulation import SimulationError, pool
 from fedwsa.simulation import grid as grid_module
-from fedwsa.simulation.cluster import connect
 from fedwsa.simulation.reduce import AveragedReplies
 from tests.given.engine import (
     CLIENTS,
@@ -41,13 +39,7 @@ from tests.given.engine import (
     within,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    """One Ray for all tests here; the engine uses what is running."""
-    connect(None, num_cpus=2)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("two_workers")
 
 
 def test_a_worker_that_dies_among_sizes_is_replaced(tmp_path: Path) -> None:

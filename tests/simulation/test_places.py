@@ -8,22 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import ray
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedwsa.simulation import SimulationError, run_simulation
-from fedwsa.simulation.cluster import connect
 
-
-@pytest.fixture(scope="module", autouse=True)
-def running_ray():
-    """One Ray for all, so that modules are found that were written after its start."""
-    ours = connect(None, num_cpus=2)
-    yield
-    if ours:
-        ray.shutdown()
+pytestmark = pytest.mark.usefixtures("two_workers")
 
 
 def asking(found: list[dict[str, object]]) -> ServerApp:

@@ -29,11 +29,8 @@ class FedDyn(Objective):
     @torch.no_grad()
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         config = find_record(content, messages.DYN_ALPHA)
-        self._active = config is not None
-        if config is None:
-            return
-        if local is None:
-            raise ValueError("FedDyn needs the state of the client")
+        if config is None or local is None:
+            raise ValueError("FedDyn needs α and the state of the client")
         self.alpha = float(config[messages.DYN_ALPHA])
         self._local, self._named = local, trainable(model)
         self._weights: list[Tensor] = list(self._named.values())
@@ -45,10 +42,10 @@ class FedDyn(Objective):
         ]
         self._pull: dict[str, Tensor] = {}
 
-    @property
-    def active(self) -> bool:
+    @classmethod
+    def asked(cls, content: Content) -> bool:
         """Whether the server announced α."""
-        return self._active
+        return find_record(content, messages.DYN_ALPHA) is not None
 
     @torch.no_grad()
     def add_gradient(self) -> None:
@@ -69,7 +66,7 @@ class FedDyn(Objective):
 
     def records(self) -> dict[str, dict[str, Tensor]]:
         """p_k, where there is one."""
-        return {messages.DYN_PULL: self._pull} if self._active and self._pull else {}
+        return {messages.DYN_PULL: self._pull} if self._pull else {}
 
     def _drift(self) -> list[Tensor]:
         return list(torch._foreach_sub(self._weights, self._received))

@@ -19,15 +19,14 @@ class FedNova(Objective):
     """
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
-        self._active = find_record(content, messages.NOVA) is not None
-        if self._active and (local is None or not local.examples):
+        if local is None or not local.examples:
             raise ValueError("FedNova needs learning rate and number of examples of the client")
         self._local, self._steps = local, 0
 
-    @property
-    def active(self) -> bool:
-        """Whether the message asks for it."""
-        return self._active
+    @classmethod
+    def asked(cls, content: Content) -> bool:
+        """Whether the server asks for the steps."""
+        return find_record(content, messages.NOVA) is not None
 
     def add_gradient(self) -> None:
         """Count a step."""
@@ -35,7 +34,6 @@ class FedNova(Objective):
 
     def end(self) -> dict[str, float | list[float]]:
         """n_k/a_k, by which the server weights, with a_k and its square."""
-        assert self._local is not None
         length = plain_steps(self._steps, self._local.momentum) * self._local.lr
         return {
             messages.NOVA_WEIGHT: self._local.examples / length,

@@ -29,10 +29,11 @@ class Proximal(Objective):
             if local is not None:
                 local.pulls.append(self.pull)
 
-    @property
-    def active(self) -> bool:
-        """Whether μ is not zero."""
-        return self.mu != 0.0
+    @classmethod
+    def asked(cls, content: Content) -> bool:
+        """Whether the server announced a μ that is not zero."""
+        config = find_record(content, messages.PROXIMAL_MU)
+        return config is not None and float(config[messages.PROXIMAL_MU]) != 0.0
 
     @torch.no_grad()
     def add_gradient(self) -> None:

@@ -53,11 +53,8 @@ class Moon(Objective):
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         config = find_record(content, messages.MOON_WEIGHT)
-        self._active = config is not None
-        if config is None or not isinstance(model, nn.Module):
-            return
-        if local is None:
-            raise ValueError("MOON needs the state of the client")
+        if config is None or local is None or not isinstance(model, nn.Module):
+            raise ValueError("MOON needs its weight μ, a model and the state of the client")
         self.mu = float(config[messages.MOON_WEIGHT])
         self.temperature = float(config[messages.MOON_TEMPERATURE])
         self._local, self._model = local, model
@@ -70,10 +67,10 @@ class Moon(Objective):
         self._others = [(m, _Tap(m)) for m in (received, previous)]
         self._tap = _Tap(model)
 
-    @property
-    def active(self) -> bool:
-        """Whether the message asks for it."""
-        return self._active
+    @classmethod
+    def asked(cls, content: Content) -> bool:
+        """Whether the server announced μ."""
+        return find_record(content, messages.MOON_WEIGHT) is not None
 
     def loss(self, inputs: Tensor) -> Tensor:
         """μ times the contrastive loss of a batch; zero for a client without a last model."""

@@ -6,27 +6,39 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from fedwsa.algorithms.objective import LocalRun, Objective, State, Weights
 from fedwsa.wire import messages
 from fedwsa.wire.content import Content
 
 _STATE = "personal"
 
-State = dict[str, dict[str, Tensor]]
 
+class OwnPart(Objective):
+    """A part of the model stays with the client: as it keeps it, or as the server says one begins.
 
-def own_part(content: Content, state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The client's own tensors: as it keeps them, or as the server says that one begins.
-
-    Empty if the message leaves nothing with the client.
+    The tensors that the server names are never sent.
     """
-    first = content.get(messages.PERSONAL, {})
-    kept = state.get(_STATE, {})
-    return {name: kept.get(name, tensor) for name, tensor in first.items()}
 
+    stackable = False  # buffers stay too, which those of a stack have in common
 
-def keep(weights: Mapping[str, Tensor], content: Content, state: State) -> dict[str, Tensor]:
-    """Put the client's own part of trained weights into its state; the rest, which travels."""
-    own = content.get(messages.PERSONAL, {})
-    if own:
-        state[_STATE] = {name: weights[name] for name in own}
-    return {name: tensor for name, tensor in weights.items() if name not in own}
+    def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
+        if local is None:
+            raise ValueError("a client that keeps a part of the model needs its state")
+        self._own, self._local = content[messages.PERSONAL].keys(), local
+
+    @classmethod
+    def asked(cls, content: Content) -> bool:
+        """Whether the server sends what a client begins with."""
+        return bool(content.get(messages.PERSONAL))
+
+    @classmethod
+    def begin_with(cls, content: Content, state: State) -> dict[str, Tensor]:
+        """The client's own tensors."""
+        kept: Mapping[str, Tensor] = state.get(_STATE, {})
+        first: Mapping[str, Tensor] = content[messages.PERSONAL]
+        return {name: kept.get(name, tensor) for name, tensor in first.items()}
+
+    def share(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Keep the client's own part of trained weights; the rest travels."""
+        self._local.state[_STATE] = {name: weights[name] for name in self._own}
+        return {name: tensor for name, tensor in weights.items() if name not in self._own}

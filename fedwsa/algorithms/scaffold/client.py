@@ -33,11 +33,8 @@ class Scaffold(Objective):
     @torch.no_grad()
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         server = content.get(messages.SCAFFOLD_CONTROL)
-        self._active = server is not None
-        if server is None:
-            return
-        if local is None:
-            raise ValueError("SCAFFOLD needs the learning rate and the state of the client")
+        if server is None or local is None:
+            raise ValueError("SCAFFOLD needs the server's variate, and the client's rate and state")
         self._local, self._named = local, trainable(model)
         if missing := [name for name in self._named if name not in server]:
             raise ValueError(f"the server's control variates lack {missing[0]}")
@@ -56,18 +53,17 @@ class Scaffold(Objective):
         self._steps = 0
         self._change: dict[str, Tensor] = {}
 
-    @property
-    def active(self) -> bool:
+    @classmethod
+    def asked(cls, content: Content) -> bool:
         """Whether the server sent its control variates."""
-        return self._active
+        return messages.SCAFFOLD_CONTROL in content
 
     @torch.no_grad()
     def add_gradient(self) -> None:
         """Add c − c_i."""
-        if self._active:
-            torch._foreach_add_(gradients(self._weights), self._correction)
-            self._steps += 1
-            self._follow(self._local.pull(self._named))
+        torch._foreach_add_(gradients(self._weights), self._correction)
+        self._steps += 1
+        self._follow(self._local.pull(self._named))
 
     def _follow(self, pull: list[Tensor] | None) -> None:
         """v ← m·v + p, way ← way + v: what the pulls have of w_g − w_i, by η."""
@@ -83,7 +79,7 @@ class Scaffold(Objective):
     @torch.no_grad()
     def end(self) -> dict[str, float | list[float]]:
         """Renew the client's control variate."""
-        if not self._active or not self._steps:
+        if not self._steps:
             return {}
         steps = plain_steps(self._steps, self._local.momentum)
         # c_i⁺ − c_i = −c + (w_g − w_i)/(K·η), less the pulls' mean
@@ -99,7 +95,7 @@ class Scaffold(Objective):
 
     def records(self) -> dict[str, dict[str, Tensor]]:
         """c_i⁺ − c_i, for the server."""
-        return {messages.SCAFFOLD_CHANGE: self._change} if self._active else {}
+        return {messages.SCAFFOLD_CHANGE: self._change}
 
 
 def plain_steps(steps: int, momentum: float) -> float:

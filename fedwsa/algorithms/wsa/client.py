@@ -128,10 +128,10 @@ class ScopeAlignment(Objective):
         if local is not None and self.strength and self._weights:
             local.pulls.append(self.pull)
 
-    @property
-    def active(self) -> bool:
+    @classmethod
+    def asked(cls, content: Content) -> bool:
         """Whether the server announced a target."""
-        return self.target is not None
+        return find_record(content, messages.SCOPE_LAYERS) is not None
 
     @torch.no_grad()
     def add_gradient(self) -> None:

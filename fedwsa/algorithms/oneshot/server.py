@@ -29,9 +29,10 @@ class OneShot(FedAvg):
 
     Weights are the examples. What an operator needs beside models it gets so: ``base`` is what
     the clients were sent; ``fishers`` come from the clients, each taking the diagonal Fisher
-    information of its trained model on its own training samples (see :mod:`clients.fisher`), as
-    large as the model; ``permutations`` are given; ``base_fisher`` is left to the operator's
-    default, since nobody has trained the base.
+    information of its trained model on its own training samples
+    (:class:`fedwsa.algorithms.oneshot.client.FisherInformation`), as large as the model;
+    ``permutations`` are given; ``base_fisher`` is left to the operator's default, since nobody
+    has trained the base.
 
     Metrics are averaged as FedAvg does.
 
@@ -137,6 +138,6 @@ def _fisher(reply: Message) -> dict[str, Tensor]:
     if not isinstance(record, ArrayRecord):
         raise ValueError(
             "a client does not send the Fisher information of its model; it must answer as "
-            "clients.fisher does"
+            "fedwsa.algorithms.oneshot.client does"
         )
     return messages.to_tensors(record)

@@ -1,0 +1,1 @@
+"""One-shot federated learning: clients train once, the server merges their models."""

@@ -1,0 +1,83 @@
+"""What clients of several sizes do beside training: HeteroFL's scaler, the classes they have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedwsa.algorithms.objective import LocalRun, Objective, Weights
+from fedwsa.wire import messages
+from fedwsa.wire.content import Content, find_record
+
+
+class Scaler(Objective):
+    """Train with hidden activations as loud as those of the largest model (:func:`scaled`)."""
+
+    def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
+        named = find_record(content, messages.SIZE_RATE)
+        self.rate = 1.0 if named is None else float(named[messages.SIZE_RATE])
+
+    @classmethod
+    def asked(cls, content: Content) -> bool:
+        """Whether the server says by what to divide."""
+        return find_record(content, messages.SIZE_RATE) is not None
+
+    def during(self, model: nn.Module) -> AbstractContextManager[object]:
+        """Divide what hidden layers put out."""
+        return scaled(model, self.rate)
+
+
+class HeldClasses(Objective):
+    """Say which classes a client trains on: rows of the classifier are averaged over those."""
+
+    def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
+        if local is None or local.samples is None:
+            raise ValueError("which classes a client has needs its samples")
+        self._samples = local.samples
+
+    @classmethod
+    def asked(cls, content: Content) -> bool:
+        """Whether the server averages rows of the classifier."""
+        return find_record(content, messages.CLASS_ROWS) is not None
+
+    def end(self) -> dict[str, float | list[float]]:
+        """1 or 0 for each class."""
+        there = torch.zeros(self._samples.classes)
+        there[torch.unique(self._samples.labels).cpu()] = 1.0
+        return {messages.CLASSES: [float(held) for held in there]}
+
+
+@contextmanager
+def scaled(model: nn.Module, rate: float) -> Iterator[None]:
+    """Divide what hidden layers put out by ``rate``, in training only.
+
+    Hidden are all linear and convolutional layers but the last one, the classifier. A norm
+    behind a layer undoes it.
+
+    Parameters
+    ----------
+    model
+        As it is again afterwards.
+    rate
+        r, the part of the largest model's units that this one has; 1 changes nothing.
+
+    Source: HeteroFL, arXiv 2010.01264.
+    """
+    if rate == 1.0:
+        yield
+        return
+
+    def louder(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output / rate if module.training else output
+
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    hooks = [layer.register_forward_hook(louder) for layer in layers[:-1]]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
