@@ -21,7 +21,7 @@ MAY_USE = {
     "fedwsa/runfolder/state_files.py": {"flwr"},
 }
 # What runs at a client knows no framework either: a message reaches it as a mapping.
-PURE = ("client.py", "objective.py", "objectives.py", "overlap.py")
+PURE = ("client.py", "instruction.py", "objective.py", "objectives.py", "overlap.py")
 LAUNCHER = "fedwsa/launcher.py"  # starts the commands, which stand above it
 
 

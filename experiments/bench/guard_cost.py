@@ -14,6 +14,7 @@ from rich.console import Console
 
 from experiments.bench.timing import in_turn
 from fedwsa.algorithms.guard.replies import Rules, unusable_reply, update_size
+from fedwsa.algorithms.wsa.instruction import REPORTED, ScopeInstruction
 from fedwsa.scope.weight_scope import WeightScope
 from fedwsa.wire import messages
 
@@ -26,16 +27,15 @@ def main() -> None:
     start = {f"layer{i}.weight": 0.05 * torch.randn(400, 400) for i in range(10)}
     trained = {name: w + 0.01 * torch.randn_like(w) for name, w in start.items()}
     scope = WeightScope.measure(trained)
-    target = ConfigRecord({messages.SCOPE_LAYERS: list(start), messages.SCOPE_FUSION: "moments"})
+    records = ScopeInstruction(WeightScope.measure(start), strength=1.0).to_records()
+    config, target = records[messages.CONFIG], records[messages.SCOPE_TARGET]
     sent = RecordDict({"arrays": messages.to_arrays(start)})
-    asked = RecordDict({**sent, "config": target})
+    asked = RecordDict(
+        {**sent, "config": ConfigRecord(config), messages.SCOPE_TARGET: MetricRecord(target)}
+    )
     numbers: dict[str, Any] = {messages.NUM_EXAMPLES: 100, messages.TRAIN_LOSS: 1.0}
     second = (scope.variance + scope.mean.square()).tolist()
-    scopes = {
-        messages.SCOPE_MEAN: scope.mean.tolist(),
-        messages.SCOPE_SPREAD: second,
-        messages.SCOPE_KL: [0.0] * len(start),
-    }
+    scopes = dict(zip(REPORTED, (scope.mean.tolist(), second, [0.0] * len(start)), strict=True))
     arrays = messages.to_arrays(trained)
     encoded = ArrayRecord({name: Array(w.numpy()) for name, w in trained.items()})
     plain = RecordDict({"arrays": arrays, "metrics": MetricRecord(numbers)})

@@ -23,6 +23,7 @@ from fedwsa.algorithms.fedprox.client import Proximal
 from fedwsa.algorithms.objective import LocalRun, Objective
 from fedwsa.algorithms.scaffold.client import Scaffold
 from fedwsa.algorithms.wsa.client import ScopeAlignment
+from fedwsa.algorithms.wsa.instruction import ScopeInstruction
 from fedwsa.models import build_model
 from fedwsa.schema.compose import compose
 from fedwsa.scope.weight_scope import WeightScope
@@ -52,20 +53,9 @@ def main() -> None:
 def instructions(model: nn.Module) -> dict[str, tuple[type[Objective], Content]]:
     """Each objective with what its server would send."""
     scope = WeightScope.measure(model.state_dict())
-    aligned = {
-        messages.SCOPE_LAYERS: list(scope.names),
-        messages.SCOPE_FUSION: "moments",
-        messages.SCOPE_STRENGTH: 1e-6,
-        messages.SCOPE_REDUCTION: "layer",
-        messages.SCOPE_FLOOR: 1e-4,
-    }
-    target = {
-        messages.TARGET_MEAN: scope.mean.tolist(),
-        messages.TARGET_VARIANCE: scope.variance.tolist(),
-    }
     control = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     return {
-        "WSA": (ScopeAlignment, {"config": aligned, messages.SCOPE_TARGET: target}),
+        "WSA": (ScopeAlignment, ScopeInstruction(scope, strength=1e-6).to_records()),
         "FedProx": (Proximal, {"config": {messages.PROXIMAL_MU: 1e-6}}),
         "SCAFFOLD": (Scaffold, {messages.SCAFFOLD_CONTROL: control}),
         "FedDyn": (FedDyn, {"config": {messages.DYN_ALPHA: 1e-6}}),

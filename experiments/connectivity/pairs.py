@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +11,14 @@ from clients.training import Samples, train
 from experiments.connectivity.schema import Condition, ConnectivityConfig, Init
 from fedwsa import seeding
 from fedwsa.algorithms.wsa.client import ScopeAlignment
+from fedwsa.algorithms.wsa.instruction import ScopeInstruction
 from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.partitioners import dirichlet
 from fedwsa.merge.states import State
 from fedwsa.models import build_model
 from fedwsa.schema.conditions import Conditions
 from fedwsa.scope.weight_scope import WeightScope
-from fedwsa.wire import messages
+from fedwsa.wire.content import Content
 
 _SIDES = (0, 1)
 _FEWEST = 10  # examples of a half
@@ -90,25 +90,14 @@ class Trainer:
             train(model, samples, self.config.local, conditions, objectives)
         return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
 
-    def _target(self, pair: Pair) -> dict[str, dict[str, Any]]:
+    def _target(self, pair: Pair) -> Content:
         """What a server would announce: the fused scope of both networks as they start."""
         wsa = self.config.wsa
         starts = [self.network(pair.seed, pair.init, side) for side in _SIDES]
         scopes = [WeightScope.measure(model, wsa.layers) for model in starts]
         target = WeightScope.fuse(scopes, fusion=wsa.fusion)
-        return {
-            messages.CONFIG: {
-                messages.SCOPE_LAYERS: list(target.names),
-                messages.SCOPE_FUSION: wsa.fusion,
-                messages.SCOPE_STRENGTH: wsa.strength,
-                messages.SCOPE_REDUCTION: wsa.reduction,
-                messages.SCOPE_FLOOR: wsa.floor,
-            },
-            messages.SCOPE_TARGET: {
-                messages.TARGET_MEAN: target.mean.tolist(),
-                messages.TARGET_VARIANCE: target.variance.tolist(),
-            },
-        }
+        told = (wsa.strength, wsa.fusion, wsa.reduction, wsa.floor)
+        return ScopeInstruction(target, *told).to_records()
 
     def _share(self, condition: Condition, seed: int) -> list[Examples]:
         """The examples of A and of B."""

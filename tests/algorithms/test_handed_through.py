@@ -29,6 +29,7 @@ from fedwsa.models import build_model
 from fedwsa.wire import messages
 from server.deployment import require_no_memory
 from server.wants import wants_of
+from tests.given.fedwsa import content
 
 
 class Theirs(FedAvg):
@@ -149,26 +150,13 @@ def test_a_setting_of_ours_is_not_theirs() -> None:
         _ = ours.nothing_of_this_name
 
 
-def content() -> dict[str, dict[str, Any]]:
-    return {
-        "config": {
-            messages.SCOPE_LAYERS: ["weight"],
-            messages.SCOPE_STRENGTH: 1.0,
-            messages.SCOPE_REDUCTION: "layer",
-            messages.SCOPE_FLOOR: 1e-4,
-            messages.SCOPE_FUSION: "moments",
-        },
-        messages.SCOPE_TARGET: {messages.TARGET_MEAN: [0.1], messages.TARGET_VARIANCE: [0.04]},
-    }
-
-
 @pytest.mark.parametrize("prefix", ["_orig_mod", "module", "_module"])
 def test_a_wrapped_model_is_aligned_as_the_plain_one(prefix: str) -> None:
     plain = nn.Linear(4, 3)
     outer = nn.Module()
     outer.add_module(prefix, copy.deepcopy(plain))
     for model in (plain, outer):
-        ScopeAlignment(model, content()).add_gradient()
+        ScopeAlignment(model, content(names=["weight"])).add_gradient()
     wrapped = dict(outer.named_parameters())[f"{prefix}.weight"]
     assert plain.weight.grad is not None
     assert plain.weight.grad.abs().sum() > 0
@@ -179,9 +167,9 @@ def test_gradients_per_sample_are_refused() -> None:
     model = nn.Linear(4, 3)
     model.weight.grad_sample = None  # as Opacus's GradSampleModule marks what it trains
     with pytest.raises(ValueError, match=r"the optimiser makes \.grad anew"):
-        ScopeAlignment(model, content())
+        ScopeAlignment(model, content(names=["weight"]))
     model = nn.Linear(4, 3)
-    alignment = ScopeAlignment(model, content())
+    alignment = ScopeAlignment(model, content(names=["weight"]))
     model.weight.grad_sample = None  # wrapped afterwards
     with pytest.raises(ValueError, match=r"the optimiser makes \.grad anew"):
         alignment.add_gradient()

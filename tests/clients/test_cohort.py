@@ -13,6 +13,7 @@ from fedwsa.algorithms.fedprox.client import Proximal
 from fedwsa.algorithms.objective import LocalRun, Objective
 from fedwsa.algorithms.scaffold.client import Scaffold
 from fedwsa.algorithms.wsa.client import ScopeAlignment
+from fedwsa.algorithms.wsa.instruction import ScopeInstruction
 from fedwsa.models import build_model
 from fedwsa.schema.compose import compose
 from fedwsa.schema.conditions import Conditions
@@ -42,18 +43,10 @@ def instructions(model: nn.Module) -> dict:
     """What FedWSA, FedProx and SCAFFOLD would send, all at once."""
     scope = WeightScope.measure(model)
     control = {k: 0.01 * torch.randn_like(p) for k, p in model.named_parameters()}
-    return {
-        "config": {
-            "wsa-layers": list(scope.names),
-            "wsa-fusion": "moments",
-            "wsa-strength": 5.0,
-            "wsa-reduction": "layer",
-            "wsa-floor": 1e-4,
-            "proximal-mu": 0.1,
-        },
-        "wsa-target": {"mean": scope.mean.tolist(), "variance": (2 * scope.variance).tolist()},
-        "scaffold-control": control,
-    }
+    target = WeightScope(scope.names, scope.mean, 2 * scope.variance)
+    records = ScopeInstruction(target, strength=5.0).to_records()
+    records["config"]["proximal-mu"] = 0.1
+    return {**records, "scaffold-control": control}
 
 
 def state(k: int, model: nn.Module) -> dict:

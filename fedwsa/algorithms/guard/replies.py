@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
 from torch import Tensor
 
+from fedwsa.algorithms.wsa.instruction import REPORTED, ScopeInstruction
 from fedwsa.models import exchange
 from fedwsa.scope.moments import moments
-from fedwsa.scope.weight_scope import fan_in
+from fedwsa.scope.weight_scope import Fusion, fan_in
 from fedwsa.wire import messages
 from fedwsa.wire.arrays import check
 from fedwsa.wire.content import find_record
@@ -250,38 +251,35 @@ def _bad_classes(
 
 def _bad_scope(metrics: MetricRecord, sent: RecordDict, given: Mapping[str, Tensor]) -> str | None:
     """What is wrong with the scopes that FedWSA asked for, if it did."""
-    config = find_record(sent, messages.SCOPE_LAYERS)
-    if config is None or not config.get(messages.SCOPE_REPORTED, True):
+    instruction = ScopeInstruction.from_content(sent)
+    if instruction is None or not instruction.reported:
         return None
-    assert isinstance(config, ConfigRecord)
-    names = [str(name) for name in config[messages.SCOPE_LAYERS]]  # type: ignore[union-attr]
-    partial = bool(config.get(messages.SCOPE_PARTIAL, False))
-    keys = [messages.SCOPE_MEAN, messages.SCOPE_SPREAD, messages.SCOPE_KL]
+    names = instruction.target.names
     lists: dict[str, list[float]] = {}
-    for key in [*keys, *([messages.SCOPE_PRESENT] if partial else [])]:
+    for key in instruction.answers:
         value = metrics.get(key)
         if not isinstance(value, list) or len(value) != len(names):
             return f"{key} must be a list of {len(names)} numbers, one per layer"
         lists[key] = [float(v) for v in value]
     held = lists.get(messages.SCOPE_PRESENT, [1.0] * len(names))
-    mean, spread, kl = (lists[key] for key in keys)
+    mean, spread, kl = (lists[key] for key in REPORTED)
     for i, name in enumerate(names):
         if held[i] not in (0.0, 1.0) or (name in given) > held[i]:
             return f"{messages.SCOPE_PRESENT} is wrong for {name}"
         if not held[i] and (mean[i], spread[i], kl[i]) != (0.0, 0.0, 0.0):
             return f"a scope is reported of {name}, which is not there"
-        second = _second_moment(mean[i], spread[i], str(config[messages.SCOPE_FUSION]))
+        second = _second_moment(mean[i], spread[i], instruction.fusion)
         if spread[i] < 0 or second < mean[i] ** 2 * (1 - _TOLERANCE):
             return f"the scope of {name} has a negative variance"
         if kl[i] < -_TOLERANCE:
             return f"{messages.SCOPE_KL} of {name} is negative"
-    if KEY_CLIPPING_NORM in config:  # the arrays were clipped after the scope was measured
+    if find_record(sent, KEY_CLIPPING_NORM):  # arrays are clipped after the scope was measured
         return None
     there = [i for i, name in enumerate(names) if name in given]  # others stay with the client
-    return _other_scope(there, names, mean, spread, config, given)
+    return _other_scope(there, mean, spread, instruction, given)
 
 
-def _second_moment(mean: float, spread: float, fusion: str) -> float:
+def _second_moment(mean: float, spread: float, fusion: Fusion) -> float:
     """E[w²] = σ² + μ², from what a client reports (:func:`fedwsa.scope.weight_scope.spread`)."""
     if fusion == "moments":
         return spread
@@ -290,22 +288,22 @@ def _second_moment(mean: float, spread: float, fusion: str) -> float:
 
 def _other_scope(
     there: Sequence[int],
-    names: Sequence[str],
     mean: Sequence[float],
     spread: Sequence[float],
-    config: ConfigRecord,
+    instruction: ScopeInstruction,
     given: Mapping[str, Tensor],
 ) -> str | None:
     """Whose scope is not that of the arrays that came with it."""
+    names = instruction.target.names
     weights = [given[names[i]] for i in there]
     if not weights or not all(w.numel() for w in weights):
         return None
     found, variance = moments(weights)
-    if config.get(messages.SCOPE_NORMALISE, False):
+    if instruction.normalise:
         factor = fan_in(weights)
         found, variance = found * factor.sqrt(), variance * factor
     for i, measured, own in zip(there, found.tolist(), variance.tolist(), strict=True):
-        second = _second_moment(mean[i], spread[i], str(config[messages.SCOPE_FUSION]))
+        second = _second_moment(mean[i], spread[i], instruction.fusion)
         norm = own + measured**2
         near = abs(mean[i] - measured) <= _TOLERANCE * math.sqrt(norm) + 1e-9
         if not near or abs(second - norm) > _TOLERANCE * norm + 1e-12:

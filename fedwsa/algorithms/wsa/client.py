@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from fedwsa.algorithms.objective import LocalRun, Objective, Weights, gradients, trainable
+from fedwsa.algorithms.wsa.instruction import REPORTED, ScopeInstruction
 from fedwsa.scope.moments import moments
 from fedwsa.scope.weight_scope import WeightScope, add_kl_gradient_, fan_in, kl_divergence, spread
 from fedwsa.wire import messages
-from fedwsa.wire.content import Content, find_record
+from fedwsa.wire.content import Content
 
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_module|module)\.")
 
@@ -44,9 +45,6 @@ def _require_plain(weights: Iterable[Tensor]) -> None:
             "at its step, so that weight scope alignment would be without effect; train without "
             "it, and add noise to the update (Flower's LocalDpMod) or at the server"
         )
-
-
-_REPORTED = (messages.SCOPE_MEAN, messages.SCOPE_SPREAD, messages.SCOPE_KL)
 
 
 class ScopeAlignment(Objective):
@@ -91,25 +89,14 @@ class ScopeAlignment(Objective):
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         self.target: WeightScope | None = None
-        config = find_record(content, messages.SCOPE_LAYERS)
-        if config is None:
+        instruction = ScopeInstruction.from_content(content)
+        if instruction is None:
             return
-        record = content[messages.SCOPE_TARGET]
-        self.target = WeightScope.of(
-            config[messages.SCOPE_LAYERS],
-            record[messages.TARGET_MEAN],
-            record[messages.TARGET_VARIANCE],
-        )
-        self.strength = float(config[messages.SCOPE_STRENGTH])
-        self.reduction = config[messages.SCOPE_REDUCTION]
-        self.floor = float(config[messages.SCOPE_FLOOR])
-        self.fusion = config[messages.SCOPE_FUSION]
-        self._reported = bool(config.get(messages.SCOPE_REPORTED, True))
+        self.instruction, self.target = instruction, instruction.target
         self._among = any(messages.SCOPE_ARRAY in record for record in content.values())
         weights = _plainly_named(trainable(model), self.target.names)
-        self._partial = bool(config.get(messages.SCOPE_PARTIAL, False))
         self._present = [name in weights for name in self.target.names]
-        if not self._partial and not all(self._present):
+        if not instruction.partial and not all(self._present):
             unknown = self.target.names[self._present.index(False)]
             raise ValueError(
                 f"the server aligns {unknown}, which is no parameter of this model; "
@@ -118,25 +105,25 @@ class ScopeAlignment(Objective):
         self._named = [name for name in self.target.names if name in weights]
         self._weights = [weights[name] for name in self._named]
         _require_plain(weights.values())
-        if self._partial:
+        if instruction.partial:
             self.target = self.target.only(self._named)
         # On the wire scopes are normalised, here they are of weights as this client has them.
         self._root = torch.ones(len(self._weights), dtype=torch.float64)
-        if config.get(messages.SCOPE_NORMALISE, False):
+        if instruction.normalise:
             self._root = fan_in(self._weights).sqrt()
             self.target = self.target.times(1 / self._root)
-        if local is not None and self.strength and self._weights:
+        if local is not None and instruction.strength and self._weights:
             local.pulls.append(self.pull)
 
     @classmethod
     def asked(cls, content: Content) -> bool:
         """Whether the server announced a target."""
-        return find_record(content, messages.SCOPE_LAYERS) is not None
+        return ScopeInstruction.from_content(content) is not None
 
     @torch.no_grad()
     def add_gradient(self) -> None:
         """Add λ·∇KL to the gradients of the layers that take part."""
-        if self.target is not None and self.strength and self._weights:
+        if self.target is not None and self.instruction.strength and self._weights:
             _require_plain(self._weights)  # the model may have been wrapped since
             self._add_to(gradients(self._weights))
 
@@ -153,9 +140,9 @@ class ScopeAlignment(Objective):
             gradients,
             self._weights,
             self.target,
-            self.strength,
-            reduction=self.reduction,
-            floor=self.floor,
+            self.instruction.strength,
+            reduction=self.instruction.reduction,
+            floor=self.instruction.floor,
         )
 
     @torch.no_grad()
@@ -164,16 +151,17 @@ class ScopeAlignment(Objective):
 
         Nothing where the server does not want to know it, under differential privacy.
         """
-        if self.target is None or not self._reported:
+        if self.target is None or not self.instruction.reported:
             return {}
-        reported: dict[str, list[float]] = {key: [] for key in _REPORTED}
+        reported: dict[str, list[float]] = {key: [] for key in REPORTED}
         if self._weights:
             mean, variance = (m.cpu() for m in moments(self._weights))
-            kl = kl_divergence(mean, variance, self.target.mean, self.target.variance, self.floor)
+            floor = self.instruction.floor
+            kl = kl_divergence(mean, variance, self.target.mean, self.target.variance, floor)
             mean, variance = mean * self._root, variance * self._root.square()
-            found = (mean, spread(mean, variance, self.fusion), kl)
-            reported = {k: v.tolist() for k, v in zip(_REPORTED, found, strict=True)}
-        if not self._partial:
+            found = (mean, spread(mean, variance, self.instruction.fusion), kl)
+            reported = {k: v.tolist() for k, v in zip(REPORTED, found, strict=True)}
+        if not self.instruction.partial:
             return dict(reported)
         # Flower averages lists of one length: a number for each layer that the server named.
         present: list[float] = [float(here) for here in self._present]
@@ -186,7 +174,7 @@ class ScopeAlignment(Objective):
             return {}
         mean, variance = (m.cpu() for m in moments(self._weights))
         mean, variance = mean * self._root, variance * self._root.square()
-        found = torch.stack([mean, spread(mean, variance, self.fusion)])
+        found = torch.stack([mean, spread(mean, variance, self.instruction.fusion)])
         return {messages.SCOPE_ARRAY: found.float()}
 
     def _fill(self, values: list[float]) -> list[float]:

@@ -19,6 +19,7 @@ from fedwsa.algorithms.privacy import is_private
 from fedwsa.algorithms.sizes.server import sized
 from fedwsa.algorithms.statistics import spared
 from fedwsa.algorithms.wrapping import Wrapper, chain, declared
+from fedwsa.algorithms.wsa.instruction import REPORTED, ScopeInstruction
 from fedwsa.scope.rescale import rescale_gaussian
 from fedwsa.scope.weight_scope import (
     DEFAULT_FLOOR,
@@ -135,7 +136,8 @@ class FedWSA(Wrapper):
     ) -> None:
         self.strategy, self.normalise = strategy, normalise
         self.untrained = frozenset(untrained)
-        self.reduction = choose(Reduction, reduction, "reduction")
+        choose(Reduction, reduction, "reduction")
+        self.reduction = reduction
         usual = NORMALISED_STRENGTH if normalise else DEFAULT_STRENGTH
         self.strength = usual[reduction] if strength is None else float(strength)
         if not 0.0 <= self.strength < float("inf"):
@@ -218,42 +220,37 @@ class FedWSA(Wrapper):
             self._root = fan_in([tensors[n] for n in self._names]).sqrt()
             given = given.times(self._root)
         self.target = given
-        target = MetricRecord(
-            {
-                messages.TARGET_MEAN: self.target.mean.tolist(),
-                messages.TARGET_VARIANCE: self.target.variance.tolist(),
-            }
-        )
+        records = self._instruction(given).to_records()
+        settings, target = records[messages.CONFIG], MetricRecord(records[messages.SCOPE_TARGET])
         if self.source == "noised":
             arrays = self._extended(arrays, self.target)
         configured = list(self.strategy.configure_train(server_round, arrays, config, grid))
-        messages.change_contents(configured, lambda plain: self._with_target(plain, target))
+
+        def instructed(content: RecordDict) -> RecordDict:
+            """A copy with the instruction in it; arrays are shared, not copied.
+
+            Client mods of Flower want exactly one ConfigRecord, so ours is an addition to it, and
+            to a copy: FedAvg shares one among all messages of all rounds.
+            """
+            found = content.config_records.items()
+            name, plain = next(iter(found), (messages.CONFIG, ConfigRecord()))
+            extended = ConfigRecord({**plain, **settings})
+            return RecordDict({**content, name: extended, messages.SCOPE_TARGET: target})
+
+        messages.change_contents(configured, instructed)
         return averaged(self, configured)
 
-    def _with_target(self, content: RecordDict, target: MetricRecord) -> RecordDict:
-        """A copy of the content with the target in it; arrays are shared, not copied.
-
-        Client mods of Flower want exactly one ConfigRecord, so ours is an addition to it, and
-        to a copy: FedAvg shares one among all messages of all rounds.
-        """
-        key, config = next(iter(content.config_records.items()), (messages.CONFIG, ConfigRecord()))
-        extended = ConfigRecord(
-            {
-                **config,
-                messages.SCOPE_LAYERS: list(self._names),
-                messages.SCOPE_FUSION: self.fusion,
-                messages.SCOPE_STRENGTH: self.strength,
-                messages.SCOPE_REDUCTION: self.reduction,
-                messages.SCOPE_FLOOR: self.floor,
-            }
+    def _instruction(self, target: WeightScope) -> ScopeInstruction:
+        return ScopeInstruction(
+            target,
+            self.strength,
+            self.fusion,
+            self.reduction,
+            self.floor,
+            normalise=self.normalise,
+            partial=self._partial,
+            reported=self.source == "reported",
         )
-        if self.normalise:
-            extended[messages.SCOPE_NORMALISE] = True
-        if self._partial:
-            extended[messages.SCOPE_PARTIAL] = True
-        if self.source != "reported":
-            extended[messages.SCOPE_REPORTED] = False
-        return RecordDict({**content, key: extended, messages.SCOPE_TARGET: target})
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -290,10 +287,7 @@ class FedWSA(Wrapper):
 
     def _fused(self, metrics: MetricRecord) -> tuple[WeightScope, Tensor]:
         """The clients' scopes, and their mean KL to the target, from the averaged metrics."""
-        mean, second, kl = (
-            self._take(metrics, key)
-            for key in (messages.SCOPE_MEAN, messages.SCOPE_SPREAD, messages.SCOPE_KL)
-        )
+        mean, second, kl = (self._take(metrics, key) for key in REPORTED)
         if self._partial:
             held = self._take(metrics, messages.SCOPE_PRESENT)
             return self._over_holders(mean, second, held), kl / held
