@@ -164,13 +164,12 @@ def network_for(
     tensors with four dimensions.
     """
     shapes = tuple((k, tuple(t.shape)) for k, t in tensors.items() if k.startswith(wave.TEMPLATES))
-    described = component.model_dump_json(by_alias=True)
-    return _network(described, shape, classes, device, shapes, seed, layout)
+    return _network(component, shape, classes, device, shapes, seed, layout)
 
 
 @in_run(8)  # a few sizes
 def _network(
-    described: str,
+    component: Component,
     shape: InputShape,
     classes: int,
     device: str,
@@ -178,7 +177,6 @@ def _network(
     seed: int,
     layout: torch.memory_format,
 ) -> Network:
-    component = Component.model_validate_json(described)
     model = build_model(component, shape, classes, seed)
     keys = {name: name for name in state.travelling(model)}
     rest = [*state.staying(model), *state.measured(model)]

@@ -24,7 +24,7 @@ from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config.component import (
     Component,
     ConfigError,
-    build,
+    call,
     check_arguments,
     locate,
     signature_of,
@@ -152,12 +152,12 @@ def _make(component: Component, where: str, facts: Mapping[str, Any]) -> Any:
     given = {name: facts[name] for name in wanted}
     for name, value in component.arguments.items():
         if isinstance(value, dict) and "_target_" in value:
-            inner = _make(Component(**value), f"{where}.{name}", facts)
+            inner = _make(Component.model_validate(value), f"{where}.{name}", facts)
             require_whole_models(component, inner)
             given[name] = inner
         elif value is not None or name not in wanted:
             given[name] = value
-    return build(Component(**{"_target_": component.target, **given}), where)
+    return call(component.target, given, where)
 
 
 def _operator(config: Config) -> Operator:

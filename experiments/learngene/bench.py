@@ -116,7 +116,7 @@ class SeedRun:
         self.config, self.bench, self.folder = config, config.bench, folder
         self.seed, self.device = config.seed, resolve_device(config.device)
         self.sizes = [
-            config.sized({"width": w, "depth": d})
+            config.model.replace(width=w, depth=d)
             for w, d in product(config.bench.widths, config.bench.depths)
         ]
         largest = {"width": max(config.bench.widths), "depth": max(config.bench.depths)}
@@ -124,7 +124,7 @@ class SeedRun:
         self.school = School(
             config.init,
             config.pretraining,
-            config.sized(largest),
+            config.model.replace(**largest),
             self.sizes,
             lesson,
             source,
@@ -216,7 +216,7 @@ class SeedRun:
         auxiliary = self.school.model
         if method.serves == "width":
             depth = max(int(s.arguments["depth"]) for s in sizes)
-            auxiliary = self.config.sized({"width": size.arguments["width"], "depth": depth})
+            auxiliary = self.config.model.replace(width=size.arguments["width"], depth=depth)
         elif method.serves == "size":
             auxiliary = size
         steps, per_step = self._steps(method, auxiliary)

@@ -57,14 +57,10 @@ class LearngeneConfig(_Section):
     pretraining: Pretraining
     bench: Bench
 
-    def sized(self, arguments: Mapping[str, Any]) -> Component:
-        """The model with other arguments."""
-        return Component(**{"_target_": self.model.target, **self.model.arguments, **arguments})
-
     @property
     def family(self) -> list[Component]:
         """The sizes that a learngene is to serve."""
-        return [self.sized(arguments) for arguments in self.sizes.values()]
+        return [self.model.replace(**arguments) for arguments in self.sizes.values()]
 
     @property
     def wanted(self) -> Component:
@@ -76,9 +72,9 @@ class LearngeneConfig(_Section):
             If it is not given, or no name in ``sizes``.
         """
         if isinstance(self.size, Mapping):
-            return self.sized({str(k): v for k, v in self.size.items()})
+            return self.model.replace(**{str(k): v for k, v in self.size.items()})
         if isinstance(self.size, str) and self.size in self.sizes:
-            return self.sized(self.sizes[self.size])
+            return self.model.replace(**self.sizes[self.size])
         raise ConfigError(
             f"size: must be one of {', '.join(self.sizes)}, or arguments of the model as "
             f"'size={{width: 0.5, depth: 3}}'; got {self.size}"

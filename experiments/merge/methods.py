@@ -154,10 +154,10 @@ def method_of(name: str, words: Sequence[str] = ()) -> Method:
     if name in known:
         component = known[name]
     elif "." in name:
-        component = Component(**{"_target_": name})
+        component = Component.of(name)
     else:
         raise ConfigError(f"--method {name}: there are {', '.join(known)}, all, or PATH.TO.YOURS")
-    arguments = dict(component.arguments)
+    arguments: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
@@ -166,4 +166,4 @@ def method_of(name: str, words: Sequence[str] = ()) -> Method:
             arguments[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ConfigError(f"--option {word}: cannot be read") from None
-    return Method(name, Component(**{"_target_": component.target, **arguments}))
+    return Method(name, component.replace(**arguments))

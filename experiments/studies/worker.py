@@ -77,9 +77,7 @@ def _check(overrides: list[str]) -> dict[str, Any]:
     method, init = build_method(config.init.method), config.init
     ready = runtimes.located(config)
     if not isinstance(method, Standard):  # what would be learned before the first round is not
-        init = type(init)(
-            **{"_target_": "fedwsa.learngene.Standard", "file": None, "public": init.public}
-        )
+        init = type(init).of("fedwsa.learngene.Standard", file=None, public=init.public)
         ready = ready.model_copy(update={"init": init})
     Federation(ready, Path(os.devnull) / "unused")
     return {"config": config.model_dump(by_alias=True, mode="json")}

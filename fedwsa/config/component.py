@@ -6,13 +6,14 @@ schema. So adding one takes a file with the callable and a yaml with its path an
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PydanticSchemaGenerationError, TypeAdapter
 from pydantic import ValidationError as PydanticError
@@ -26,21 +27,50 @@ class ConfigError(ValueError):
 
 
 class Component(BaseModel):
-    """A dotted path, and the arguments that stand beside it in the yaml."""
+    """A dotted path, and the arguments that stand beside it in the yaml.
+
+    Two of one path and equal arguments are equal, so that caches can be keyed by them. As anywhere
+    in Python 1 is equal to 1.0.
+
+    Examples
+    --------
+    >>> mlp = Component.of("fedwsa.models.mlp.mlp", width=1.0, depth=2)
+    >>> mlp.replace(width=0.5).arguments
+    {'width': 0.5, 'depth': 2}
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     target: str = Field(alias="_target_")
 
+    @classmethod
+    def of(cls, target: str, /, **arguments: Any) -> Self:
+        """The component of a path with arguments."""
+        return cls.model_validate({"_target_": target, **arguments})
+
+    def replace(self, /, **arguments: Any) -> Self:
+        """The same with some arguments replaced, or added."""
+        return self.model_validate({**self.model_dump(by_alias=True), **arguments})
+
+    def __hash__(self) -> int:
+        return hash((self.target, _hashable(self.model_extra)))
+
     @property
     def arguments(self) -> dict[str, Any]:
-        """All keys but ``_target_``."""
-        return dict(self.model_extra or {})
+        """All keys but ``_target_``; a copy, which whoever is called with it may change."""
+        return copy.deepcopy(self.model_extra or {})
 
     @property
     def name(self) -> str:
         """The last part of the path."""
         return self.target.rpartition(".")[2]
+
+
+def _hashable(value: Any) -> Any:
+    """Equal for equal values, as hashes need it; the order of keys does not count."""
+    if isinstance(value, Mapping):
+        return frozenset((key, _hashable(each)) for key, each in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
 class Section(BaseModel):
@@ -208,12 +238,23 @@ def build(
     ConfigError
         If the path or an argument is wrong, or the callable raises.
     """
-    function = locate(component.target, f"{where.removesuffix('.args')}._target_")
+    return call(component.target, component.arguments, where, *given, supplied=supplied)
+
+
+def call(
+    target: str,
+    arguments: Mapping[str, Any],
+    where: str,
+    *given: Any,
+    supplied: Mapping[str, Any] | None = None,
+) -> Any:
+    """As :func:`build`, of a path with arguments that no yaml can have: models, strategies."""
+    function = locate(target, f"{where.removesuffix('.args')}._target_")
     supplied = supplied or {}
-    arguments = check_arguments(function, component.arguments, where, len(given), supplied)
-    _require_call(function, given, {**arguments, **supplied}, where)
+    checked = check_arguments(function, arguments, where, len(given), supplied)
+    _require_call(function, given, {**checked, **supplied}, where)
     with blaming(ConfigError, f"{where}: ", kinds=False):
-        return function(*given, **arguments, **supplied)
+        return function(*given, **checked, **supplied)
 
 
 def _require_call(

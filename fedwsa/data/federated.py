@@ -201,11 +201,7 @@ def _facts(whole: LabelledData, private: NDArray[np.int64]) -> Facts:
     }
 
 
+@in_run(1)
 def shared_federated(spec: DataSpec) -> FederatedData:
     """As :func:`open_federated`; what was opened last is shared by all clients of a process."""
-    return _opened(spec.model_dump_json(by_alias=True))
-
-
-@in_run(1)
-def _opened(described: str) -> FederatedData:
-    return open_federated(DataSpec.model_validate_json(described))
+    return open_federated(spec)

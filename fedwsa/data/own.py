@@ -132,6 +132,7 @@ def open_server(
     return FederatedData(whole, partition, public, validating, spec.seed, reference)
 
 
+@in_run(1)
 def open_node(spec: DataSpec, path: str, client: int, clients: int, told: str) -> FederatedData:
     """A node's data: everything in its folder belongs to its client; opened once in a run.
 
@@ -149,12 +150,7 @@ def open_node(spec: DataSpec, path: str, client: int, clients: int, told: str) -
     ConfigError
         If the folder has no data, or not such as the server's.
     """
-    return _open_node(spec.model_dump_json(by_alias=True), path, client, clients, told)
-
-
-@in_run(1)
-def _open_node(described: str, path: str, client: int, clients: int, told: str) -> FederatedData:
-    spec, reference = DataSpec.model_validate_json(described), Reference.model_validate_json(told)
+    reference = Reference.model_validate_json(told)
     whole = load(_source_at(spec.source, path, reference), spec.cache_dir)
     if whole.kind == reference.kind == ImageData.kind:
         whole = replace(whole, train=coloured(whole.train, reference.shape[0]))
@@ -184,7 +180,7 @@ def _source_at(source: Component, path: str, reference: Reference) -> Source:
         raise ConfigError(
             f"dataset: nodes cannot have {source.name} of their own, but parquet or image_folder"
         )
-    there = Component(**{"_target_": source.target, **source.arguments, "path": path})
+    there = source.replace(path=path)
     try:
         found = open_source(there, supplied={"classes": reference.names})
     except ConfigError as error:

@@ -166,13 +166,13 @@ def open_skew(component: Component, pixels: Tensor | None = None) -> Skew:
 
 
 @in_run(1)  # a client asks at every message
-def _opened(component: str) -> Skew:
-    return open_skew(Component.model_validate_json(component))
+def _opened(component: Component) -> Skew:
+    return open_skew(component)
 
 
 def drawn(component: Component, seed: int, clients: int) -> list[dict[str, float]]:
     """What each client draws."""
-    skew = _opened(component.model_dump_json(by_alias=True))
+    skew = _opened(component)
     with blaming(ConfigError, f"skew={component.name}: "):
         return [_draw(skew, seed, client) for client in range(clients)]
 
@@ -191,7 +191,7 @@ def skewed(component: Component, pixels: Tensor, seed: int, client: int, held: b
     held
         Whether they are its hold-out, whose noise is its own.
     """
-    skew = _opened(component.model_dump_json(by_alias=True))
+    skew = _opened(component)
     own = _draw(skew, seed, client)
     if not own:
         return pixels

@@ -51,11 +51,6 @@ def check_names(sizes: Overrides) -> None:
             raise ValueError(f"{name}._target_: all sizes are of one kind, that of model")
 
 
-def component_of(model: Component, arguments: Mapping[str, Any]) -> Component:
-    """The model with some of its arguments replaced."""
-    return Component(**{"_target_": model.target, **model.arguments, **arguments})
-
-
 def check_wish(wish: object) -> object:
     """Check the form of ``clients.sizes``: a mapping of shares, a list of names, or ``speed``.
 
@@ -155,15 +150,10 @@ def forward_flops(model: nn.Module, shape: InputShape) -> float:
     return flops.forward_flops(model, shape, batch) / batch
 
 
+@in_run(64)
 def model_cost(component: Component, shape: InputShape, classes: int) -> float:
     """Floating-point operations of a model's forward pass, per example."""
-    return _cost(component.model_dump_json(by_alias=True), shape, classes)
-
-
-@in_run(64)
-def _cost(component: str, shape: InputShape, classes: int) -> float:
-    model = build_model(Component.model_validate_json(component), shape, classes, seed=0)
-    return forward_flops(model, shape)
+    return forward_flops(build_model(component, shape, classes, seed=0), shape)
 
 
 def by_wish(wish: object, clients: int, seed: int) -> list[str]:

@@ -190,11 +190,6 @@ def require_kind(gene: Learngene, target: Target) -> None:
         )
 
 
-def depth_component(model: Component, depth: int) -> Component:
-    """The same network with another depth."""
-    return Component(**{"_target_": model.target, **model.arguments, "depth": depth})
-
-
 def same_width(gene: Learngene, target: Target) -> None:
     """Refuse a network that differs from the learngene's in more than depth.
 
@@ -203,7 +198,7 @@ def same_width(gene: Learngene, target: Target) -> None:
     ConfigError
     """
     require_kind(gene, target)
-    if depth_component(gene.model, 1) != depth_component(target.model, 1):
+    if gene.model.replace(depth=1) != target.model.replace(depth=1):
         raise ConfigError(
             f"{gene.method} makes networks of other depths only; the learngene is of "
             f"{_arguments(gene.model)}, and {_arguments(target.model)} is wanted"

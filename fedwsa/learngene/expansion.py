@@ -14,7 +14,6 @@ from fedwsa.learngene.base import (
     Target,
     Task,
     blocks_of,
-    depth_component,
     same_width,
     sequence_of,
     standard_state,
@@ -114,7 +113,7 @@ class LinearExpansion(Method):
         model = ExpandedNetwork(task.network(), sequence, numbers, random)
         model.to(task.lesson.device)
         task.train(model, self)
-        single = depth_component(task.model, int(task.model.arguments["depth"]) - len(numbers) + 1)
+        single = task.model.replace(depth=int(task.model.arguments["depth"]) - len(numbers) + 1)
         return task.gene(self.name, single, model.tensors())
 
     def initialise(self, gene: Learngene, target: Target) -> dict[str, Tensor]:

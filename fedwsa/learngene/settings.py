@@ -18,7 +18,7 @@ class Init(Component):
     @property
     def method(self) -> Component:
         """The method alone."""
-        return Component(**{"_target_": self.target, **self.arguments})
+        return Component.of(self.target, **self.arguments)
 
 
 class Training(Section):

@@ -13,7 +13,6 @@ from fedwsa.learngene.base import (
     Target,
     Task,
     blocks_of,
-    depth_component,
     same_width,
     sequence_of,
     standard_state,
@@ -89,7 +88,7 @@ class Stages(Method):
                 tensors[name] = tensor
             elif block[1] in place:
                 tensors[f"{block[0]}{place[block[1]]}{block[2]}"] = tensor
-        small = depth_component(task.model, int(task.model.arguments["depth"]) - depth + count)
+        small = task.model.replace(depth=int(task.model.arguments["depth"]) - depth + count)
         return task.gene(self.name, small, tensors, stages=[stage.count(s) for s in range(count)])
 
     def initialise(self, gene: Learngene, target: Target) -> dict[str, Tensor]:

@@ -212,7 +212,7 @@ def nearest(gene: Learngene, model: Component) -> str:
     found = []
     for i in range(1, 4 * parts + 1):
         width = source * i / parts
-        sized = Component(**{"_target_": model.target, **model.arguments, "width": width})
+        sized = model.replace(width=width)
         if _makes(templates, sized, gene):
             found.append(width)
     below = [w for w in found if w < wanted][-1:]

@@ -54,6 +54,7 @@ def _counted(work: Callable[[nn.Module, Tensor], None], model: nn.Module, inputs
     return int(counter.get_total_flops())
 
 
+@in_run(64)
 def training_flops(component: Component, shape: InputShape, classes: int) -> float:
     """Of training a network on one example: forward, and the gradients of all parameters.
 
@@ -65,18 +66,12 @@ def training_flops(component: Component, shape: InputShape, classes: int) -> flo
     ConfigError
         If the network cannot be built or trained.
     """
-    return _training(component.model_dump_json(by_alias=True), shape, classes)
-
-
-@in_run(64)
-def _training(component: str, shape: InputShape, classes: int) -> float:
     batch = 2  # a norm over the batch has none over a single example
-    known = Component.model_validate_json(component)
     try:
         with torch.device("meta"):  # no weights are drawn
-            model = build_model(known, shape, classes, seed=0)
+            model = build_model(component, shape, classes, seed=0)
         return step_flops(model, shape, batch) / batch
     except Exception:  # its builder, too, may look at values
-        model = build_model(known, shape, classes, seed=0)
+        model = build_model(component, shape, classes, seed=0)
     with blaming(ConfigError, "model: it cannot be trained: "):
         return step_flops(model, shape, batch) / batch

@@ -142,7 +142,7 @@ class Config(Section):
         if size not in self.sizes:
             known = ", ".join([*self.sizes, size_rules.WHOLE])
             raise ConfigError(f"there is no size {size}; there are {known}")
-        return size_rules.component_of(self.model, self.sizes[size])
+        return self.model.replace(**self.sizes[size])
 
     def client_sizes(self, shape: InputShape, classes: int) -> list[str]:
         """The size of each client; ``shape`` and ``classes`` are needed for what models cost."""

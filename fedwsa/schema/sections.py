@@ -40,7 +40,7 @@ class Dataset(Component):
     @property
     def source(self) -> Component:
         """The source alone."""
-        return Component(**{"_target_": self.target, **self.arguments})
+        return Component.of(self.target, **self.arguments)
 
 
 class Subset(Section):
@@ -59,7 +59,7 @@ class Strategy(Section):
     @property
     def component(self) -> Component:
         """Path and arguments in the form that other parts have."""
-        return Component(**{"_target_": self.target, **self.args})
+        return Component.of(self.target, **self.args)
 
     @property
     def adds_noise(self) -> bool:

@@ -149,7 +149,7 @@ def test_what_no_templates_can_make_is_refused() -> None:
     with pytest.raises(ValueError, match="count must be at least 1"):
         FedWave(shapes, architecture=known, count=0)
     shallow = {"S": {"hidden0.weight": (5, 4)}}
-    mlp = architecture_of(Component(**{"_target_": "fedwsa.models.mlp.mlp"}))
+    mlp = architecture_of(Component.of("fedwsa.models.mlp.mlp"))
     with pytest.raises(ValueError, match="no weight that templates could make"):
         FedWave(shallow, architecture=mlp)
 

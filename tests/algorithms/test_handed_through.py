@@ -177,11 +177,11 @@ def test_gradients_per_sample_are_refused() -> None:
 
 def test_nothing_is_filled_in_by_the_name_of_a_parameter() -> None:
     here = f"{__name__}."
-    assert wants_of(Component(**{"_target_": here + "Theirs"}), "strategy") == []
-    fedper = Component(**{"_target_": "fedwsa.algorithms.personal.fedper.FedPer"})
+    assert wants_of(Component.of(here + "Theirs"), "strategy") == []
+    fedper = Component.of("fedwsa.algorithms.personal.fedper.FedPer")
     assert wants_of(fedper, "strategy") == ["head"]
     with pytest.raises(ConfigError, match=r"Wrong\.wants must be a tuple of names among shapes"):
-        wants_of(Component(**{"_target_": here + "Wrong"}), "strategy")
+        wants_of(Component.of(here + "Wrong"), "strategy")
 
 
 def test_a_setting_of_theirs_is_set_where_it_is_read() -> None:
@@ -247,7 +247,7 @@ def lazy(image: Any, classes: int) -> nn.Module:
 
 
 def test_a_lazy_network_is_refused() -> None:
-    component = Component(**{"_target_": f"{__name__}.lazy"})
+    component = Component.of(f"{__name__}.lazy")
     with pytest.raises(ConfigError, match=r"model: 1.weight has no shape yet \(a lazy module"):
         build_model(component, (1, 8, 8), 10, seed=0)
 

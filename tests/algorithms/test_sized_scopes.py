@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("task_identity")
 
 
 def mlp(width: float, depth: int = 2, seed: int = 0) -> torch.nn.Module:
-    made = Component(**{"_target_": "fedwsa.models.mlp.mlp", "width": width, "depth": depth})
+    made = Component.of("fedwsa.models.mlp.mlp", width=width, depth=depth)
     return build_model(made, (1, 8, 8), 10, seed)
 
 

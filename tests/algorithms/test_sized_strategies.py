@@ -122,7 +122,7 @@ def states(name: str, sizes: Mapping[str, Mapping[str, object]]) -> tuple[dict, 
 
 
 def component(name: str, **arguments: object) -> Component:
-    return Component(**{"_target_": f"fedwsa.models.{name}", **MODELS[name], **arguments})
+    return Component.of(f"fedwsa.models.{name}", **MODELS[name]).replace(**arguments)
 
 
 def network(name: str, **arguments: object) -> torch.nn.Module:

@@ -31,7 +31,7 @@ from server.sizes import SizedModels
 from tests.given.odd_models import everything
 
 IMAGE, CLASSES = (1, 4, 4), 3
-ODD = Component(_target_="tests.given.odd_models.everything")
+ODD = Component.of("tests.given.odd_models.everything")
 
 
 def outputs(model: nn.Module) -> Tensor:
@@ -87,7 +87,7 @@ def masked(shape: object, classes: int, *, path: str) -> nn.Module:
 
 def test_in_another_run_a_process_reads_anew_what_a_builder_reads(tmp_path: Path) -> None:
     (file := tmp_path / "mask").write_text("1")
-    known = Component(_target_="tests.clients.test_network.masked", path=str(file))
+    known = Component.of("tests.clients.test_network.masked", path=str(file))
 
     def extra(run: int) -> float:
         enter(run)

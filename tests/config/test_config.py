@@ -230,7 +230,7 @@ def test_initial_weights_are_keyed_by_the_seed_and_leave_the_generator_alone() -
 )
 def test_paths_that_lead_nowhere(target: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build(Component(**{"_target_": target}), "strategy")
+        build(Component.of(target), "strategy")
 
 
 def test_a_device_that_is_not_there() -> None:

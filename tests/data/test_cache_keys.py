@@ -34,9 +34,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("file", ["keyed_value.py", "keyed_helper.py", "table.csv"])
 def test_code_what_it_imports_and_the_files_it_names_are_in_the_key(written, file) -> None:
-    named = Component(
-        **{"_target_": "fedwsa.data.partitioners.continuous", "value": "keyed_value.score"}
-    )
+    named = Component.of("fedwsa.data.partitioners.continuous", value="keyed_value.score")
     before = of_component(named)
     assert before is not None
     assert of_component(named) == before

@@ -25,7 +25,7 @@ FACTS: Facts = {"ids": lambda: IDS}
 
 
 def given(name: str, **arguments: object) -> Component:
-    return Component(**{"_target_": f"fedwsa.data.given.{name}", **arguments})
+    return Component.of(f"fedwsa.data.given.{name}", **arguments)
 
 
 def shares(component: Component, clients: int | None = None, seed: int = 0) -> Shares:

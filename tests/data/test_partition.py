@@ -32,7 +32,7 @@ PARTITIONS = {
 
 def part(name: str, **arguments: object) -> Component:
     room = "by_size" if hasattr(by_size, name) else "partitioners"
-    return Component(**{"_target_": f"fedwsa.data.{room}.{name}", **arguments})
+    return Component.of(f"fedwsa.data.{room}.{name}", **arguments)
 
 
 @pytest.mark.parametrize("name", PARTITIONS)
@@ -107,7 +107,7 @@ def test_partitions_that_cannot_be_are_refused_in_one_line(component, clients, m
 
 
 def digits(folder: Path, partition: Component, clients: int, seed: int) -> FederatedData:
-    source = Component(**{"_target_": "fedwsa.data.sources.digits"})
+    source = Component.of("fedwsa.data.sources.digits")
     spec = DataSpec(
         source=source, partition=partition, clients=clients, seed=seed, cache_dir=str(folder)
     )
@@ -135,7 +135,7 @@ def test_what_is_no_list_of_indices_is_refused(made: str, tmp_path: Path, monkey
     (tmp_path / "no_shares.py").write_text(f"def cut(labels, clients, seed):\n    return {made}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("no_shares", None)
-    own = Component(**{"_target_": "no_shares.cut"})
+    own = Component.of("no_shares.cut")
     with pytest.raises(ConfigError, match="partition=cut: must return a list of arrays of indi"):
         make_shares(own, LABELS, 10, 1, 0)
 
@@ -156,7 +156,7 @@ def test_a_changed_partition_function_is_run_again(tmp_path: Path, monkeypatch) 
     code = "import numpy as np\ndef cut(labels, clients, seed):\n    return np.array_split({}, 2)\n"
     module = tmp_path / "own_partition.py"
     monkeypatch.syspath_prepend(str(tmp_path))
-    own = Component(**{"_target_": "own_partition.cut"})
+    own = Component.of("own_partition.cut")
     hashes = []
     for order in ("np.arange(1437)", "np.arange(1437)[::-1]"):
         module.write_text(code.format(order))

@@ -24,7 +24,7 @@ FACTS: Facts = {"pixels": lambda: PIXELS}
 
 def part(name: str, **arguments: object) -> Component:
     room = "by_size" if hasattr(by_size, name) else "partitioners"
-    return Component(**{"_target_": f"fedwsa.data.{room}.{name}", **arguments})
+    return Component.of(f"fedwsa.data.{room}.{name}", **arguments)
 
 
 def by_flower(partitioner: Any, labels: np.ndarray, clients: int, seed: int, **columns: Any) -> Any:
@@ -280,13 +280,13 @@ def first_class(labels: np.ndarray, clients: int, seed: int) -> Shares:
     ],
 )
 def test_what_a_stranger_s_function_makes_is_checked(function, message) -> None:
-    component = Component(**{"_target_": f"{__name__}.{function.__name__}"})
+    component = Component.of(f"{__name__}.{function.__name__}")
     with pytest.raises(ConfigError, match=message):
         make_shares(component, LABELS, 10, 5, 0)
 
 
 def test_who_leaves_samples_out_on_purpose_may_and_a_lost_class_is_a_warning(caplog) -> None:
-    component = Component(**{"_target_": f"{__name__}.first_class"})
+    component = Component.of(f"{__name__}.first_class")
     shares = make_shares(component, LABELS, 10, 5, 0)
     assert set(LABELS[np.concatenate(shares)]) == {0}
     assert "no client has any sample of class [1, 2, 3, 4, 5, 6, 7, 8, 9]" in caplog.text

@@ -34,7 +34,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 
 
 def skew(name: str, **changes: object) -> Component:
-    return Component(**{"_target_": f"fedwsa.data.skew.{name}", **OPTIONS[name], **changes})
+    return Component.of(f"fedwsa.data.skew.{name}", **OPTIONS[name]).replace(**changes)
 
 
 def seen(component: Component, client: int, seed: int = 0, held: bool = False) -> Tensor:
@@ -136,7 +136,7 @@ class Mirror:
 
 
 def test_a_stranger_s_skew_goes_by_its_path() -> None:
-    component = Component(**{"_target_": "tests.data.test_skew.Mirror"})
+    component = Component.of("tests.data.test_skew.Mirror")
     for client, own in enumerate(drawn(component, 0, 8)):
         expected = IMAGES.flip(3) if own["mirrored"] else IMAGES
         assert torch.equal(seen(component, client), expected)
@@ -147,8 +147,8 @@ def test_a_stranger_s_skew_goes_by_its_path() -> None:
     [
         (skew("Noise", level=-1.0), r"skew\.level: input should be greater than or equal to 0"),
         (skew("Rotation", angles=[]), r"skew\.angles: .*at least 1 item"),
-        (Component(**{"_target_": "fedwsa.data.skew.Blur"}), r"skew\._target_: .* has no Blur"),
-        (Component(**{"_target_": "fractions.Fraction"}), r"skew\._target_: .* no draw and apply"),
+        (Component.of("fedwsa.data.skew.Blur"), r"skew\._target_: .* has no Blur"),
+        (Component.of("fractions.Fraction"), r"skew\._target_: .* no draw and apply"),
     ],
 )
 def test_what_is_no_skew_is_refused(component: Component, message: str) -> None:

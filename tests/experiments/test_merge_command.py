@@ -30,10 +30,8 @@ from fedwsa.models.files import load_network, save_network
 from fedwsa.schema.compose import compose
 from tests.given.commands import called
 
-MLP = Component(**{"_target_": "fedwsa.models.mlp.mlp", "width": 0.2, "depth": 1})
-RESNET = Component(
-    **{"_target_": "fedwsa.models.resnet.resnet", "width": 0.25, "depth": 8, "norm": "batch"}
-)
+MLP = Component.of("fedwsa.models.mlp.mlp", width=0.2, depth=1)
+RESNET = Component.of("fedwsa.models.resnet.resnet", width=0.25, depth=8, norm="batch")
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +310,7 @@ def test_batch_norm_s_statistics_are_estimated_averaged_on_purpose_or_refused(ca
 def test_what_cannot_be_merged_is_refused_in_one_line(call, digits, tmp_path) -> None:
     network("a.safetensors", digits, 0)
     state = network("b.safetensors", digits, 1)
-    wide = Component(**{**MLP.model_dump(by_alias=True), "width": 0.4})
+    wide = MLP.replace(width=0.4)
     network("wide.safetensors", digits, 1, wide)
     plain = {k: t.clone() for k, t in state.items()}
     save_file({k: t for k, t in plain.items() if k != "head.bias"}, "short.safetensors")
@@ -390,7 +388,7 @@ def test_the_command_is_there_and_explains_itself() -> None:
 
 
 def test_networks_with_masks_of_their_own_are_not_merged_as_one(call, digits) -> None:
-    masked = Component(**{"_target_": "tests.given.odd_models.masked"})
+    masked = Component.of("tests.given.odd_models.masked")
     for name, seed in (("a", 0), ("b", 1), ("c", 0)):
         network(f"{name}.safetensors", digits, seed, masked)
     words = ["--evaluate", "dataset=digits", "--builder", masked.target, "--out", "out.safetensors"]

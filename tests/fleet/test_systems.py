@@ -141,7 +141,7 @@ def looks(image: tuple[int, int, int], classes: int) -> nn.Module:
 
 
 def test_a_network_that_looks_at_values_is_counted_too() -> None:
-    component = Component(**{"_target_": "tests.fleet.test_systems.looks"})
+    component = Component.of("tests.fleet.test_systems.looks")
     # Forward and the gradient of the weights; images need none.
     assert training_flops(component, (1, 8, 8), 10) == 2 * 2 * 64 * 10
     assert forward_flops(Looks(), (1, 8, 8), 3) == 3 * 2 * 64 * 10

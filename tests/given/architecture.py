@@ -23,7 +23,7 @@ SMALL = {
 
 
 def component(name: str, **changes: object) -> Component:
-    return Component(**{"_target_": f"fedwsa.models.{name}", **SMALL[name], **changes})
+    return Component.of(f"fedwsa.models.{name}", **SMALL[name]).replace(**changes)
 
 
 def shape(name: str) -> tuple[int, ...]:

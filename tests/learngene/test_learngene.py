@@ -80,10 +80,8 @@ def test_a_network_that_is_widened_by_repeating_its_units_is_the_same_function(n
 
     (Not with group norm, whose groups would hold other units.)
     """
-    narrow = Component(**{"_target_": f"fedwsa.models.{name}", **PLAIN[name]})
-    wide = Component(
-        **{"_target_": f"fedwsa.models.{name}", **PLAIN[name], "width": 2 * PLAIN[name]["width"]}
-    )
+    narrow = Component.of(f"fedwsa.models.{name}", **PLAIN[name])
+    wide = narrow.replace(width=2 * PLAIN[name]["width"])
     example = shape(name)
     model = build_model(narrow, example, CLASSES, seed=0)
     source, target = outline(narrow, example, CLASSES), outline(wide, example, CLASSES)

@@ -45,7 +45,7 @@ every_network = pytest.mark.parametrize("case", CASES)
 
 
 def component(case: str) -> Component:
-    return Component(**CASES[case])
+    return Component.model_validate(CASES[case])
 
 
 def network(case: str, seed: int = 0) -> nn.Module:
@@ -218,7 +218,7 @@ def test_the_seed_draws_the_order_and_nothing_else_does() -> None:
 @pytest.mark.parametrize("name", ["vit.vit", "text.char_lstm", "text.char_transformer"])
 def test_networks_that_do_not_say_their_units_are_refused_in_one_line(name: str) -> None:
     with pytest.raises(ConfigError, match="does not say which units may change places") as error:
-        units_of(Component(_target_=f"fedwsa.models.{name}"), IMAGE, CLASSES)
+        units_of(Component.of(f"fedwsa.models.{name}"), IMAGE, CLASSES)
     assert "\n" not in str(error.value)
 
 
@@ -248,7 +248,7 @@ def test_the_command_reads_from_the_files_which_units_may_change_places(tmp_path
 
 @pytest.mark.slow
 def test_two_networks_of_the_size_of_resnet18_are_aligned_within_a_minute() -> None:
-    big = Component(_target_="fedwsa.models.resnet.resnet", width=6.6, depth=20, norm="batch")
+    big = Component.of("fedwsa.models.resnet.resnet", width=6.6, depth=20, norm="batch")
     states = [build_model(big, IMAGE, 10, seed).state_dict() for seed in (0, 1)]
     assert sum(t.numel() for t in states[0].values()) > 11_000_000
     begin = time.process_time()

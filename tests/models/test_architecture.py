@@ -66,7 +66,7 @@ def test_a_block_has_a_sequence_a_number_and_a_rest() -> None:
 
 def test_a_strangers_network_that_says_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="does not say how its weights hang together"):
-        architecture_of(Component(**{"_target_": "torch.nn.Linear"}))
+        architecture_of(Component.of("torch.nn.Linear"))
 
 
 def test_units_that_are_picked() -> None:

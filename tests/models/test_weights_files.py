@@ -157,7 +157,7 @@ def test_prefixes_of_some_names_only_are_told_and_two_of_one_name_refused(call) 
 
 def test_a_network_of_ours_is_read_from_either(tmp_path: Path) -> None:
     data = digits().decode()
-    mlp = Component(**{"_target_": "fedwsa.models.mlp.mlp", "width": 0.1, "depth": 1})
+    mlp = Component.of("fedwsa.models.mlp.mlp", width=0.1, depth=1)
     tensors = build_model(mlp, data.shape, data.classes, 3).state_dict()
     save_network(tmp_path / "whole.safetensors", tensors, mlp, data)
     with safe_open(tmp_path / "whole.safetensors", "pt") as opened:
@@ -173,7 +173,7 @@ def test_a_network_of_ours_is_read_from_either(tmp_path: Path) -> None:
 
 def test_a_network_whose_layers_are_called_as_a_wrapper_s_keeps_their_names(call) -> None:
     data = digits().decode()
-    inside = Component(**{"_target_": "tests.given.odd_models.inside"})
+    inside = Component.of("tests.given.odd_models.inside")
     nets = [build_model(inside, data.shape, data.classes, seed) for seed in range(3)]
     states = [net.state_dict() for net in nets]
     assert list(states[0]) == ["module.1.weight", "module.1.bias"]
