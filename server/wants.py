@@ -9,7 +9,7 @@ from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
 )
 
-from fedwsa.config.component import Component, ConfigError, locate, signature_of
+from fedwsa.config.component import Component, ConfigError, asked_for, locate
 
 FACTS = (
     "shapes",
@@ -54,5 +54,4 @@ def wants_of(component: Component, where: str) -> list[str]:
             f"{where}: {component.name}.wants must be a tuple of names among {', '.join(FACTS)}; "
             f"it is {wants!r}"
         )
-    asked = signature_of(kind, where).parameters
-    return [name for name in wants if name in asked]
+    return asked_for(kind, wants, where)

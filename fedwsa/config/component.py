@@ -10,7 +10,7 @@ import copy
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
@@ -185,6 +185,18 @@ def signature_of(function: Callable[..., Any], where: str) -> inspect.Signature:
             f"{where}: {name} does not say which arguments it takes: name a function of your own "
             "that calls it"
         ) from None
+
+
+def asked_for(function: Callable[..., Any], names: Iterable[str], where: str) -> list[str]:
+    """Which of ``names`` a callable has among its parameters: what it asks to be given.
+
+    Raises
+    ------
+    ConfigError
+        If it does not say which arguments it takes.
+    """
+    parameters = signature_of(function, where).parameters
+    return [name for name in names if name in parameters]
 
 
 def hints_of(function: Callable[..., Any], include_extras: bool = False) -> dict[str, Any]:

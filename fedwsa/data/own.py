@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from fedwsa.config.component import Component, ConfigError, locate, signature_of
+from fedwsa.config.component import Component, ConfigError, asked_for, locate
 from fedwsa.data.decoding import coloured
 from fedwsa.data.examples import LabelledData
 from fedwsa.data.federated import (
@@ -175,8 +175,8 @@ def open_node(spec: DataSpec, path: str, client: int, clients: int, told: str) -
 
 def _source_at(source: Component, path: str, reference: Reference) -> Source:
     """The source of the configuration, but of a node's folder."""
-    asked = signature_of(locate(source.target, "dataset._target_"), "dataset").parameters
-    if not {"path", "classes"} <= set(asked):
+    asked = ["path", "classes"]
+    if asked_for(locate(source.target, "dataset._target_"), asked, "dataset") != asked:
         raise ConfigError(
             f"dataset: nodes cannot have {source.name} of their own, but parquet or image_folder"
         )

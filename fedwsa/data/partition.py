@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedwsa.config.blame import blaming
-from fedwsa.config.component import Component, ConfigError, build, hints_of, locate, signature_of
+from fedwsa.config.component import (
+    Component,
+    ConfigError,
+    asked_for,
+    build,
+    hints_of,
+    locate,
+    signature_of,
+)
 from fedwsa.data.severity import severity
 
 Labels = NDArray[np.int64]
@@ -134,8 +142,8 @@ def make_shares(
         raise ConfigError(
             f"clients.count: {clients} clients, but there are only {len(labels)} samples"
         )
-    asked = signature_of(function, where).parameters
-    supplied = {name: fact() for name, fact in (facts or {}).items() if name in asked}
+    facts = facts or {}
+    supplied = {name: facts[name]() for name in asked_for(function, facts, where)}
     made = build(component, "partition", labels, clients, seed, supplied=supplied)
     shares = _as_shares(made, where)
     if clients not in (None, len(shares)):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedwsa.config.component import Component, build
+from fedwsa.config.component import Component, ConfigError, asked_for, build
 from fedwsa.schema.sections import Dataset
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -80,3 +80,10 @@ def test_what_a_builder_does_to_its_arguments_is_its_own_matter(builder) -> None
     assert build(component, "model") == build(component, "model") == [1, 2]
     assert component.arguments == {"layers": [1, 2, 3]}
     assert hash(component) == key
+
+
+def test_what_is_asked_for_is_what_a_signature_names() -> None:
+    assert asked_for(untold, ["ids", "layers"], "model") == ["layers"]
+    assert asked_for(lambda **options: options, ["ids"], "model") == []
+    with pytest.raises(ConfigError, match="model: type does not say which arguments it takes"):
+        asked_for(type, ["ids"], "model")
