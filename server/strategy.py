@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 
 from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.objectives import own_objectives
-from fedwsa.algorithms.oneshot.server import Operator
 from fedwsa.algorithms.privacy import accounted, is_private
 from fedwsa.algorithms.statistics import spared
 from fedwsa.algorithms.wrapping import chain
@@ -30,7 +29,7 @@ from fedwsa.config.component import (
     signature_of,
 )
 from fedwsa.fleet.size_rules import WHOLE
-from fedwsa.merge import needs
+from fedwsa.merge import Operator, needs
 from fedwsa.merge.average import average
 from fedwsa.models.architecture import Units
 from fedwsa.models.weights import open_weights
@@ -180,11 +179,12 @@ def _operator(config: Config) -> Operator:
     parameters = signature_of(operator, "merge").parameters
     if "weights" not in parameters:
         raise ConfigError(f"merge._target_: {component.name} takes no weights; see fedwsa.merge")
-    missing = parameters.get("base_fisher")
-    if missing is not None and missing.default is missing.empty:
-        raise ConfigError(f"merge: {component.name} needs base_fisher, which nobody has here")
-    supplied = {"weights", *needs(operator, "merge")}
-    options = check_arguments(operator, component.arguments, "merge", 1, supplied)
+    needed = needs(operator, "merge")
+    if "base_fisher" in needed:
+        missing = parameters["base_fisher"]
+        if missing.default is missing.empty:
+            raise ConfigError(f"merge: {component.name} needs base_fisher, which nobody has here")
+    options = check_arguments(operator, component.arguments, "merge", 1, {"weights", *needed})
     return functools.partial(operator, **options)
 
 

@@ -13,7 +13,7 @@ from experiments.merge.data import DataAtHand
 from experiments.merge.files import ModelFile
 from fedwsa.config.component import Component, ConfigError, build, locate
 from fedwsa.config.places import options
-from fedwsa.merge import needs
+from fedwsa.merge import aligned, needs
 from fedwsa.merge.fisher_checks import unseen
 from fedwsa.merge.states import State, require_alike
 from fedwsa.models.architecture import Units, units_of
@@ -83,12 +83,11 @@ class Ingredients:
 
     def rescaled(self, method: Method) -> list[dict[str, Tensor]]:
         """Each model alone, moved to where a method that rescales moves it; none of others."""
-        move = getattr(locate(method.component.target, "--method"), "aligned", None)
+        move = aligned(locate(method.component.target, "--method"))
         if move is None:
             return []
         arguments = method.component.arguments
-        found: list[dict[str, Tensor]] = move(self.models, weights=self.weights, **arguments)
-        return found
+        return move(self.models, weights=self.weights, **arguments)
 
     def unseen(self) -> tuple[int, int] | None:
         """How many entries no Fisher information speaks of, of how many; None if it has none."""

@@ -8,11 +8,13 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
+from fedwsa.merge import operator
 from fedwsa.merge.fisher_checks import require_fishers
 from fedwsa.merge.states import State, mean, merged, shares
 from fedwsa.scope.moments import precise
 
 
+@operator(needs=["fishers"])
 def fisher(
     models: Sequence[State],
     *,

@@ -23,9 +23,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from fedwsa import seeding
+from fedwsa.merge import operator
 from fedwsa.merge.average import average
 from fedwsa.merge.states import State, is_statistic
-from fedwsa.merge.wsa import wsa
+from fedwsa.merge.wsa import rescaled, wsa
 from fedwsa.models.architecture import Axis, Units
 from fedwsa.scope.weight_scope import DEFAULT_FLOOR, Fusion
 
@@ -35,6 +36,7 @@ Permutations = Mapping[str, Tensor]
 _GAIN = 1e-9  # of the similarity, in parts of it, that is more than rounding
 
 
+@operator(needs=["permutations"])
 def permutation(
     models: Sequence[State],
     *,
@@ -73,6 +75,18 @@ def permutation(
     return average(_aligned(models, permutations, seed), weights=weights)
 
 
+def _rescaled(
+    models: Sequence[State],
+    *,
+    weights: Sequence[float] | None = None,
+    seed: NonNegativeInt = 0,
+    **options: Any,
+) -> list[dict[str, Tensor]]:
+    """Only the map changes what a model computes; in whatever order its units stand."""
+    return rescaled(models, weights=weights, **options)
+
+
+@operator(needs=["permutations"], aligned=_rescaled)
 def permutation_wsa(
     models: Sequence[State],
     *,
@@ -105,21 +119,6 @@ def permutation_wsa(
     """
     aligned = _aligned(models, permutations, seed)
     return wsa(aligned, weights=weights, fusion=fusion, layers=layers, floor=floor)
-
-
-def _rescaled(
-    models: Sequence[State],
-    *,
-    weights: Sequence[float] | None = None,
-    seed: NonNegativeInt = 0,
-    **options: Any,
-) -> list[dict[str, Tensor]]:
-    """Only the map changes what a model computes; in whatever order its units stand."""
-    found: list[dict[str, Tensor]] = wsa.aligned(models, weights=weights, **options)  # type: ignore[attr-defined]
-    return found
-
-
-permutation_wsa.aligned = _rescaled  # type: ignore[attr-defined]
 
 
 def _aligned(models: Sequence[State], units: Units, seed: int) -> list[State]:

@@ -8,11 +8,20 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor
 
+from fedwsa.merge import operator
 from fedwsa.merge.states import Align, State, mean, merged, moved, shares
 from fedwsa.merge.wsa import layers_of
 from fedwsa.scope.rescale import WeightRange, rescale_range
 
 
+def rescaled(
+    models: Sequence[State], *, weights: Sequence[float] | None = None, **options: Any
+) -> list[dict[str, Tensor]]:
+    """Each model alone, moved as :func:`common_range` moves it; arguments as there."""
+    return moved(models, _align(models, **options))
+
+
+@operator(aligned=rescaled)
 def common_range(
     models: Sequence[State],
     *,
@@ -47,15 +56,6 @@ def common_range(
     share = shares(weights, len(models))
     align = _align(models, percentile, rule, layers)
     return merged(models, lambda name, tensors: mean(align(name, tensors), share), share)
-
-
-def _aligned(
-    models: Sequence[State], *, weights: Sequence[float] | None = None, **options: Any
-) -> list[dict[str, Tensor]]:
-    return moved(models, _align(models, **options))
-
-
-common_range.aligned = _aligned  # type: ignore[attr-defined]
 
 
 def _align(

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from fedwsa.merge import operator
 from fedwsa.merge.states import State, merged, shares
 from fedwsa.scope.moments import precise
 
 
+@operator(needs=["base"])
 def task_arithmetic(
     models: Sequence[State],
     *,

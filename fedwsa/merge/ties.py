@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from fedwsa.merge import operator
 from fedwsa.merge.states import State, is_statistic, merged, shares
 from fedwsa.scope.moments import precise
 
 
+@operator(needs=["base"])
 def ties(
     models: Sequence[State],
     *,

@@ -8,11 +8,20 @@ from typing import Any
 from pydantic import PositiveFloat
 from torch import Tensor
 
+from fedwsa.merge import operator
 from fedwsa.merge.states import Align, State, mean, merged, moved, shares
 from fedwsa.scope.rescale import rescale_gaussian
 from fedwsa.scope.weight_scope import DEFAULT_FLOOR, Fusion, WeightScope, scoped_layers
 
 
+def rescaled(
+    models: Sequence[State], *, weights: Sequence[float] | None = None, **options: Any
+) -> list[dict[str, Tensor]]:
+    """Each model alone, moved as :func:`wsa` moves it; arguments as there."""
+    return moved(models, _align(models, shares(weights, len(models)), **options))
+
+
+@operator(aligned=rescaled)
 def wsa(
     models: Sequence[State],
     *,
@@ -47,15 +56,6 @@ def wsa(
     share = shares(weights, len(models))
     align = _align(models, share, fusion, layers, floor)
     return merged(models, lambda name, tensors: mean(align(name, tensors), share), share)
-
-
-def _aligned(
-    models: Sequence[State], *, weights: Sequence[float] | None = None, **options: Any
-) -> list[dict[str, Tensor]]:
-    return moved(models, _align(models, shares(weights, len(models)), **options))
-
-
-wsa.aligned = _aligned  # type: ignore[attr-defined]
 
 
 def _align(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from fedwsa.config.component import check_arguments, locate
 from fedwsa.config.places import options
-from fedwsa.merge import needs
+from fedwsa.merge import Operator, needs
 from fedwsa.merge.average import average
 from fedwsa.merge.range import common_range
 from fedwsa.merge.stages import stages
@@ -26,8 +25,6 @@ from fedwsa.merge.ties import ties
 from fedwsa.merge.wsa import wsa
 from fedwsa.scope.rescale import WeightRange
 from fedwsa.scope.weight_scope import WeightScope
-
-Operator = Callable[..., dict[str, Tensor]]
 
 DATA_FREE: dict[str, Operator] = {
     "average": average,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from logging import INFO
 from typing import Any, ClassVar, Literal, Unpack
 
@@ -13,14 +13,13 @@ from flwr.supercore import log
 from torch import Tensor
 
 from fedwsa.algorithms.averaging import Sampling
-from fedwsa.merge import needs
+from fedwsa.merge import Operator, needs
 from fedwsa.merge.fisher_checks import unseen
 from fedwsa.merge.states import require_alike
 from fedwsa.models.architecture import Units
 from fedwsa.scope.weight_scope import choose
 from fedwsa.wire import messages
 
-Operator = Callable[..., dict[str, Tensor]]
 Labels = Literal["observed", "drawn"]
 
 
