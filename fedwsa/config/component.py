@@ -29,8 +29,8 @@ class ConfigError(ValueError):
 class Component(BaseModel):
     """A dotted path, and the arguments that stand beside it in the yaml.
 
-    Two of one path and equal arguments are equal, so that caches can be keyed by them. As anywhere
-    in Python 1 is equal to 1.0.
+    Two of one path and equal arguments are equal, so that caches can be keyed by them. 1, 1.0 and
+    True are different arguments: who takes them may tell them apart.
 
     Examples
     --------
@@ -52,6 +52,13 @@ class Component(BaseModel):
         """The same with some arguments replaced, or added."""
         return self.model_validate({**self.model_dump(by_alias=True), **arguments})
 
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Component)
+            and super().__eq__(other)
+            and _hashable(self.model_extra) == _hashable(other.model_extra)
+        )
+
     def __hash__(self) -> int:
         return hash((self.target, _hashable(self.model_extra)))
 
@@ -67,10 +74,12 @@ class Component(BaseModel):
 
 
 def _hashable(value: Any) -> Any:
-    """Equal for equal values, as hashes need it; the order of keys does not count."""
+    """Equal for equal values of equal types; the order of keys does not count."""
     if isinstance(value, Mapping):
         return frozenset((key, _hashable(each)) for key, each in value.items())
-    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return tuple(map(_hashable, value))
+    return type(value).__name__, value
 
 
 class Section(BaseModel):

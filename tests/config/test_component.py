@@ -54,6 +54,11 @@ def test_a_cache_tells_components_apart_by_their_arguments() -> None:
     assert [c.arguments["hidden"][1]["a"] for c in asked] == [2, 3]
 
 
+def test_one_and_true_are_other_arguments() -> None:
+    kinds = [Component.of("a.b", depth=depth) for depth in (1, 1.0, True, [1], [True])]
+    assert len(set(kinds)) == len(kinds)
+
+
 def test_a_section_with_keys_of_its_own_keeps_its_kind() -> None:
     data = Dataset.of("a.b", augment="none", path="x")
     flipped = data.replace(augment="crop_flip", path="y")
