@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedwsa import seeding
-from fedwsa.algorithms.guard.gathered import Gathered, Incident, short
+from fedwsa.algorithms.guard.gathered import Incident, short
 from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.wsa.server import FedWSA, ScopeReport
 from fedwsa.config.blame import blaming
@@ -211,51 +212,27 @@ class RoundLoop:
         plan = systems.plan(number, instructions, client_of) if systems else None
         if plan is not None:
             instructions, record.dropped, record.late = plan.sent, plan.dropped, plan.late
-        gathered = self._gather(record, instructions)
+        training = self.guard.training(
+            number,
+            instructions,
+            lambda messages: self._exchange(messages, number),
+            _Witness(number, "train", client_of, self.config.clients.timeout, self.on_event),
+            len(record.cohort),
+        )
+        gathered, verdict = training.run()
+        record.answers = self._by_client(gathered.accepted)
+        lost = {client_of(node): i for node, i in gathered.lost().items()}
+        record.failed = sorted(lost)
+        record.rejected = sorted(k for k, i in lost.items() if i.kind == "rejected")
         if systems and plan is not None:
             record.costs = systems.costs(plan, gathered.replies, record.answers, client_of)
         record.seconds["train"] = time.perf_counter() - start
+        if verdict.then == "stop":
+            raise RunError(f"round {number}: {verdict.problem}")
         start = time.perf_counter()
-        if self._enough(record, gathered):
+        if verdict.then == "aggregate":
             self._aggregate(record, gathered.replies)
         record.seconds["aggregate"] = time.perf_counter() - start
-
-    def _gather(self, record: RoundRecord, instructions: Sequence[Message]) -> Gathered:
-        """The answers that count, by the guard; what does not is noted."""
-        number = record.round
-        marked = self.guard.marked(instructions)
-        gathered = self.guard.gather(
-            instructions,
-            self._exchange(marked, number) if marked else [],
-            lambda messages: self._exchange(messages, number),
-            len(record.cohort),
-        )
-        record.answers = self._by_client(gathered.accepted)
-        lost = {self.grid.client(node): i for node, i in gathered.lost().items()}
-        record.failed = sorted(lost)
-        record.rejected = sorted(k for k, i in lost.items() if i.kind == "rejected")
-        self._note(number, "train", gathered.incidents)
-        if gathered.repeats:
-            asked = "once" if gathered.repeats == 1 else f"{gathered.repeats} times"
-            self._tell(
-                number, "repeated", f"those without a usable answer were asked again {asked}"
-            )
-        return gathered
-
-    def _enough(self, record: RoundRecord, gathered: Gathered) -> bool:
-        """Whether there is something to aggregate; the model stays if not, or the run ends."""
-        number, cohort = record.round, len(record.cohort)
-        problem = self.guard.shortage(gathered, cohort)
-        if problem is None:
-            return True
-        if not gathered.asked and cohort and self.guard.quorum(cohort) == 1:
-            problem = "no client of the cohort answers"  # of simulated devices, all were away
-        elif self.guard.below == "stop":
-            self._tell(number, "stopped", problem)
-            raise RunError(f"round {number}: {problem}")
-        self._tell(number, "skipped", f"{problem}, the model stays")
-        self.guard.skip(number)
-        return False
 
     def _configure(self, number: int) -> list[Message]:
         """What the strategy asks of the clients that are there."""
@@ -327,7 +304,9 @@ class RoundLoop:
         gathered = self.guard.review(instructions, replies)
         record.evaluations = self._by_client(gathered.accepted)
         record.failed_evaluation = sorted(self.grid.client(node) for node in gathered.lost())
-        self._note(number, "evaluate", gathered.incidents)
+        client_of, timeout = self.grid.client, self.config.clients.timeout
+        witness = _Witness(number, "evaluate", client_of, timeout, self.on_event)
+        witness.lost(gathered.incidents)
         replies = gathered.replies
         held_out = [r for r in replies if r.has_content() and _examples(r) > 0]
         if not held_out:
@@ -351,28 +330,39 @@ class RoundLoop:
     def _by_client(self, found: Mapping[int, MetricRecord]) -> dict[int, MetricRecord]:
         return {self.grid.client(node): metrics for node, metrics in found.items()}
 
-    def _note(self, number: int, stage: str, incidents: Sequence[Incident]) -> None:
-        """Log what clients did wrong, and tell it to whoever keeps events."""
-        known = sorted((self.grid.client(i.node), n) for n, i in enumerate(incidents))
-        for client, n in known:
-            incident = incidents[n]
+
+@dataclass(frozen=True)
+class _Witness:
+    """Logs what goes wrong in a stage of a round, and tells it to whoever keeps events."""
+
+    number: int
+    stage: Literal["train", "evaluate"]
+    client_of: Callable[[int], int]
+    timeout: float | None
+    on_event: Callable[[Mapping[str, object]], None]
+
+    def lost(self, incidents: Sequence[Incident]) -> None:
+        """What clients did wrong, in their order."""
+        for incident in sorted(incidents, key=lambda i: self.client_of(i.node)):
+            client, kind = self.client_of(incident.node), incident.kind
             line = short(incident.reason)
-            if incident.kind == "missing" and (timeout := self.config.clients.timeout) is not None:
-                line = f"{line} in {timeout:g} s"
-            kind = incident.kind
-            logger.warning("round %d, %s: client %d %s: %s", number, stage, client, kind, line)
+            if kind == "missing" and self.timeout is not None:
+                line = f"{line} in {self.timeout:g} s"
+            where = (self.number, self.stage, client)
+            logger.warning("round %d, %s: client %d %s: %s", *where, kind, line)
             if line != incident.reason:
                 logger.debug("client %d: %s", client, incident.reason)  # for run.log
-            self._event(number, stage, client, kind, line)
+            self._event(client, kind, line)
 
-    def _tell(self, number: int, kind: str, what: str) -> None:
-        """Log what becomes of a whole round, and tell it."""
-        logger.warning("round %d: %s", number, what)
-        self._event(number, "train", None, kind, what)
+    def round_is(self, kind: Literal["repeated", "skipped", "stopped"], what: str) -> None:
+        """What becomes of a whole round."""
+        logger.warning("round %d: %s", self.number, what)
+        self._event(None, kind, what)
 
-    def _event(self, number: int, stage: str, client: int | None, kind: str, reason: str) -> None:
+    def _event(self, client: int | None, kind: str, reason: str) -> None:
         keys = ("round", "stage", "client", "kind", "reason")
-        self.on_event(dict(zip(keys, (number, stage, client, kind, reason), strict=True)))
+        values = (self.number, self.stage, client, kind, reason)
+        self.on_event(dict(zip(keys, values, strict=True)))
 
 
 def _examples(reply: Message) -> float:
