@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from server.rounds import RoundRecord
+from server.record import RoundRecord
 
 
 class Callback(Protocol):

@@ -88,7 +88,7 @@ def test_nobody_is_asked_again_where_all_that_were_asked_have_answered() -> None
     never = lambda fresh: pytest.fail("asked")  # noqa: E731
     witness = Witness()
     training = guard.training(1, sent, never, witness, cohort=5)
-    gathered, verdict = training.settled([reply(m) for m in sent])
+    gathered, verdict = training.conclude([reply(m) for m in sent])
     assert gathered.repeats == 0
     line = "3 of 5 clients gave a usable answer, 4 are needed; the others do not answer"
     assert verdict == Verdict("stop", line)

@@ -174,7 +174,7 @@ class Guard(Wrapper):
         """
         if self._training is None:
             raise RuntimeError("aggregate_train before configure_train: nobody was asked")
-        self.gathered, verdict = self._training.settled(replies)
+        self.gathered, verdict = self._training.conclude(replies)
         if verdict.then == "stop":
             raise TooFewResults(f"round {server_round}: {verdict.problem}")
         if verdict.then == "skip":
@@ -251,7 +251,7 @@ class Guard(Wrapper):
 class GuardedTraining:
     """One training of a cohort: sent, judged, asked again below the quorum, enough or not.
 
-    Flower's loop sends by itself, between two hooks: :attr:`marked`, then :meth:`settled`. Ours
+    Flower's loop sends by itself, between two hooks: :attr:`marked`, then :meth:`conclude`. Ours
     has it all by :meth:`run`.
 
     Attributes
@@ -281,11 +281,11 @@ class GuardedTraining:
         return self.guard.marked(self.asked)
 
     def run(self) -> tuple[Gathered, Verdict]:
-        """Send, and settle what comes."""
+        """Send, and conclude from what comes."""
         marked = self.marked
-        return self.settled(self.send(marked) if marked else [])
+        return self.conclude(self.send(marked) if marked else [])
 
-    def settled(self, replies: Iterable[Message]) -> tuple[Gathered, Verdict]:
+    def conclude(self, replies: Iterable[Message]) -> tuple[Gathered, Verdict]:
         """The answers that count, and what becomes of the round; the witness knows then."""
         gathered = self._gathered(replies)
         self.witness.lost(gathered.incidents)
