@@ -96,8 +96,9 @@ class RoundLoop:
         there = range(self._config.clients.count) if systems is None else systems.there(number)
         asked = talk.asked_to_train(number, self.arrays, there)
         cohort = sorted(talk.client_of(m.metadata.dst_node_id) for m in asked)
-        everybody = Plan(asked, {}, {}, [], [])
-        plan = everybody if systems is None else systems.plan(number, asked, talk.client_of)
+        plan = Plan(asked, {}, {}, [], [])  # all of them answer
+        if systems is not None:
+            plan = systems.plan(number, asked, talk.client_of)
         gathered, enough = talk.train(number, plan.sent, len(cohort))
         answers, lost = talk.by_client(gathered.accepted), talk.by_client(gathered.lost())
         costs = None

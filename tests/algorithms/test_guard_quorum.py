@@ -116,3 +116,8 @@ def test_a_training_sends_asks_again_and_tells_what_goes_wrong_in_its_order() ->
         (3, "rejected"),
         ("repeated", "those without a usable answer were asked again 2 times"),
     ]
+
+
+def test_answers_to_a_training_that_nobody_configured_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="before configure_train: nobody was asked"):
+        Guard(FedAvg(), below="skip").aggregate_train(1, [])

@@ -72,7 +72,8 @@ class Guard(Wrapper):
     repeats : int
         Below the quorum, those who gave no usable answer are asked again, so often at most.
     below : {"stop", "skip"}
-        Then the run ends with :class:`TooFewResults`, or the model stays for this round.
+        Then the run ends with :class:`~fedwsa.algorithms.guard.quorum.TooFewResults`, or the model
+        stays for this round.
     timeout : float, optional
         Seconds that they have when they are asked again. ``Strategy.start`` has its own for the
         first time, an hour by default.
