@@ -240,8 +240,8 @@ class Guard(Wrapper):
         rules = Rules(weight, self.numbers, self.max_examples)
         return Judge(in_training(rules, self._clipped), self.max_norm_ratio)
 
-    def forget(self, server_round: int) -> None:
-        """Take back what strategies hold of a round that was configured and brings no model."""
+    def skip(self, server_round: int) -> None:
+        """Forget a round that was configured and brings no model."""
         for part in chain(self.strategy):
             # Flower's privacy wrappers hold the event of a release that does not happen.
             if isinstance(part, Fixed | Adaptive):
@@ -299,7 +299,7 @@ class GuardedTraining:
             self.witness.round_is("stopped", verdict.problem)
         elif verdict.then == "skip":
             self.witness.round_is("skipped", f"{verdict.problem}, the model stays")
-            self.guard.forget(self.server_round)
+            self.guard.skip(self.server_round)
         return gathered, verdict
 
     def _gathered(self, replies: Iterable[Message]) -> Gathered:
