@@ -26,7 +26,8 @@ from fedwsa.models import exchange, state
 from fedwsa.models.files import save_network
 from fedwsa.schema.config import Config
 from fedwsa.wire import messages
-from server.rounds import RoundRecord, RunError
+from server.record import RoundRecord
+from server.rounds import RunError
 from server.sizes import SizedModels
 
 logger = logging.getLogger("fedwsa")

@@ -25,6 +25,13 @@ from server.sizes import SizedModels
 logger = logging.getLogger("fedwsa")
 
 
+def save_learned(folder: Path, learned: Mapping[str, Learngene], largest: str) -> None:
+    """``learngene.safetensors``, of the largest size or of all; ``learngene-SIZE.safetensors``."""
+    for size, gene in learned.items():
+        single = size == largest
+        gene.save(folder / ("learngene.safetensors" if single else f"learngene-{size}.safetensors"))
+
+
 def initialise(
     sizes: SizedModels,
     wanted: Iterable[str],

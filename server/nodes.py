@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
@@ -21,6 +22,20 @@ logger = logging.getLogger("fedwsa")
 
 _SOON = 5.0  # seconds in which a fleet usually is there
 _LONGEST = 3600.0  # seconds for an answer, as in Flower's own start; messages live for half a day
+
+
+@runtime_checkable
+class EngineGrid(Protocol):
+    """What the grid of our engine can beside Flower's interface; other grids cannot."""
+
+    def report_progress(self, on_progress: Callable[[int, int], None]) -> None:
+        """Call this with the number of answers so far, and of messages."""
+
+    def client_states(self) -> dict[int, RecordDict]:
+        """What the clients keep, by partition."""
+
+    def restore(self, states: Mapping[int, RecordDict]) -> None:
+        """Let the clients keep this, by partition."""
 
 
 class PartitionGrid(Grid):

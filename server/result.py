@@ -10,7 +10,7 @@ from typing import Any
 from fedwsa.runfolder.files import write_text
 from fedwsa.schema.config import Config
 from server.callbacks.choosing import BestModel
-from server.rounds import RoundRecord
+from server.record import RoundRecord
 
 _COUNTED = ("failed", "rejected", "dropped", "late")  # client rounds
 _COSTS = ("bytes_down", "bytes_up", "simulated_seconds")

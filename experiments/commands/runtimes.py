@@ -22,6 +22,7 @@ from fedwsa.fleet.size_rules import WHOLE
 from fedwsa.launcher import find_apps
 from fedwsa.schema.conditions import draw_conditions
 from fedwsa.schema.config import Config
+from fedwsa.schema.sections import Runtime
 from fedwsa.simulation import SimulationError, run_simulation
 from fedwsa.simulation.cluster import connect, cores, count_workers
 from server import app as server
@@ -70,8 +71,8 @@ def located(config: Config) -> Config:
     return config.model_copy(update={"device": device, "cache_dir": cache_dir})
 
 
-def settled(federation: Federation) -> Config:
-    """The run with what ``auto`` and null stand for in ``runtime``, so that its folder repeats it.
+def settled(federation: Federation) -> Runtime:
+    """What runs a federation, with what ``auto`` and null stand for, so that its folder repeats it.
 
     Raises
     ------
@@ -81,7 +82,7 @@ def settled(federation: Federation) -> Config:
     config = federation.config
     runtime = config.runtime
     if runtime.name == "flower":
-        return _with_runtime(config, workers=_workers(runtime.workers), cohort="off")
+        return runtime.model_copy(update={"workers": _workers(runtime.workers), "cohort": "off"})
     if runtime.address is None:
         workers = _workers(runtime.workers)
         gpus = runtime.gpus_per_worker
@@ -101,7 +102,9 @@ def settled(federation: Federation) -> Config:
         cohort = "off" if size == 1 else size
     elif cohort not in ("off", 1) and (problem := _unstackable(federation)):
         raise ConfigError(f"runtime.cohort={cohort}: clients cannot be trained at once: {problem}")
-    return _with_runtime(config, workers=workers, gpus_per_worker=gpus, cohort=cohort)
+    return runtime.model_copy(
+        update={"workers": workers, "gpus_per_worker": gpus, "cohort": cohort}
+    )
 
 
 def _unstackable(federation: Federation) -> str | None:
@@ -129,11 +132,6 @@ def _gpu_share(config: Config, workers: int) -> float:
     if config.device != "cuda":
         return 0.0
     return 1.0 / math.ceil(workers / torch.cuda.device_count())
-
-
-def _with_runtime(config: Config, **changes: object) -> Config:
-    runtime = config.runtime.model_copy(update=changes)
-    return config.model_copy(update={"runtime": runtime})
 
 
 def run(federation: Federation, client_app: ClientApp | None) -> None:

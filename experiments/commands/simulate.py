@@ -192,10 +192,11 @@ def _set_up(config: Config, folder: Path, resumed: bool) -> Federation:
     start = runtimes.start_ray(config)
     if config.runtime.address is not None:  # settling asks the cluster
         runtimes.await_ray(start)
-    federation.config = config = runtimes.settled(federation)
+    federation.settle(runtimes.settled(federation))
     interruption.check()
     if not resumed:
-        describe_run(config, federation.data.partition, folder, federation.sizes.of_client)
+        partition, sizes = federation.data.partition, federation.sizes.of_client
+        describe_run(federation.config, partition, folder, sizes)
     runtimes.await_ray(start)
     return federation
 

@@ -73,8 +73,7 @@ class RayGrid(Grid):
         self._work = [1.0] * partitions if work is None else list(work)
         self.known_partitions = {_FIRST_NODE + i: i for i in range(partitions)}
         """The partition of each node."""
-        self.on_progress: Callable[[int, int], None] = lambda done, total: None
-        """Called with the number of answers so far, and of messages, while they come."""
+        self._on_progress: Callable[[int, int], None] = lambda done, total: None
         self._mail = Mailbox(run.run_id, self.known_partitions)
         self._waiting: dict[str, _Exchange] = {}
         pool.deliver, pool.broken = self._deliver, self._wake
@@ -92,7 +91,10 @@ class RayGrid(Grid):
             raise RuntimeError(f"Cannot find the run with ID: {run.run_id}")
         self._run = run
 
-    @property
+    def report_progress(self, on_progress: Callable[[int, int], None]) -> None:
+        """Call this with the number of answers so far, and of messages, while they come."""
+        self._on_progress = on_progress
+
     def client_states(self) -> dict[int, RecordDict]:
         """What the clients keep, by partition; those who keep nothing are not in it."""
         with self._pool.lock:
@@ -105,8 +107,8 @@ class RayGrid(Grid):
             )
         return {self.known_partitions[node]: unpack(k.state) for node, k in kept.items()}
 
-    @client_states.setter
-    def client_states(self, states: Mapping[int, RecordDict]) -> None:
+    def restore(self, states: Mapping[int, RecordDict]) -> None:
+        """Let the clients keep this, by partition; the others keep nothing."""
         nodes = {partition: node for node, partition in self.known_partitions.items()}
         kept = {nodes[p]: ray.put(Kept(pack(content))) for p, content in states.items()}
         with self._pool.lock:
@@ -247,8 +249,8 @@ class RayGrid(Grid):
                     exchange.news.wait(min(_POLL, max(left, 0.01)))
                     continue
             told = done
-            self.on_progress(done, total)
-        self.on_progress(total, total)
+            self._on_progress(done, total)
+        self._on_progress(total, total)
 
     def _deliver(self, finished: Finished) -> None:
         """Keep what has come, in the pool's thread."""

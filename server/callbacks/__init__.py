@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from server.rounds import RoundRecord
+from server.record import RoundRecord
 
 
 class Callback(Protocol):
     """Called by the server; a callback never changes what is learned."""
 
     def on_round(self, record: RoundRecord) -> None:
-        """After each round, in its order."""
+        """After each round, in its order: all that is known of it, which nobody can change."""
 
     def on_end(self) -> None:
         """After the last round, or when the run stops on an error."""

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from flwr.app import ArrayRecord
 
-from server.rounds import RoundRecord
+from fedwsa.config.component import ConfigError
+from fedwsa.data.evaluation import Score
+from fedwsa.schema.config import Config
+from server.callbacks.tables import validation_accuracies
+from server.global_model import GlobalModel
+from server.record import RoundRecord
 
 
 class EarlyStop:
@@ -30,10 +36,10 @@ class EarlyStop:
         self._waited = 0 if accuracy > self._best else self._waited + 1
         self._best = max(self._best, accuracy)
 
-    def is_over(self, record: RoundRecord) -> bool:
-        """Whether a round is the last; to be asked once of each."""
-        if record.validation is not None:
-            self._see(record.validation.accuracy)
+    def is_over(self, validation: Score | None) -> bool:
+        """Whether a round is the last; to be asked once of each, None: it was not validated."""
+        if validation is not None:
+            self._see(validation.accuracy)
         return self._waited >= self._patience
 
 
@@ -73,3 +79,29 @@ class BestModel:
 
     def on_end(self) -> None:
         """Nothing is left to do."""
+
+
+def build_choosing(
+    config: Config, model: GlobalModel, begun: int = 0
+) -> tuple[EarlyStop | None, BestModel | None]:
+    """What goes by the validation accuracy, as it was after the rounds that are over.
+
+    Raises
+    ------
+    ConfigError
+        If there is nothing to choose by.
+    """
+    wanted = config.evaluation
+    if (wanted.patience or wanted.keep_best) and not model.validates:
+        if not len(model.data.validation):
+            raise ConfigError(
+                f"evaluation.validation={wanted.validation:g} leaves no sample to choose by"
+            )
+        raise ConfigError(f"evaluation: under {config.label} there is no global model to validate")
+    past = validation_accuracies(model.folder, begun)
+    stop = best = None
+    if wanted.patience is not None:
+        stop = EarlyStop(wanted.patience, [accuracy for _, accuracy in past])
+    if wanted.keep_best:
+        best = BestModel(partial(model.save, "best.safetensors", model.largest), past)
+    return stop, best

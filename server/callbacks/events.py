@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedwsa.runfolder.files import Lines, whole_lines
-from server.rounds import RoundRecord
+from server.record import RoundRecord
 
 
 class Events:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.rounds import RoundRecord
+from server.record import RoundRecord
 
 Fact = float | int | list[int] | None
 
@@ -27,12 +27,12 @@ def facts(record: RoundRecord) -> dict[str, Fact]:
         "bytes_up": costs.bytes_up if costs else None,
         "simulated_seconds": costs.seconds if costs else None,
         "flops_per_client": costs.flops_per_client if costs else None,
-        "dropped": record.dropped,
-        "late": record.late,
-        "failed": record.failed,
-        "rejected": record.rejected,
-        "failed_evaluation": record.failed_evaluation,
-        "cohort": record.cohort,
+        "dropped": list(record.dropped),
+        "late": list(record.late),
+        "failed": list(record.failed),
+        "rejected": list(record.rejected),
+        "failed_evaluation": list(record.failed_evaluation),
+        "cohort": list(record.cohort),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from server.rounds import RoundRecord
+from server.record import RoundRecord
 
 
 class ProgressDisplay:

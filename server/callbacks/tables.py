@@ -13,7 +13,7 @@ from fedwsa.config.component import ConfigError
 from fedwsa.runfolder.files import Lines, whole_lines
 from fedwsa.wire import messages
 from server.callbacks.facts import facts
-from server.rounds import RoundRecord
+from server.record import RoundRecord
 
 Row = Mapping[str, Any]
 

@@ -13,7 +13,8 @@ from fedwsa.config.blame import blaming, told
 from fedwsa.config.component import ConfigError, build
 from fedwsa.schema.config import Config
 from server.callbacks.facts import numbers
-from server.rounds import RoundRecord, RunError
+from server.record import RoundRecord
+from server.rounds import RunError
 
 logger = logging.getLogger("fedwsa")
 

@@ -28,7 +28,7 @@ from fedwsa.schema.compose import compose
 from server.callbacks.events import Events
 from server.callbacks.tables import ClientTable, History, require_history
 from server.folder import describe_run, require_begun
-from server.rounds import RoundRecord
+from server.record import RoundRecord
 
 PHASES = {"train": 1.0, "aggregate": 1.0, "evaluate": 1.0}
 

@@ -31,7 +31,6 @@ from fedwsa.schema.config import Config
 from fedwsa.simulation import run_simulation
 from fedwsa.simulation.cluster import connect
 from server.federation import Federation
-from server.strategy import build_guard
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "fedavg": FedAvg,
@@ -80,15 +79,13 @@ def federations(
     for name, own in sized.items():
         yield Federation(own, folder / name, quiet)
     for name, make in STRATEGIES.items():
-        federation = Federation(config, folder / name, quiet)
         strategy = make()
         inner = strategy
         while hasattr(inner, "strategy"):
             inner = inner.strategy
         inner.fraction_train, inner.min_train_nodes, inner.min_available_nodes = 0.5, 1, 8
         inner.min_evaluate_nodes = 1
-        federation.strategy, federation.guard = strategy, build_guard(config, strategy)
-        yield federation
+        yield Federation(config, folder / name, quiet, strategy=strategy)
 
 
 def all_of(config: Config, sized: dict[str, Config], folder: Path) -> ServerApp:

@@ -17,7 +17,7 @@ from fedwsa.data.evaluation import Score
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
 from server.callbacks.choosing import BestModel, EarlyStop
-from server.rounds import RoundRecord
+from server.record import RoundRecord
 from tests.given.checkpoint import assert_same_run, interrupted
 
 TINY = ["clients.count=4", "local.epochs=1", "model.width=0.2", "evaluation.validation=0.2"]
@@ -34,21 +34,24 @@ def run(folder: Path, cache: str, *overrides: str) -> tuple[Config, pd.DataFrame
     return config, pd.read_csv(folder / "history.csv"), result
 
 
+def score(accuracy: float | None) -> Score | None:
+    return None if accuracy is None else Score(accuracy, 1.0, 10)
+
+
 def record(number: int, accuracy: float | None) -> RoundRecord:
-    kept = None if accuracy is None else Score(accuracy, 1.0, 10)
-    return RoundRecord(number, validation=kept, arrays=ArrayRecord())
+    return RoundRecord(number, validation=score(accuracy), arrays=ArrayRecord())
 
 
 def test_it_is_over_after_patience_evaluations_without_a_better_one() -> None:
     stop = EarlyStop(2)
     seen = [0.5, None, 0.6, 0.6, None, 0.55]  # rounds without an evaluation do not count
-    over = [stop.is_over(record(i + 1, a)) for i, a in enumerate(seen)]
+    over = [stop.is_over(score(accuracy)) for accuracy in seen]
     assert over == [False, False, False, False, False, True]
 
 
 def test_what_was_seen_before_counts() -> None:
-    assert EarlyStop(2, [0.6, 0.5]).is_over(record(3, 0.6))
-    assert not EarlyStop(2, [0.6, 0.5]).is_over(record(3, 0.7))
+    assert EarlyStop(2, [0.6, 0.5]).is_over(score(0.6))
+    assert not EarlyStop(2, [0.6, 0.5]).is_over(score(0.7))
 
 
 def test_the_first_of_the_best_is_kept() -> None:

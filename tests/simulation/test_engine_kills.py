@@ -110,7 +110,7 @@ def test_a_worker_killed_at_each_object_of_its_stream_loses_nothing(
             # All are in the average: their weights add up to 1 + 2 + 3.
             parts = [r.content["metrics"]["num-examples"] for r in given if r.has_content()]
             assert sum(parts) == 6
-            states = grid.client_states
+            states = grid.client_states()
             kept = {p: float(s["w"]["w"].numpy()[0]) for p, s in states.items()}
             assert kept == dict.fromkeys(range(CLIENTS), number + 1.0)
 

@@ -85,7 +85,7 @@ def test_a_checkpoint_is_told_of_what_stands_beside_the_records(caplog) -> None:
     def body(grid: Grid) -> None:
         list(grid.send_and_receive([tell(2, 1)]))
         with caplog.at_level("WARNING", "fedwsa"):
-            assert list(grid.client_states[0]) == ["list"]
+            assert list(grid.client_states()[0]) == ["list"]
         assert "clients keep node_config, noted on their context beside records" in caplog.text
 
     within(notebook(), body, 1, workers=1)
@@ -104,7 +104,7 @@ def test_what_a_client_receives_is_its_own() -> None:
             assert reply.content["a"]["v"].numpy().tolist() == [partition]
         assert content["c"]["l"] == content["m"]["l"] == [100]
         assert content["a"]["w"].numpy().tolist() == [0, 0]
-        kept = {p: s["new"]["own"] for p, s in grid.client_states.items()}
+        kept = {p: s["new"]["own"] for p, s in grid.client_states().items()}
         assert kept == {p: p for p in range(6)}
 
     within(notebook(), body, 6, workers=1)

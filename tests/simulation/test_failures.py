@@ -288,7 +288,7 @@ def test_an_exchange_ends_by_a_signal_that_python_swallowed(monkeypatch, tmp_pat
         def note(done: int, total: int) -> None:
             monkeypatch.setattr(interruption, "_number", signal.SIGINT)
 
-        grid.on_progress = note  # type: ignore[attr-defined]
+        grid.report_progress(note)  # type: ignore[attr-defined]
         try:
             with pytest.raises(KeyboardInterrupt):
                 grid.send_and_receive(instructions(grid))

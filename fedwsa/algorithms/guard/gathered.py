@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -36,7 +36,7 @@ class Incident:
     reason: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Gathered:
     """The answers of a cohort, judged.
 
@@ -55,8 +55,8 @@ class Gathered:
     """
 
     replies: list[Message]
-    accepted: dict[int, MetricRecord] = field(default_factory=dict)
-    incidents: list[Incident] = field(default_factory=list)
+    accepted: Mapping[int, MetricRecord] = field(default_factory=dict)
+    incidents: Sequence[Incident] = ()
     asked: int = 0
     repeats: int = 0
 
@@ -86,8 +86,9 @@ class Gathered:
         return Gathered(
             replies,
             {**self.accepted, **second.accepted},
-            self.incidents + second.incidents,
-            repeats=self.repeats + 1,
+            [*self.incidents, *second.incidents],
+            self.asked,
+            self.repeats + 1,
         )
 
 

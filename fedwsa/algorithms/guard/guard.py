@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
-import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideAdaptiveClipping,
@@ -18,40 +16,28 @@ from flwr.serverapp.strategy import (
 )
 
 from fedwsa.algorithms.averaging import averaged, averages_by, weighs_by
-from fedwsa.algorithms.guard.gathered import (
-    Gathered,
-    Incident,
-    from_its_node,
-    kind_of,
-    metrics_of,
-    node_of,
-    once_more,
-    short,
-)
-from fedwsa.algorithms.guard.replies import (
-    MOST_EXAMPLES,
-    Rules,
-    unusable_reply,
-    unusable_scores,
-    update_size,
-)
+from fedwsa.algorithms.guard.gathered import Gathered, Incident, once_more, short
+from fedwsa.algorithms.guard.judge import Judge, in_evaluation, in_training
+from fedwsa.algorithms.guard.quorum import Below, Quorum, TooFewResults, Verdict
+from fedwsa.algorithms.guard.replies import MOST_EXAMPLES, Rules
 from fedwsa.algorithms.privacy import Adaptive, Fixed, is_private
 from fedwsa.algorithms.wrapping import Wrapper, chain
-from fedwsa.scope.weight_scope import choose
-from fedwsa.simulation.reduce import AveragedReplies
 from fedwsa.wire import messages
 
 logger = logging.getLogger("fedwsa")
 
-Below = Literal["stop", "skip"]
-Exchange = Callable[[Sequence[Message]], Iterable[Message]]
-
-_MEDIAN_OF = 3
-"""So many updates at least have a median to compare with."""
+Send = Callable[[Sequence[Message]], Iterable[Message]]
+"""Sends messages, and returns the replies that come."""
 
 
-class TooFewResults(RuntimeError):
-    """A round has fewer usable answers than it needs; the message is one line."""
+class Witness(Protocol):
+    """Who is told at once what goes wrong in a training."""
+
+    def lost(self, incidents: Sequence[Incident]) -> None:
+        """Answers that do not count."""
+
+    def round_is(self, kind: Literal["repeated", "skipped", "stopped"], what: str) -> None:
+        """What becomes of the round as a whole."""
 
 
 class Guard(Wrapper):
@@ -86,7 +72,8 @@ class Guard(Wrapper):
     repeats : int
         Below the quorum, those who gave no usable answer are asked again, so often at most.
     below : {"stop", "skip"}
-        Then the run ends with :class:`TooFewResults`, or the model stays for this round.
+        Then the run ends with :class:`~fedwsa.algorithms.guard.quorum.TooFewResults`, or the model
+        stays for this round.
     timeout : float, optional
         Seconds that they have when they are asked again. ``Strategy.start`` has its own for the
         first time, an hour by default.
@@ -101,7 +88,7 @@ class Guard(Wrapper):
     >>> strategy = Guard(FedAvg(fraction_train=0.1), min_results=0.5, below="skip")
     """
 
-    transient = ("_grid", "_asked", "gathered")  # no memory: of a round alone
+    transient = ("_training", "_evaluated", "gathered")  # no memory: of a round alone
 
     def __init__(
         self,
@@ -120,16 +107,9 @@ class Guard(Wrapper):
             raise ValueError(f"max_examples must be above 0; got {max_examples}")
         if max_norm_ratio is not None and not max_norm_ratio > 1:
             raise ValueError(f"max_norm_ratio must be above 1; got {max_norm_ratio}")
-        if not min_results > 0 or (min_results > 1 and min_results != int(min_results)):
-            raise ValueError(
-                f"min_results must be a number of clients, or a share below 1; got {min_results}"
-            )
-        if repeats < 0:
-            raise ValueError(f"repeats must not be negative; got {repeats}")
         self.strategy = strategy
         self.max_examples, self.max_norm_ratio = max_examples, max_norm_ratio
-        self.min_results, self.repeats = min_results, repeats
-        self.below = choose(Below, below, "below")
+        self.quorum = Quorum(min_results, repeats, below)
         self.timeout, self.numbers, self.scores = timeout, tuple(numbers), tuple(scores)
         if max_norm_ratio is not None and is_private(strategy):
             raise ValueError(
@@ -143,8 +123,8 @@ class Guard(Wrapper):
             )
             for part in chain(strategy)
         )
-        self._grid: Grid | None = None
-        self._asked: dict[str, list[Message]] = {}
+        self._training: GuardedTraining | None = None
+        self._evaluated: list[Message] = []
         self.gathered: Gathered | None = None
 
     @property
@@ -156,17 +136,12 @@ class Guard(Wrapper):
         """Log the settings, then those of the wrapped strategy."""
         logger.info(
             "\t├──> Guard: at least %g results, %d repeats, then %s; norms %s",
-            self.min_results,
-            self.repeats,
-            self.below,
+            self.quorum.results,
+            self.quorum.repeats,
+            self.quorum.below,
             "free" if self.max_norm_ratio is None else f"to {self.max_norm_ratio:g} × median",
         )
         self.strategy.summary()
-
-    def quorum(self, cohort: int) -> int:
-        """How many usable answers a cohort must give."""
-        share = self.min_results < 1
-        return math.ceil(self.min_results * cohort - 1e-9) if share else int(self.min_results)
 
     def marked(self, instructions: Iterable[Message]) -> list[Message]:
         """Train messages, which a grid may answer with averages if the strategy allows it."""
@@ -179,8 +154,12 @@ class Guard(Wrapper):
     ) -> Iterable[Message]:
         """Leave it to the wrapped strategy, and keep what it sends, to judge the answers by."""
         asked = list(self.strategy.configure_train(server_round, arrays, config, grid))
-        self._grid, self._asked["train"] = grid, asked
-        return self.marked(asked)
+
+        def again(instructions: Sequence[Message]) -> Iterable[Message]:
+            return grid.send_and_receive(instructions, timeout=self.timeout)
+
+        self._training = self.training(server_round, asked, again, _Log(server_round))
+        return self._training.marked
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -191,97 +170,75 @@ class Guard(Wrapper):
         ------
         TooFewResults
             Below the quorum, with ``below="stop"``.
+        RuntimeError
+            If no training was configured, whose answers these could be.
         """
-        grid, asked = self._grid, self._asked.get("train", [])
-
-        def again(instructions: Sequence[Message]) -> Iterable[Message]:
-            assert grid is not None
-            return grid.send_and_receive(instructions, timeout=self.timeout)
-
-        gathered = self.gathered = self.gather(asked, replies, again)
-        for incident in gathered.incidents:
-            logger.warning(
-                "round %d: node %d %s: %s",
-                server_round,
-                incident.node,
-                incident.kind,
-                short(incident.reason),
-            )
-        if problem := self.shortage(gathered, len(asked)):
-            if self.below == "stop":
-                raise TooFewResults(f"round {server_round}: {problem}")
-            logger.warning("round %d: %s; the model stays", server_round, problem)
-            self.skip(server_round)
+        if self._training is None:
+            raise RuntimeError("aggregate_train before configure_train: nobody was asked")
+        self.gathered, verdict = self._training.conclude(replies)
+        if verdict.then == "stop":
+            raise TooFewResults(f"round {server_round}: {verdict.problem}")
+        if verdict.then == "skip":
             return None, None
-        return self.strategy.aggregate_train(server_round, gathered.replies)
+        return self.strategy.aggregate_train(server_round, self.gathered.replies)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Leave it to the wrapped strategy."""
+        """Leave it to the wrapped strategy, and keep what it sends, to judge the answers by."""
         asked = list(self.strategy.configure_evaluate(server_round, arrays, config, grid))
-        self._asked["evaluate"] = asked
+        self._evaluated = asked
         return asked
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Judge the replies, and aggregate those of clients that have samples to evaluate on."""
-        gathered = self.review(self._asked.get("evaluate", []), replies)
-        weight = self._rules("evaluate").weight
+        gathered = self.review(self._evaluated, replies)
+        weight = weighs_by(self.strategy)
         empty = {n for n, m in gathered.accepted.items() if not messages.number(m, weight) > 0}
         kept = [r for r in gathered.replies if r.metadata.src_node_id not in empty]
         return self.strategy.aggregate_evaluate(server_round, kept)
 
-    # --- judging -----------------------------------------------------------------------------
+    # --- for every loop ----------------------------------------------------------------------
 
-    def gather(
+    def training(
         self,
+        server_round: int,
         asked: Sequence[Message],
-        replies: Iterable[Message],
-        again: Exchange,
+        send: Send,
+        witness: Witness,
         cohort: int | None = None,
-    ) -> Gathered:
-        """Judge the answers to a training; below the quorum, get those that are missing again.
+    ) -> GuardedTraining:
+        """A training of those that the wrapped strategy asks.
 
         Parameters
         ----------
+        server_round
+            Its number.
         asked
             The messages to those that are to answer.
-        replies
-            What came.
-        again
-            Sends messages, and returns what comes.
+        send
+            The way to them.
+        witness
+            Is told what goes wrong.
         cohort
-            Of which the quorum is counted, if more than were asked.
+            How many were sampled, of which the quorum is counted, if more than are asked.
         """
-        needed = self.quorum(len(asked) if cohort is None else cohort)
-        found = self._compared(asked, self._judged(asked, replies))
-        while asked and len(found.accepted) < needed and found.repeats < self.repeats:
-            missing = [m for m in asked if m.metadata.dst_node_id not in found.accepted]
-            if not missing:  # of simulated devices, the others are away
-                break
-            fresh = [once_more(message) for message in missing]
-            second = self._judged(fresh, again(self.marked(fresh)))
-            found = self._compared(asked, found.followed_by(second))
-        found.asked = len(asked)
-        return found
+        count = len(asked) if cohort is None else cohort
+        return GuardedTraining(self, server_round, asked, send, witness, count)
 
     def review(self, asked: Sequence[Message], replies: Iterable[Message]) -> Gathered:
         """Judge the answers to an evaluation."""
-        return self._judged(asked, replies, "evaluate")
+        rules = Rules(weighs_by(self.strategy), self.scores, self.max_examples)
+        return Judge(in_evaluation(rules)).each(asked, replies)
 
-    def shortage(self, gathered: Gathered, cohort: int) -> str | None:
-        """What a person is told where a cohort gave too few usable answers; None if enough."""
-        count, needed = len(gathered.accepted), self.quorum(cohort)
-        if count >= needed:
-            return None
-        if not count:
-            return f"all {gathered.asked} clients failed in training: {gathered.reason()}"
-        why = f"of the others most: {gathered.reason()}"
-        if not gathered.lost():  # of simulated devices
-            why = "the others do not answer"
-        return f"{count} of {cohort} clients gave a usable answer, {needed} are needed; {why}"
+    @property
+    def judge(self) -> Judge:
+        """Of the answers to a training."""
+        weight = averages_by(self.strategy) or weighs_by(self.strategy)
+        rules = Rules(weight, self.numbers, self.max_examples)
+        return Judge(in_training(rules, self._clipped), self.max_norm_ratio)
 
     def skip(self, server_round: int) -> None:
         """Forget a round that was configured and brings no model."""
@@ -290,108 +247,91 @@ class Guard(Wrapper):
             if isinstance(part, Fixed | Adaptive):
                 getattr(part, "_pending_events", {}).pop(server_round, None)
 
-    def _rules(self, stage: str) -> Rules:
-        usual = weighs_by(self.strategy)
-        if stage == "evaluate":
-            return Rules(usual, self.scores, self.max_examples)
-        return Rules(averages_by(self.strategy) or usual, self.numbers, self.max_examples)
 
-    def _judged(
-        self, asked: Sequence[Message], replies: Iterable[Message], stage: str = "train"
-    ) -> Gathered:
-        """Each answer by itself; those that were averaged at the workers were judged there."""
-        at_workers = isinstance(replies, AveragedReplies)
-        rows = replies.rows if isinstance(replies, AveragedReplies) else list(replies)
-        sent, rules = {m.metadata.dst_node_id: m for m in asked}, self._rules(stage)
-        found, kept, heard = Gathered([]), [], set()
-        for reply in (from_its_node(row, asked) for row in rows):
-            node = reply.metadata.src_node_id
-            if node not in sent or node in heard:
-                why = "a second answer" if node in heard else "the node was not asked"
-                logger.warning("an answer of node %d is left out: %s", node, why)
-                continue
-            heard.add(node)
-            if reply.has_error():
-                judged = reply.error.code == messages.UNUSABLE_REPLY
-                reason = reply.error.reason or "no reason given"
-                found.incidents.append(Incident(node, "rejected" if judged else "failed", reason))
-            elif problem := None if at_workers else self._problem(reply, sent[node], rules, stage):
-                found.incidents.append(Incident(node, "rejected", problem))
-                reply = _refused(sent[node], problem)
-            else:
-                [found.accepted[node]] = messages.reply_metrics([reply])
-            kept.append(reply)
-        found.incidents += [
-            Incident(node, "missing", "no answer") for node in sent if node not in heard
-        ]
-        found.replies = AveragedReplies(replies, kept) if at_workers else kept
+@dataclass(frozen=True)
+class GuardedTraining:
+    """One training of a cohort: sent, judged, asked again below the quorum, enough or not.
+
+    Flower's loop sends by itself, between two hooks: :attr:`marked`, then :meth:`conclude`. Ours
+    has it all by :meth:`run`.
+
+    Attributes
+    ----------
+    guard : Guard
+    server_round : int
+    asked : sequence of Message
+        To those that are to answer.
+    send : callable
+        The way to them.
+    witness : Witness
+        Is told what goes wrong.
+    cohort : int
+        How many were sampled.
+    """
+
+    guard: Guard
+    server_round: int
+    asked: Sequence[Message]
+    send: Send
+    witness: Witness
+    cohort: int
+
+    @property
+    def marked(self) -> list[Message]:
+        """What is sent, marked for a grid that may average the answers."""
+        return self.guard.marked(self.asked)
+
+    def run(self) -> tuple[Gathered, Verdict]:
+        """Send, and conclude from what comes."""
+        marked = self.marked
+        return self.conclude(self.send(marked) if marked else [])
+
+    def conclude(self, replies: Iterable[Message]) -> tuple[Gathered, Verdict]:
+        """The answers that count, and what becomes of the round; the witness knows then."""
+        gathered = self._gathered(replies)
+        self.witness.lost(gathered.incidents)
+        if gathered.repeats:
+            times = "once" if gathered.repeats == 1 else f"{gathered.repeats} times"
+            what = f"those without a usable answer were asked again {times}"
+            self.witness.round_is("repeated", what)
+        verdict = self.guard.quorum.verdict(gathered, self.cohort)
+        if verdict.then == "stop":
+            self.witness.round_is("stopped", verdict.problem)
+        elif verdict.then == "skip":
+            self.witness.round_is("skipped", f"{verdict.problem}, the model stays")
+            self.guard.skip(self.server_round)
+        return gathered, verdict
+
+    def _gathered(self, replies: Iterable[Message]) -> Gathered:
+        """The answers, judged; below the quorum, those that are missing a second time."""
+        judge, quorum = self.guard.judge, self.guard.quorum
+        found = judge.among_each_other(self.asked, judge.each(self.asked, replies))
+        while not quorum.is_met(found, self.cohort) and found.repeats < quorum.repeats:
+            missing = [m for m in self.asked if m.metadata.dst_node_id not in found.accepted]
+            if not missing:  # of simulated devices, the others are away
+                break
+            fresh = [once_more(message) for message in missing]
+            second = judge.each(fresh, self.send(self.guard.marked(fresh)))
+            found = judge.among_each_other(self.asked, found.followed_by(second))
         return found
 
-    def _problem(self, reply: Message, sent: Message, rules: Rules, stage: str) -> str | None:
-        if stage == "evaluate":
-            return unusable_scores(reply.content, rules)
-        problem = unusable_reply(reply.content, sent.content, rules)
-        return self._unclippable(reply, sent) if problem is None and self._clipped else problem
 
-    def _unclippable(self, reply: Message, sent: Message) -> str | None:
-        """Why Flower cannot clip a usable update; None if it can.
+@dataclass(frozen=True)
+class _Log:
+    """A witness that logs, of rounds that Flower's loop runs."""
 
-        It pairs arrays by their order, whatever their names, and divides by the norm.
-        """
-        given, expected = (messages.model_arrays(m.content) for m in (reply, sent))
-        if given is None or expected is None or list(given) != list(expected):
-            return "its arrays stand in another order, and cannot be clipped"
-        if not update_size(reply.content, sent.content):
-            return "an update of zero cannot be clipped"
-        return None
+    server_round: int
 
-    def _compared(self, asked: Sequence[Message], found: Gathered) -> Gathered:
-        """The answers among each other: what the metrics are, how far the updates go."""
-        sent = {m.metadata.dst_node_id: m for m in asked}
-        rows = found.rows
-        kinds = {r.metadata.src_node_id: kind_of(r) for r in rows if r.has_content()}
-        if not kinds:
-            return found
-        [(usual, _)] = Counter(kinds.values()).most_common(1)
-        problems = {
-            node: "its records or metrics are not those of the other clients"
-            for node, kind in kinds.items()
-            if kind != usual
-        }
-        if self.max_norm_ratio is not None:
-            problems |= self._outliers([r for r in rows if kinds.get(node_of(r)) == usual], sent)
-        if not problems:
-            return found
-        judged = [
-            _refused(sent[node_of(r)], problems[node_of(r)]) if node_of(r) in problems else r
-            for r in rows
-        ]
-        if isinstance(found.replies, AveragedReplies):
-            # A worker averages answers of one kind alone.
-            parts = [r for r in found.replies if r.has_content() and metrics_of(r) == usual[1]]
-            judged_replies: list[Message] = AveragedReplies(
-                parts + [r for r in judged if r.has_error()], judged
+    def lost(self, incidents: Sequence[Incident]) -> None:
+        for incident in incidents:
+            logger.warning(
+                "round %d: node %d %s: %s",
+                self.server_round,
+                incident.node,
+                incident.kind,
+                short(incident.reason),
             )
-        else:
-            judged_replies = judged
-        incidents = [Incident(node, "rejected", why) for node, why in problems.items()]
-        accepted = {n: m for n, m in found.accepted.items() if n not in problems}
-        return Gathered(
-            judged_replies, accepted, found.incidents + incidents, repeats=found.repeats
-        )
 
-    def _outliers(self, replies: Sequence[Message], sent: Mapping[int, Message]) -> dict[int, str]:
-        assert self.max_norm_ratio is not None
-        sizes = {node_of(r): update_size(r.content, sent[node_of(r)].content) for r in replies}
-        median = float(np.median(list(sizes.values()))) if sizes else 0.0
-        if len(sizes) < _MEDIAN_OF or not median:
-            return {}
-        return {
-            node: f"its update is {size / median:.3g} times as long as the median"
-            for node, size in sizes.items()
-            if size > self.max_norm_ratio * median
-        }
-
-
-def _refused(sent: Message, problem: str) -> Message:
-    return Message(Error(messages.UNUSABLE_REPLY, problem), reply_to=sent)
+    def round_is(self, kind: Literal["repeated", "skipped", "stopped"], what: str) -> None:
+        if kind != "stopped":  # which is raised
+            logger.warning("round %d: %s", self.server_round, what)

@@ -1,0 +1,182 @@
+"""The rounds of a run, one after the other: train, aggregate, score, evaluate."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord
+
+from fedwsa.algorithms.wsa.server import FedWSA
+from fedwsa.data.evaluation import Score
+from fedwsa.models import exchange
+from fedwsa.schema.config import Config
+from fedwsa.wire import messages
+from server.global_model import GlobalModel
+from server.record import ClientScores, Evaluated, RoundRecord, Scored, Trained
+from server.rounds import Conversation, RunError
+from server.systems import Plan, Systems
+
+logger = logging.getLogger("fedwsa")
+
+
+class RoundLoop:
+    """Runs a strategy over the clients of a fleet.
+
+    Parameters
+    ----------
+    conversation
+        With the clients.
+    arrays
+        The model that it begins with.
+    config
+        The run.
+    model
+        Scores the arrays of a round.
+    systems
+        The simulated devices; None: everybody is there and answers.
+    price
+        What privacy has cost after a training, asked once of each.
+    is_over
+        Whether the run ends, asked once of each round: of its score on the validation split.
+
+    Attributes
+    ----------
+    arrays : ArrayRecord
+        The global model after the rounds so far.
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        arrays: ArrayRecord,
+        config: Config,
+        model: GlobalModel,
+        systems: Systems | None = None,
+        price: Callable[[Trained], float | None] = lambda trained: None,
+        is_over: Callable[[Score | None], bool] | None = None,
+    ) -> None:
+        self._talk, self._strategy = conversation, conversation.strategy
+        self.arrays, self._reference = arrays, messages.to_tensors(arrays)
+        self._config, self._model, self._systems = config, model, systems
+        self._price, self._is_over = price, is_over
+
+    def run(self, number: int) -> RoundRecord:
+        """Run one round; :attr:`arrays` is the new global model afterwards.
+
+        Raises
+        ------
+        RunError
+            If fewer clients gave a usable answer than the guard needs, and it is to stop then; or
+            the aggregate is not finite.
+        """
+        trained, seconds = self._train(number)
+        start = time.perf_counter()
+        scored = self._score(number)
+        over = self._is_over is not None and self._is_over(scored.validation)
+        last = over or number == self._config.rounds
+        evaluated = self._evaluate(number, last)
+        return RoundRecord(
+            number,
+            self.arrays,
+            self._price(trained),
+            last,
+            {**seconds, "evaluate": time.perf_counter() - start},
+            **vars(trained),
+            **vars(scored),
+            **vars(evaluated),
+        )
+
+    def _train(self, number: int) -> tuple[Trained, dict[str, float]]:
+        """The training, whose model :attr:`arrays` has then, and the seconds of its phases."""
+        start = time.perf_counter()
+        talk, systems = self._talk, self._systems
+        there = range(self._config.clients.count) if systems is None else systems.there(number)
+        asked = talk.asked_to_train(number, self.arrays, there)
+        cohort = sorted(talk.client_of(m.metadata.dst_node_id) for m in asked)
+        plan = Plan(asked, {}, {}, [], [])  # all of them answer
+        if systems is not None:
+            plan = systems.plan(number, asked, talk.client_of)
+        gathered, enough = talk.train(number, plan.sent, len(cohort))
+        answers, lost = talk.by_client(gathered.accepted), talk.by_client(gathered.lost())
+        costs = None
+        if systems is not None:
+            costs = systems.costs(plan, gathered.replies, answers, talk.client_of)
+        sent = time.perf_counter()
+        loss = self._train_loss(answers) if enough else None
+        moved = enough and self._aggregate(number, gathered.replies)
+        trained = Trained(
+            cohort=tuple(cohort),
+            dropped=tuple(plan.dropped),
+            late=tuple(plan.late),
+            failed=tuple(sorted(lost)),
+            rejected=tuple(sorted(k for k, i in lost.items() if i.kind == "rejected")),
+            answers=answers,
+            train_loss=loss,
+            scopes=self._strategy.report if moved and isinstance(self._strategy, FedWSA) else None,
+            costs=costs,
+            moved=moved,
+        )
+        return trained, {"train": sent - start, "aggregate": time.perf_counter() - sent}
+
+    def _train_loss(self, answers: Mapping[int, MetricRecord]) -> float | None:
+        """The clients' mean task loss; None where they withhold it."""
+        if self._config.withheld:
+            return None
+        told = answers.values()
+        losses = np.array([messages.number(m, messages.TRAIN_LOSS) for m in told])
+        examples = np.array([messages.number(m, messages.NUM_EXAMPLES) for m in told])
+        return float(losses @ examples / examples.sum())
+
+    def _aggregate(self, number: int, replies: list[Message]) -> bool:
+        """Let the strategy make a model of the replies; whether it did."""
+        with self._talk.hook("aggregate_train", number):
+            arrays, _ = self._strategy.aggregate_train(number, replies)
+        if arrays is None:
+            logger.warning("round %d: the strategy returned no model, the old one stays", number)
+            return False
+        name = type(self._strategy).__name__
+        if not isinstance(arrays, ArrayRecord):
+            where = f"round {number}: {name}.aggregate_train"
+            raise RunError(f"{where} must return an ArrayRecord, not a {type(arrays).__name__}")
+        if problem := exchange.unusable(messages.to_tensors(arrays), self._reference):
+            raise RunError(f"round {number}: the model that {name} returned is unusable: {problem}")
+        self.arrays = messages.cast_like(arrays, self._reference)
+        return True
+
+    def _score(self, number: int) -> Scored:
+        """The global model on what the server has, if it is due."""
+        due = number == self._config.rounds or number % self._config.evaluation.every == 0
+        if not due:
+            return Scored()
+        model, arrays = self._model, self.arrays
+        sizes = model.score(arrays, number)
+        validation = model.validate(arrays, number) if model.validates else None
+        return Scored(sizes=sizes, validation=validation)
+
+    def _evaluate(self, number: int, last: bool) -> Evaluated:
+        """The global model at the clients, if it is due."""
+        due = last or number % self._config.evaluation.clients_every == 0
+        if not due or self._config.withheld:  # their accuracies are releases, too
+            return Evaluated()
+        talk = self._talk
+        gathered = talk.evaluate(number, talk.asked_to_evaluate(number, self.arrays))
+        held_out = [r for r in gathered.replies if r.has_content() and _examples(r) > 0]
+        scores = None
+        if held_out:
+            scores = ClientScores.of(
+                [messages.number(m, messages.ACCURACY) for m in messages.reply_metrics(held_out)]
+            )
+            with talk.hook("aggregate_evaluate", number):
+                self._strategy.aggregate_evaluate(number, held_out)
+        return Evaluated(
+            clients=scores,
+            evaluations=talk.by_client(gathered.accepted),
+            failed_evaluation=tuple(sorted(talk.by_client(gathered.lost()))),
+        )
+
+
+def _examples(reply: Message) -> float:
+    return messages.number(messages.reply_metrics([reply])[0], messages.NUM_EXAMPLES)
