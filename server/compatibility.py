@@ -22,7 +22,8 @@ from fedwsa.algorithms.personal.server import Personal
 from fedwsa.algorithms.scaffold.server import Scaffold
 from fedwsa.algorithms.sizes.fedwave import FedWave
 from fedwsa.algorithms.sizes.server import SizedFedAvg
-from fedwsa.algorithms.wrapping import chain, declared
+from fedwsa.algorithms.traits import traits_of
+from fedwsa.algorithms.wrapping import chain
 from fedwsa.config.blame import blaming
 from fedwsa.config.component import (
     Component,
@@ -104,7 +105,7 @@ def warn_of_learned(strategy: Strategy, config: Config) -> None:
 
 def require_sgd(strategy: Strategy, config: Config) -> None:
     """Refuse other optimisers where the clients count steps of SGD."""
-    counts = [part.__name__ for part in declared(strategy) if part.needs_sgd]
+    counts = [type(part).__name__ for part in chain(strategy) if traits_of(part).needs_sgd]
     if counts and config.optimisers != {"sgd"}:
         key = "optimiser" if config.local.optimisers is None else "optimisers"
         raise ConfigError(f"local.{key}: {counts[0]} counts steps of SGD; set it to sgd for all")

@@ -12,7 +12,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedwsa.algorithms.wrapping import declared
+from fedwsa.algorithms.traits import traits_of
+from fedwsa.algorithms.wrapping import chain
 from fedwsa.config.component import ConfigError
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.own import is_own, open_reference, open_server
@@ -66,10 +67,10 @@ def require_no_memory(strategy: Strategy) -> None:
     ConfigError
         Names the strategy.
     """
-    for part in declared(strategy):
-        if part.clients_remember:
+    for part in chain(strategy):
+        if traits_of(part).clients_remember:
             raise ConfigError(
-                f"checkpoint.every: with {part.__name__} the nodes of a deployment keep what "
+                f"checkpoint.every: with {type(part).__name__} the nodes of a deployment keep what "
                 "a checkpoint of the server would lack; run it without"
             )
 

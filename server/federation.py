@@ -15,7 +15,8 @@ from fedwsa import interruption
 from fedwsa.algorithms.privacy import local_spent, spent
 from fedwsa.algorithms.sizes.fedwave import FedWave
 from fedwsa.algorithms.sizes.server import sized
-from fedwsa.algorithms.wrapping import declared
+from fedwsa.algorithms.traits import traits_of
+from fedwsa.algorithms.wrapping import chain
 from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config.blame import blaming
 from fedwsa.config.component import ConfigError
@@ -255,7 +256,7 @@ class Federation:
             self.checkpoints.restore(self.begun.strategy)
             if self.begun.clients:
                 grid.client_states = self.begun.clients  # type: ignore[attr-defined]  # our engine's
-        there = all(part.on_devices for part in declared(self.strategy))
+        there = all(traits_of(part).on_devices for part in chain(self.strategy))
         systems = self.systems if there else None
         validate = self.model.validate if self.model.validates else None
         is_over = self._early_stop.is_over if self._early_stop else None

@@ -13,6 +13,7 @@ from flwr.supercore import log
 from torch import Tensor
 
 from fedwsa.algorithms.averaging import Sampling
+from fedwsa.algorithms.traits import Traits
 from fedwsa.merge import needs
 from fedwsa.merge.fisher_checks import unseen
 from fedwsa.merge.states import require_alike
@@ -54,10 +55,12 @@ class OneShot(FedAvg):
         If the operator needs permutations and they are not given.
     """
 
-    wants: ClassVar[tuple[str, ...]] = ("merge", "buffers", "permutations")
-
+    traits: ClassVar[Traits] = Traits(
+        wants=("merge", "buffers", "permutations"),
+        whole_models=False,
+        transient=("merge", "permutations", "_received"),
+    )
     rounds = 1
-    transient = ("merge", "permutations", "_received")  # no memory
 
     def __init__(
         self,

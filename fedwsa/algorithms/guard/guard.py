@@ -6,7 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord
@@ -36,6 +36,7 @@ from fedwsa.algorithms.guard.replies import (
     update_size,
 )
 from fedwsa.algorithms.privacy import Adaptive, Fixed, is_private
+from fedwsa.algorithms.traits import Traits
 from fedwsa.algorithms.wrapping import Wrapper, chain
 from fedwsa.scope.weight_scope import choose
 from fedwsa.simulation.reduce import AveragedReplies
@@ -101,7 +102,11 @@ class Guard(Wrapper):
     >>> strategy = Guard(FedAvg(fraction_train=0.1), min_results=0.5, below="skip")
     """
 
-    transient = ("_grid", "_asked", "gathered")  # no memory: of a round alone
+    traits: ClassVar[Traits] = Traits(
+        # As the wrapped strategy, unless the single updates must be seen.
+        averages_by=lambda g: averages_by(g.strategy) if g.max_norm_ratio is None else None,
+        transient=("_grid", "_asked", "gathered"),  # of a round alone
+    )
 
     def __init__(
         self,
@@ -146,11 +151,6 @@ class Guard(Wrapper):
         self._grid: Grid | None = None
         self._asked: dict[str, list[Message]] = {}
         self.gathered: Gathered | None = None
-
-    @property
-    def averages_by(self) -> str | None:
-        """As the wrapped strategy, unless the single updates must be seen."""
-        return None if self.max_norm_ratio is not None else averages_by(self.strategy)
 
     def summary(self) -> None:
         """Log the settings, then those of the wrapped strategy."""

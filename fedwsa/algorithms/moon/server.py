@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Unpack
+from dataclasses import replace
+from typing import ClassVar, Unpack
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -11,6 +12,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 
 from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.memory.server import Remembering
+from fedwsa.algorithms.traits import Traits
 from fedwsa.wire import messages
 
 
@@ -29,7 +31,7 @@ class Moon(Remembering):
         As for Flower's FedAvg.
     """
 
-    averages_by = messages.NUM_EXAMPLES
+    traits: ClassVar[Traits] = replace(Remembering.traits, averages_by=messages.NUM_EXAMPLES)
 
     def __init__(
         self, mu: NonNegativeFloat, temperature: PositiveFloat, **sampling: Unpack[Sampling]

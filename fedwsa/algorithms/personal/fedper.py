@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Unpack
 
 from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.personal.server import Personal, matcher
+from fedwsa.algorithms.traits import Traits
 
 
 class FedPer(Personal):
@@ -23,7 +25,7 @@ class FedPer(Personal):
         As for Flower's FedAvg.
     """
 
-    wants: ClassVar[tuple[str, ...]] = ("head",)
+    traits: ClassVar[Traits] = replace(Personal.traits, wants=("head",))
 
     def __init__(
         self, head: str, personal: str | None = None, **sampling: Unpack[Sampling]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import ClassVar, Unpack
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 
 from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.memory.server import Remembering
-from fedwsa.algorithms.wrapping import declared
+from fedwsa.algorithms.traits import Traits
 from fedwsa.wire import messages
 
 
@@ -31,7 +31,9 @@ class Personal(Remembering):
         As for Flower's FedAvg.
     """
 
-    has_global_model: ClassVar[bool] = False
+    traits: ClassVar[Traits] = replace(
+        Remembering.traits, has_global_model=False, whole_models=False
+    )
 
     def __init__(self, is_personal: Callable[[str], bool], **sampling: Unpack[Sampling]) -> None:
         super().__init__(**sampling)
@@ -93,8 +95,3 @@ def matcher(pattern: str) -> Callable[[str], bool]:
     except re.error as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
     return lambda name: wanted.match(name) is not None
-
-
-def has_global_model(strategy: Strategy) -> bool:
-    """Whether what a strategy aggregates is a model to test."""
-    return all(part.has_global_model for part in declared(strategy))

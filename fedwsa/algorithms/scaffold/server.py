@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import ClassVar, Unpack
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.memory.server import Remembering
 from fedwsa.algorithms.sizes.server import Weighted
+from fedwsa.algorithms.traits import Traits
 from fedwsa.scope.weight_scope import choose
 from fedwsa.wire import messages
 
@@ -45,8 +47,12 @@ class Scaffold(Remembering):
         As for Flower's FedAvg.
     """
 
-    wants: ClassVar[tuple[str, ...]] = ("untrained",)
-    needs_sgd: ClassVar[bool] = True
+    traits: ClassVar[Traits] = replace(
+        Remembering.traits,
+        wants=("untrained",),
+        needs_sgd=True,
+        whole_models=False,
+    )
 
     def __init__(
         self,

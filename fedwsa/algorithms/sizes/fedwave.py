@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import ClassVar, Unpack
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.sizes.server import Shapes, SizedFedAvg
+from fedwsa.algorithms.traits import Traits
 from fedwsa.learngene import kronecker, wave
 from fedwsa.models.architecture import Architecture, Axes, Outline
 from fedwsa.wire import messages
@@ -48,9 +50,7 @@ class FedWave(SizedFedAvg):
         If no templates make the weights of all sizes.
     """
 
-    wants: ClassVar[tuple[str, ...]] = ("shapes", "axes", "architecture")
-
-    averages_by = SizedFedAvg.averages_by
+    traits: ClassVar[Traits] = replace(SizedFedAvg.traits, wants=("shapes", "axes", "architecture"))
     most_alike = "all sizes need the same weight groups"
 
     def __init__(

@@ -17,6 +17,7 @@ from torch import Tensor
 from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.sizes.class_rows import by_class, once
 from fedwsa.algorithms.sizes.overlap import by_row, overlap, window
+from fedwsa.algorithms.traits import Traits
 from fedwsa.algorithms.wrapping import chain
 from fedwsa.fleet.size_rules import hidden_rate
 from fedwsa.models import exchange
@@ -81,9 +82,13 @@ class SizedFedAvg(FedAvg):
         If no size is the largest, or a shape holds no whole units; the first misfit is named.
     """
 
-    wants: ClassVar[tuple[str, ...]] = ("shapes", "axes", "classifier")
-
-    transient = ("_arrays", "size_of", "axes")  # no memory: set in each round, and for each run
+    traits: ClassVar[Traits] = Traits(
+        # Partial averages serve as well as replies, each of one size.
+        averages_by=lambda s: s.weighted_by_key if s.weighted == "examples" else None,
+        wants=("shapes", "axes", "classifier"),
+        whole_models=False,
+        transient=("_arrays", "size_of", "axes"),  # set in each round, and for each run
+    )
     most_alike: ClassVar[str] = "each must fit into the largest"
 
     def __init__(
@@ -114,11 +119,6 @@ class SizedFedAvg(FedAvg):
         self.largest = self._find_largest()
         self._said: dict[int, str] = {}  # what nodes answered
         self._arrays: ArrayRecord | None = None
-
-    @property
-    def averages_by(self) -> str | None:
-        """Partial averages serve as well as replies, each of one size."""
-        return self.weighted_by_key if self.weighted == "examples" else None
 
     def pick(self, server_round: int) -> Pick:
         """Which units a smaller size has in a round, the same at sending and at averaging."""
