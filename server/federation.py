@@ -13,7 +13,6 @@ from rich.console import Console
 
 from fedwsa import interruption
 from fedwsa.algorithms.privacy import local_spent, spent
-from fedwsa.algorithms.sizes.fedwave import FedWave
 from fedwsa.algorithms.sizes.server import sized
 from fedwsa.algorithms.traits import traits_of
 from fedwsa.algorithms.wrapping import chain
@@ -24,7 +23,6 @@ from fedwsa.config.identity import described
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.skew import open_skew
 from fedwsa.fleet.devices import resolve_device
-from fedwsa.learngene import wave
 from fedwsa.remembered import enter
 from fedwsa.runfolder.files import sync
 from fedwsa.schema.config import Config
@@ -117,10 +115,8 @@ class Federation:
             self.console,
         )
         self.learned = used if config.init.file is None else {}
-        if isinstance(inner := sized(self.strategy), FedWave) and self.model.largest in used:
-            templates = wave.templates_in(used[self.model.largest].tensors)
-            if templates:
-                inner.begin_with(templates)
+        if (inner := sized(self.strategy)) and self.model.largest in used:
+            inner.learn_from(used[self.model.largest].tensors)
         if isinstance(self.strategy, FedWSA):
             check_alignment(config, self.strategy, self.sizes, self.model.largest)
         self._early_stop, self._best = self._choosing()

@@ -39,17 +39,7 @@ from fedwsa.schema.config import Config
 from fedwsa.schema.sections import Wsa
 from fedwsa.scope.weight_scope import WeightScope
 from fedwsa.wire import messages
-from server.compatibility import (
-    require_kernels,
-    require_majority,
-    require_personal_part,
-    require_private,
-    require_rounds,
-    require_sgd,
-    require_tap,
-    require_whole_models,
-    warn_of_learned,
-)
+from server.compatibility import facts_of, require_compatible, require_whole_models
 from server.sizes import SizedModels
 
 logger = logging.getLogger("fedwsa")
@@ -100,17 +90,10 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
             f"{component.name}.traits = Traits(adds_noise=True), so that clients withhold what the "
             "noise does not cover"
         )
-    require_rounds(strategy, config)
+    require_compatible(strategy, config, sizes, facts_of(config, sizes, cohort))
     _set_sampling(strategy, config)
-    require_sgd(strategy, config)
-    require_majority(strategy, config, cohort)
-    require_personal_part(strategy, sizes)
-    require_tap(strategy, sizes)
-    require_kernels(strategy, config, sizes)
-    warn_of_learned(strategy, config)
     own_objectives(config.local.objectives)
     if config.private:
-        require_private(strategy, config, sizes)
         strategy = accounted(strategy, config.privacy.delta, config.clients.count)
     strategy = spared(strategy, sizes.buffers)
     return _aligned(strategy, config, sizes) if config.wsa.enabled else strategy

@@ -13,6 +13,7 @@ from flwr.supercore import log
 from torch import Tensor
 
 from fedwsa.algorithms.averaging import Sampling
+from fedwsa.algorithms.run_facts import RunFacts, require_no_noise
 from fedwsa.algorithms.traits import Traits
 from fedwsa.merge import needs
 from fedwsa.merge.fisher_checks import unseen
@@ -58,6 +59,7 @@ class OneShot(FedAvg):
     traits: ClassVar[Traits] = Traits(
         wants=("merge", "buffers", "permutations"),
         whole_models=False,
+        requires=True,
         transient=("merge", "permutations", "_received"),
     )
     rounds = 1
@@ -84,6 +86,22 @@ class OneShot(FedAvg):
     def asks_for_fishers(self) -> bool:
         """Whether clients send more than one model."""
         return "fishers" in self._needs
+
+    def require(self, run: RunFacts) -> None:
+        """Refuse more rounds than one, and to ask for what no noise covers.
+
+        Raises
+        ------
+        ValueError
+            Says what to set.
+        """
+        if run.rounds != self.rounds:
+            raise ValueError(
+                f"rounds: {type(self).__name__} trains its clients once: set rounds=1, and "
+                f"local.epochs (now {run.epochs}) to as many as they are to train"
+            )
+        if self.asks_for_fishers:
+            require_no_noise(self, run)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -7,6 +7,7 @@ from typing import ClassVar, Unpack
 
 from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.personal.server import Personal
+from fedwsa.algorithms.run_facts import RunFacts, require_no_noise
 from fedwsa.algorithms.traits import Traits
 
 
@@ -27,3 +28,7 @@ class LocalOnly(Personal):
 
     def __init__(self, **sampling: Unpack[Sampling]) -> None:
         super().__init__(lambda name: True, **sampling)
+
+    def require(self, run: RunFacts) -> None:
+        """Refuse a private run; that everything stays with the clients is meant."""
+        require_no_noise(self, run)

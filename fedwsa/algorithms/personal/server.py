@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.memory.server import Remembering
+from fedwsa.algorithms.run_facts import RunFacts, require_no_noise
 from fedwsa.algorithms.traits import Traits
 from fedwsa.wire import messages
 
@@ -32,13 +33,33 @@ class Personal(Remembering):
     """
 
     traits: ClassVar[Traits] = replace(
-        Remembering.traits, has_global_model=False, whole_models=False
+        Remembering.traits, has_global_model=False, whole_models=False, requires=True
     )
 
     def __init__(self, is_personal: Callable[[str], bool], **sampling: Unpack[Sampling]) -> None:
         super().__init__(**sampling)
         self.is_personal = is_personal
         self._personal: ArrayRecord | None = None
+
+    def require(self, run: RunFacts) -> None:
+        """Refuse a pattern that leaves nothing or everything with the clients, and a private run.
+
+        Raises
+        ------
+        ValueError
+            Names the arrays that there are.
+        """
+        names = [name for of in run.shapes.values() for name in of]
+        own = [name for name in names if self.is_personal(name)]
+        if not own:
+            raise ValueError(
+                f"strategy.args.personal: matches no array; there are {', '.join(names)}"
+            )
+        if len(own) == len(names):
+            raise ValueError(
+                "strategy.args.personal: leaves everything with the clients; that is strategy=local"
+            )
+        require_no_noise(self, run)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

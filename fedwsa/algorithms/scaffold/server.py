@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.memory.server import Remembering
+from fedwsa.algorithms.run_facts import RunFacts, require_no_noise
 from fedwsa.algorithms.sizes.server import Weighted
 from fedwsa.algorithms.traits import Traits
 from fedwsa.scope.weight_scope import choose
@@ -52,6 +53,7 @@ class Scaffold(Remembering):
         wants=("untrained",),
         needs_sgd=True,
         whole_models=False,
+        requires=True,
     )
 
     def __init__(
@@ -68,6 +70,10 @@ class Scaffold(Remembering):
         self._total: dict[str, Tensor] = {}  # Σ n_i c_i
         self.control: dict[str, Tensor] | None = None
         self._nodes = 0
+
+    def require(self, run: RunFacts) -> None:
+        """Refuse a private run: the changes of control variates have no noise."""
+        require_no_noise(self, run)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord
 from torch import Tensor
 
 from fedwsa.algorithms.averaging import Sampling
+from fedwsa.algorithms.run_facts import RunFacts
 from fedwsa.algorithms.sizes.server import Shapes, SizedFedAvg
 from fedwsa.algorithms.traits import Traits
 from fedwsa.learngene import kronecker, wave
@@ -87,6 +88,20 @@ class FedWave(SizedFedAvg):
             own=rf"(?!{wave.TEMPLATES})",
             **sampling,
         )
+
+    def require(self, run: RunFacts) -> None:
+        """Refuse, beside what any sizes do, to transform kernels, which no client trains."""
+        super().require(run)
+        if run.transforms_weights:
+            raise ValueError(
+                "local.weight_augmentation: FedWave's clients train the templates that their "
+                "kernels are made from; take it with another strategy"
+            )
+
+    def learn_from(self, learned: Mapping[str, Tensor]) -> None:
+        """Begin with the templates of a learngene, if it has any."""
+        if templates := wave.templates_in(learned):
+            self.begin_with(templates)
 
     def begin_with(self, templates: Mapping[str, Tensor]) -> None:
         """Take these templates, whatever their size and number, instead of finding some.
