@@ -43,6 +43,11 @@ def weighs_by(strategy: Strategy) -> str:
     return inner.weighted_by_key if isinstance(inner, FedAvg) else messages.NUM_EXAMPLES
 
 
+def answers_of(strategy: Strategy) -> tuple[tuple[str, str], ...]:
+    """Which array records answer which, under a strategy and what it wraps."""
+    return tuple(pair for part in chain(strategy) for pair in traits_of(part).answers)
+
+
 @contextmanager
 def weighing(strategy: FedAvg, key: str) -> Iterator[None]:
     """Let a strategy weight by another metric for once: evaluation keeps its own."""
@@ -63,5 +68,5 @@ def averaged(
     weight = averages_by(strategy)
     if weight is None:
         return list(instructions)
-    rules = Rules(weight, tuple(numbers), most_examples)
+    rules = Rules(weight, tuple(numbers), most_examples, answers_of(strategy))
     return Averaged(instructions, WeightedMean(rules))

@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from fedwsa.algorithms.averaging import averaged, averages_by, weighs_by
+from fedwsa.algorithms.averaging import answers_of, averaged, averages_by, weighs_by
 from fedwsa.algorithms.guard.gathered import (
     Gathered,
     Incident,
@@ -294,7 +294,8 @@ class Guard(Wrapper):
         usual = weighs_by(self.strategy)
         if stage == "evaluate":
             return Rules(usual, self.scores, self.max_examples)
-        return Rules(averages_by(self.strategy) or usual, self.numbers, self.max_examples)
+        weight, answers = averages_by(self.strategy) or usual, answers_of(self.strategy)
+        return Rules(weight, self.numbers, self.max_examples, answers)
 
     def _judged(
         self, asked: Sequence[Message], replies: Iterable[Message], stage: str = "train"

@@ -53,6 +53,7 @@ class Scaffold(Remembering):
         wants=("untrained",),
         needs_sgd=True,
         whole_models=False,
+        answers=((messages.SCAFFOLD_CONTROL, messages.SCAFFOLD_CHANGE),),
         requires=True,
     )
 
