@@ -19,6 +19,7 @@ from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from fedwsa.algorithms.traits import traits_of
 from fedwsa.algorithms.wrapping import chain
 from fedwsa.config.component import ConfigError
 from fedwsa.config.identity import differences
@@ -76,7 +77,7 @@ class Checkpoints:
         Of the run.
     strategy
         As it was made, before the first round. Its memory are its attributes, and those of the
-        strategies that it wraps, but for what its class names in ``transient``, and for settings:
+        strategies that it wraps, but for what its traits name as transient, and for settings:
         what cannot change and is still there.
     run
         Which run it is; None: any.
@@ -104,8 +105,7 @@ class Checkpoints:
         """
         found = []
         for part, settings in zip(chain(self._strategy), self._settings, strict=True):
-            named = getattr(type(part), "transient", ())
-            transient = named if isinstance(named, tuple) else ()
+            transient = traits_of(part).transient
             own: dict[str, Any] = {}
             for name, value in vars(part).items():
                 if isinstance(value, _Ledger):
@@ -121,7 +121,7 @@ class Checkpoints:
                         f"checkpoint.every: {type(part).__name__} remembers {name}, a "
                         f"{type(value).__name__}, which a checkpoint cannot hold; it holds "
                         "numbers, strings, arrays, and lists and dicts of them; what is no memory "
-                        f"stands in {type(part).__name__}.transient"
+                        f"stands in {type(part).__name__}.traits, as Traits(transient=({name!r},))"
                     )
             found.append(own)
         return found

@@ -12,8 +12,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedwsa.algorithms.wrapping import declared
-from fedwsa.config.component import ConfigError
+from fedwsa.algorithms.traits import traits_of
+from fedwsa.algorithms.wrapping import chain
+from fedwsa.config.component import ConfigError, locate
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.own import is_own, open_reference, open_server
 from fedwsa.schema.config import Config
@@ -36,7 +37,8 @@ def open_fleet(config: Config, grid: Grid) -> tuple[FederatedData, PartitionGrid
     if not is_own(config.partition):
         data = open_federated(spec)  # before anybody is asked
         return data, PartitionGrid(grid, count)
-    if config.strategy.component.name == "Centralised":
+    maker = locate(config.strategy.target, "strategy._target_")
+    if not traits_of(maker).on_devices:
         raise ConfigError("strategy=centralised: there is no pool, with partition=own")
     whole, told = open_reference(spec)
     fleet = PartitionGrid(grid, count, reference=told.model_dump_json())
@@ -66,10 +68,10 @@ def require_no_memory(strategy: Strategy) -> None:
     ConfigError
         Names the strategy.
     """
-    for part in declared(strategy):
-        if part.clients_remember:
+    for part in chain(strategy):
+        if traits_of(part).clients_remember:
             raise ConfigError(
-                f"checkpoint.every: with {part.__name__} the nodes of a deployment keep what "
+                f"checkpoint.every: with {type(part).__name__} the nodes of a deployment keep what "
                 "a checkpoint of the server would lack; run it without"
             )
 

@@ -13,9 +13,9 @@ from flwr.serverapp.strategy import Strategy
 from rich.console import Console
 
 from fedwsa import interruption
-from fedwsa.algorithms.sizes.fedwave import FedWave
 from fedwsa.algorithms.sizes.server import sized
-from fedwsa.algorithms.wrapping import declared
+from fedwsa.algorithms.traits import traits_of
+from fedwsa.algorithms.wrapping import chain
 from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config.blame import blaming
 from fedwsa.config.component import ConfigError
@@ -23,7 +23,6 @@ from fedwsa.config.identity import described
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.skew import open_skew
 from fedwsa.fleet.devices import resolve_device
-from fedwsa.learngene import wave
 from fedwsa.learngene.gene import Learngene
 from fedwsa.remembered import enter
 from fedwsa.runfolder.files import sync
@@ -121,10 +120,8 @@ class Federation:
         # Sizes whose initial weights matter: where all is shared, the largest alone.
         wanted = list(self.sizes.models) if inner and inner.has_own else [largest]
         used = initialise(self.sizes, wanted, largest, config, self.data, self.device, self.console)
-        if isinstance(inner, FedWave) and largest in used:
-            templates = wave.templates_in(used[largest].tensors)
-            if templates:
-                inner.begin_with(templates)
+        if inner and largest in used:
+            inner.learn_from(used[largest].tensors)
         return used if config.init.file is None else {}
 
     def settle(self, runtime: Runtime) -> None:
@@ -205,7 +202,7 @@ class Federation:
             arrays,
             self.config,
             self.model,
-            self.systems if all(p.on_devices for p in declared(self.strategy)) else None,
+            self.systems if all(traits_of(p).on_devices for p in chain(self.strategy)) else None,
             budget.after,
             None if self._early_stop is None else self._early_stop.is_over,
         )

@@ -14,8 +14,9 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedwsa import seeding
-from fedwsa.algorithms.personal.server import has_global_model
 from fedwsa.algorithms.sizes.server import sized
+from fedwsa.algorithms.traits import traits_of
+from fedwsa.algorithms.wrapping import chain
 from fedwsa.config.blame import blaming
 from fedwsa.data.evaluation import Score, evaluate, measure_statistics
 from fedwsa.data.examples import Examples
@@ -68,16 +69,21 @@ class GlobalModel:
         return self.sizes.models[self.largest]
 
     @property
+    def exists(self) -> bool:
+        """Whether what the strategy aggregates is a model to test."""
+        return all(traits_of(part).has_global_model for part in chain(self.strategy))
+
+    @property
     def validates(self) -> bool:
         """Whether there is a global model and a split to validate it on."""
-        return len(self.data.validation) > 0 and has_global_model(self.strategy)
+        return len(self.data.validation) > 0 and self.exists
 
     def score(self, arrays: ArrayRecord, number: int) -> dict[str, Score]:
         """The model of each size on the global test set, after a round, the largest first.
 
         None of a strategy that leaves each client a model of its own.
         """
-        if not has_global_model(self.strategy):
+        if not self.exists:
             return {}
         sizes = sorted(self.sizes.models, key=lambda size: size != self.largest)
         test = self.data.whole.test

@@ -18,6 +18,7 @@ from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.objectives import own_objectives
 from fedwsa.algorithms.privacy import accounted, is_private
 from fedwsa.algorithms.statistics import spared
+from fedwsa.algorithms.traits import traits_of
 from fedwsa.algorithms.wrapping import chain
 from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config.component import (
@@ -37,19 +38,8 @@ from fedwsa.schema.config import Config
 from fedwsa.schema.sections import Wsa
 from fedwsa.scope.weight_scope import WeightScope
 from fedwsa.wire import messages
-from server.compatibility import (
-    require_kernels,
-    require_majority,
-    require_personal_part,
-    require_private,
-    require_rounds,
-    require_sgd,
-    require_tap,
-    require_whole_models,
-    warn_of_learned,
-)
+from server.compatibility import facts_of, require_compatible, require_whole_models
 from server.sizes import SizedModels
-from server.wants import wants_of
 
 logger = logging.getLogger("fedwsa")
 
@@ -71,7 +61,7 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
         of one size alone where there are several.
     """
     component = config.strategy.component
-    if config.clients.sizes is not None and "shapes" not in wants_of(component, "strategy"):
+    if config.clients.sizes is not None and "shapes" not in _wants(component, "strategy"):
         raise ConfigError(
             f"clients.sizes: {component.name} averages models of one size; those for several "
             f"are strategy={', '.join(SIZED)}"
@@ -96,20 +86,13 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
     if is_private(strategy) and not config.private:
         raise ConfigError(
             f"strategy._target_: {component.name} makes a strategy that adds noise: say "
-            f"{component.name}.adds_noise = True, so that clients withhold what the noise does not "
-            "cover"
+            f"{component.name}.traits = Traits(adds_noise=True), so that clients withhold what the "
+            "noise does not cover"
         )
-    require_rounds(strategy, config)
+    require_compatible(strategy, config, sizes, facts_of(config, sizes, cohort))
     _set_sampling(strategy, config)
-    require_sgd(strategy, config)
-    require_majority(strategy, config, cohort)
-    require_personal_part(strategy, sizes)
-    require_tap(strategy, sizes)
-    require_kernels(strategy, config, sizes)
-    warn_of_learned(strategy, config)
     own_objectives(config.local.objectives)
     if config.private:
-        require_private(strategy, config, sizes)
         strategy = accounted(strategy, config.privacy.delta, config.clients.count)
     strategy = spared(strategy, sizes.buffers)
     return _aligned(strategy, config, sizes) if config.wsa.enabled else strategy
@@ -147,7 +130,7 @@ def _make(component: Component, where: str, facts: Mapping[str, Any]) -> Any:
     It gets what it says that it wants to know of the models; arguments that are mappings with a
     ``_target_`` are built likewise.
     """
-    wanted = wants_of(component, where.removesuffix(".args"))
+    wanted = _wants(component, where.removesuffix(".args"))
     given = {name: facts[name] for name in wanted}
     for name, value in component.arguments.items():
         if isinstance(value, dict) and "_target_" in value:
@@ -157,6 +140,11 @@ def _make(component: Component, where: str, facts: Mapping[str, Any]) -> Any:
         elif value is not None or name not in wanted:
             given[name] = value
     return call(component.target, given, where)
+
+
+def _wants(component: Component, where: str) -> tuple[str, ...]:
+    """The facts about the models that a strategy is given, by their names."""
+    return traits_of(locate(component.target, f"{where}._target_")).wants
 
 
 def _operator(config: Config) -> Operator:
@@ -170,7 +158,7 @@ def _operator(config: Config) -> Operator:
     """
     component = config.merge
     operator = locate(component.target, "merge._target_")
-    wanted = wants_of(config.strategy.component, "strategy")
+    wanted = _wants(config.strategy.component, "strategy")
     if "merge" not in wanted and operator is not average:
         raise ConfigError(
             f"merge: {config.strategy.component.name} puts models together by its own rule; "

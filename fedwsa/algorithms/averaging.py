@@ -11,18 +11,11 @@ from contextlib import contextmanager
 from typing import TypedDict
 
 from flwr.app import Message
-from flwr.serverapp.strategy import (
-    FedAdagrad,
-    FedAdam,
-    FedAvg,
-    FedAvgM,
-    FedProx,
-    FedYogi,
-    Strategy,
-)
+from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedwsa.algorithms.guard.replies import MOST_EXAMPLES, Rules
 from fedwsa.algorithms.partial_average import WeightedMean
+from fedwsa.algorithms.traits import traits_of
 from fedwsa.algorithms.wrapping import chain
 from fedwsa.simulation.reduce import Averaged
 from fedwsa.wire import messages
@@ -38,30 +31,21 @@ class Sampling(TypedDict, total=False):
     min_available_nodes: int
 
 
-_AVERAGING = (FedAvg, FedAvgM, FedProx, FedAdam, FedYogi, FedAdagrad)
-
-
 def averages_by(strategy: Strategy) -> str | None:
-    """The metric by which a strategy averages the replies; None if it may do anything else.
-
-    Known are those of Flower's strategies that only average, with Flower's own averaging of
-    metrics. Another strategy declares itself by an attribute ``averages_by`` of its class; a
-    subclass must say so again, since what it overrides may look at single replies.
-    """
-    if type(strategy) in _AVERAGING:
-        assert isinstance(strategy, FedAvg)
-        usual = strategy.train_metrics_aggr_fn is FedAvg().train_metrics_aggr_fn
-        return strategy.weighted_by_key if usual else None
-    if "averages_by" in vars(type(strategy)):
-        named = strategy.averages_by  # type: ignore[attr-defined]
-        return named if isinstance(named, str) else None
-    return None
+    """The metric by which a strategy averages the replies; None if it may do anything else."""
+    by = traits_of(strategy).averages_by
+    return by(strategy) if callable(by) else by
 
 
 def weighs_by(strategy: Strategy) -> str:
     """The metric by which one of Flower's strategies, or one made of it, weights replies."""
     *_, inner = chain(strategy)
     return inner.weighted_by_key if isinstance(inner, FedAvg) else messages.NUM_EXAMPLES
+
+
+def answers_of(strategy: Strategy) -> tuple[tuple[str, str], ...]:
+    """Which array records answer which, under a strategy and what it wraps."""
+    return tuple(pair for part in chain(strategy) for pair in traits_of(part).answers)
 
 
 @contextmanager
@@ -84,5 +68,5 @@ def averaged(
     weight = averages_by(strategy)
     if weight is None:
         return list(instructions)
-    rules = Rules(weight, tuple(numbers), most_examples)
+    rules = Rules(weight, tuple(numbers), most_examples, answers_of(strategy))
     return Averaged(instructions, WeightedMean(rules))

@@ -9,11 +9,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedwsa.algorithms.wrapping import Declared
+from fedwsa.algorithms.traits import Traits
 from fedwsa.wire import messages
 
 
-class Centralised(FedAvg, Declared):
+class Centralised(FedAvg):
     """One client trains on the training samples of all, for a simulation.
 
     In each round it makes as many steps as a cohort of FedAvg would all together: the local
@@ -27,9 +27,11 @@ class Centralised(FedAvg, Declared):
         As for Flower's FedAvg.
     """
 
-    no_scopes: ClassVar[str | None] = "there is one model, trained in one place"
-    on_devices: ClassVar[bool] = False  # nobody drops out, is late or sends anything
-    averages_by = messages.NUM_EXAMPLES
+    traits: ClassVar[Traits] = Traits(
+        averages_by=messages.NUM_EXAMPLES,
+        no_scopes="there is one model, trained in one place",
+        on_devices=False,  # nobody drops out, is late or sends anything
+    )
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ from flwr.supercore.privacy_accounting import (
 from flwr.supercore.privacy_accounting.rdp_accountant import RdpAccountant
 
 from fedwsa.algorithms.averaging import weighs_by
+from fedwsa.algorithms.traits import traits_of
 from fedwsa.algorithms.wrapping import Wrapper, chain
 from fedwsa.wire import messages
 
@@ -41,20 +42,9 @@ Adaptive = (
 )
 
 
-def adds_noise(kind: object) -> bool:
-    """Whether what makes a strategy makes a private one; never by the names of its parameters.
-
-    Known are Flower's privacy wrappers, and what they are the base of. Another class, or a function
-    that returns a private strategy, says ``adds_noise = True``.
-    """
-    if isinstance(kind, type) and issubclass(kind, Fixed | Adaptive):
-        return True
-    return getattr(kind, "adds_noise", None) is True
-
-
 def is_private(strategy: Strategy) -> bool:
     """Whether it, or one that it wraps, adds noise."""
-    return any(adds_noise(type(part)) for part in chain(strategy))
+    return any(traits_of(part).adds_noise for part in chain(strategy))
 
 
 def accountant(delta: float, population: int) -> RdpAccountant:

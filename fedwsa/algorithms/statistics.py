@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import ClassVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -12,6 +13,7 @@ from flwr.serverapp.strategy.fedopt import FedOpt
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from fedwsa.algorithms.averaging import averages_by
+from fedwsa.algorithms.traits import Traits
 from fedwsa.algorithms.wrapping import Wrapper
 from fedwsa.wire import messages
 
@@ -34,14 +36,12 @@ class AveragedStatistics(Wrapper):
         Names of the arrays that are not trained.
     """
 
+    # As the wrapped strategy: a mean of partial means is that of all.
+    traits: ClassVar[Traits] = Traits(averages_by=lambda wrapper: averages_by(wrapper.strategy))
+
     def __init__(self, strategy: FedAvg, buffers: Iterable[str]) -> None:
         self.strategy: FedAvg = strategy
         self.buffers = frozenset(buffers)
-
-    @property
-    def averages_by(self) -> str | None:
-        """As the wrapped strategy: a mean of partial means is that of all."""
-        return averages_by(self.strategy)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -6,7 +6,7 @@ import threading
 from abc import ABCMeta
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -19,31 +19,6 @@ _HOOKS = (
     "aggregate_evaluate",
     "summary",
 )
-
-
-class Declared:
-    """What strategies of ours say of themselves.
-
-    Read by :func:`declared` alone: a stranger's attribute of one of these names may mean anything.
-    """
-
-    needs_sgd: ClassVar[bool] = False
-    """Whether clients count steps of SGD."""
-
-    no_scopes: ClassVar[str | None] = None
-    """Why weight scopes cannot be aligned."""
-
-    on_devices: ClassVar[bool] = True
-    """Whether training happens on the clients' devices."""
-
-    has_global_model: ClassVar[bool] = True
-    """Whether what is aggregated is a model to test."""
-
-    clients_remember: ClassVar[bool] = False
-    """Whether clients keep something between rounds."""
-
-    takes_pulls: ClassVar[bool] = False
-    """Whether the pulls of the clients' terms are needed beside their models."""
 
 
 class _Made(ABCMeta):
@@ -150,8 +125,3 @@ def chain(strategy: Strategy) -> Iterator[Strategy]:
     while isinstance(inner, Strategy):
         yield inner
         inner = getattr(inner, "strategy", None)
-
-
-def declared(strategy: Strategy) -> list[type[Declared]]:
-    """Those of a strategy and what it wraps that declare something, outermost first."""
-    return [type(part) for part in chain(strategy) if isinstance(part, Declared)]

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from fedwsa.algorithms.privacy import adds_noise
+from fedwsa.algorithms.traits import traits_of
 from fedwsa.config.component import Component, Section, locate
 from fedwsa.fleet import size_rules, systems
 from fedwsa.models.augment import Transform
@@ -66,7 +66,7 @@ class Strategy(Section):
         """Whether it, or one that it wraps, is differentially private."""
         component: Component | None = self.component
         while component is not None:
-            if adds_noise(locate(component.target, "strategy._target_")):
+            if traits_of(locate(component.target, "strategy._target_")).adds_noise:
                 return True
             inner = component.arguments.get("strategy")
             wraps = isinstance(inner, dict) and "_target_" in inner

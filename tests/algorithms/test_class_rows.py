@@ -13,13 +13,13 @@ from fedwsa.algorithms.partial_average import PartialAverage
 from fedwsa.algorithms.sizes.depthfl import DepthFL
 from fedwsa.algorithms.sizes.fedrolex import FedRolex
 from fedwsa.algorithms.sizes.heterofl import HeteroFL
+from fedwsa.algorithms.traits import FACTS, traits_of
 from fedwsa.config.component import ConfigError, locate
 from fedwsa.config.places import options
 from fedwsa.schema.compose import compose
 from server.federation import Federation
 from server.sizes import SizedModels
 from server.strategy import build_strategy
-from server.wants import FACTS, wants_of
 from tests.given.sized_strategies import alternating, arrays, plain, sent
 
 pytestmark = pytest.mark.usefixtures("task_identity")
@@ -141,7 +141,7 @@ def test_every_strategy_declares_the_facts_that_its_constructor_takes() -> None:
         kind = locate(option.target, name)
         if kind.__module__.startswith("fedwsa."):
             asked = inspect.signature(kind).parameters.keys() & {*FACTS}
-            assert asked == {*wants_of(option, name)}, name
+            assert asked == {*traits_of(kind).wants}, name
 
 
 def test_a_depth_s_classifier_is_averaged_by_class_too() -> None:

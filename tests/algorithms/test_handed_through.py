@@ -18,9 +18,11 @@ from experiments.commands.preamble import of_system
 from fedwsa.algorithms.averaging import averages_by, weighs_by
 from fedwsa.algorithms.feddyn.server import FedDyn
 from fedwsa.algorithms.guard.guard import Guard
-from fedwsa.algorithms.personal.server import has_global_model
+from fedwsa.algorithms.personal.fedper import FedPer
+from fedwsa.algorithms.privacy import is_private
 from fedwsa.algorithms.scaffold.server import Scaffold
-from fedwsa.algorithms.wrapping import declared
+from fedwsa.algorithms.traits import Traits, traits_of
+from fedwsa.algorithms.wrapping import chain
 from fedwsa.algorithms.wsa.client import ScopeAlignment
 from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config.component import Component, ConfigError
@@ -28,7 +30,6 @@ from fedwsa.config.explain import explain
 from fedwsa.models import build_model
 from fedwsa.wire import messages
 from server.deployment import require_no_memory
-from server.wants import wants_of
 from tests.given.fedwsa import content
 
 
@@ -176,12 +177,11 @@ def test_gradients_per_sample_are_refused() -> None:
 
 
 def test_nothing_is_filled_in_by_the_name_of_a_parameter() -> None:
-    here = f"{__name__}."
-    assert wants_of(Component.of(here + "Theirs"), "strategy") == []
-    fedper = Component.of("fedwsa.algorithms.personal.fedper.FedPer")
-    assert wants_of(fedper, "strategy") == ["head"]
-    with pytest.raises(ConfigError, match=r"Wrong\.wants must be a tuple of names among shapes"):
-        wants_of(Component.of(here + "Wrong"), "strategy")
+    assert traits_of(Theirs).wants == ()
+    assert traits_of(FedPer).wants == ("head",)
+    for wrong in (("everything",), ["head"], "head"):
+        with pytest.raises(ValueError, match="wants must be a tuple of names among shapes"):
+            Traits(wants=wrong)
 
 
 def test_a_setting_of_theirs_is_set_where_it_is_read() -> None:
@@ -211,7 +211,8 @@ class Namesake(FedAvg):
     """Whose attributes have the names of ours, and mean other things."""
 
     needs_sgd = no_scopes = clients_remember = takes_pulls = "theirs"
-    on_devices = has_global_model = averages_by = transient = None
+    on_devices = has_global_model = averages_by = transient = wants = traits = None
+    adds_noise = requires = True
     _pending_events = None
 
 
@@ -227,19 +228,15 @@ class Other(Strategy):
 
 def test_an_attribute_of_a_stranger_means_nothing_to_us() -> None:
     theirs = Namesake()
-    assert declared(FedWSA(theirs)) == []
-    assert has_global_model(Guard(theirs))
+    assert [traits_of(part) for part in chain(theirs)] == [Traits()]
+    assert not is_private(FedWSA(theirs))
     assert averages_by(theirs) is None
     require_no_memory(theirs)
     Guard(theirs).skip(1)
     assert weighs_by(Guard(Other())) == messages.NUM_EXAMPLES
     assert weighs_by(Guard(FedAvg(weighted_by_key="n"))) == "n"
     for ours, key in ((Scaffold(), "needs_sgd"), (FedDyn(alpha=0.1), "takes_pulls")):
-        assert getattr(declared(Guard(ours))[0], key)
-
-
-class Wrong(FedAvg):
-    wants = ("everything",)
+        assert [getattr(traits_of(part), key) for part in chain(Guard(ours))] == [False, True]
 
 
 def lazy(image: Any, classes: int) -> nn.Module:

@@ -25,6 +25,7 @@ from experiments.commands.simulate import simulate
 from fedwsa import FedWSA, ScopeAlignment, WeightScope, seeding
 from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.privacy import Accounted, accounted, local_multiplier, local_spent, spent
+from fedwsa.algorithms.traits import Traits
 from fedwsa.config.component import ConfigError
 from fedwsa.schema.compose import compose
 from fedwsa.wire import messages
@@ -279,7 +280,7 @@ class Namesake(FedAvg):
 class Noisy(FedAvg):
     """Adds noise by a rule of its own."""
 
-    adds_noise = True
+    traits = Traits(adds_noise=True)
 
 
 class Derived(DifferentialPrivacyServerSideFixedClipping):
@@ -297,7 +298,7 @@ def said(**own: Any) -> Derived:
     return Derived(**own)
 
 
-said.adds_noise = True
+said.traits = Traits(adds_noise=True)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +334,7 @@ def test_nobody_knows_the_price_of_a_stranger_s_noise(caplog) -> None:
                 f"strategy._target_={__name__}.made",
                 "strategy.args={num_sampled_clients: 4}",
             ],
-            r"made makes a strategy that adds noise: say made.adds_noise = True",
+            r"made makes a strategy that adds noise: say made.traits = Traits\(adds_noise=True\)",
         ),
         (
             ["strategy=dp_server_fixed", "privacy.local={clipping_norm: 1.0, epsilon: 1.0}"],

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from experiments.commands.simulate import simulate
+from fedwsa.algorithms.traits import traits_of
 from fedwsa.config.component import ConfigError, locate
 from fedwsa.schema.compose import compose
 from fedwsa.config.places import CONFIG_DIR
@@ -78,4 +79,4 @@ def remembered(folder: Path) -> bool:
 
 def says_that_clients_remember(config: Config) -> bool:
     strategy = locate(config.strategy.component.target, "strategy")
-    return bool(getattr(strategy, "clients_remember", False))
+    return traits_of(strategy).clients_remember

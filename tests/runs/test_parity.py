@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 import clients.app
 from fedwsa.algorithms.averaging import averages_by
+from fedwsa.algorithms.traits import Traits
 from fedwsa.algorithms.scaffold.server import Scaffold
 from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.schema.compose import compose
@@ -178,7 +179,7 @@ def test_a_strategy_is_reduced_only_if_it_says_so_itself() -> None:
         pass
 
     class Declared(FedAvg):
-        averages_by = "weight"
+        traits = Traits(averages_by="weight")
 
     class Heir(Declared):
         pass

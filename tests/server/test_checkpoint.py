@@ -23,6 +23,7 @@ from flwr.app import (
 from flwr.serverapp.strategy import FedAvg
 
 from experiments.commands.simulate import resume, simulate
+from fedwsa.algorithms.traits import Traits
 from fedwsa.config.component import ConfigError
 from fedwsa.runfolder.locks import locked
 from fedwsa.schema.compose import compose
@@ -232,7 +233,7 @@ class BeginsToRemember(FedAvg):
 class Draws(Remembers):
     """One that says that it is no memory, and has another, of arrays and numbers."""
 
-    transient = ("notes",)
+    traits = Traits(transient=("notes",))
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

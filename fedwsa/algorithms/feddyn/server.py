@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import ClassVar, Unpack
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from fedwsa.algorithms.averaging import Sampling, weighing
 from fedwsa.algorithms.memory.server import Remembering
+from fedwsa.algorithms.traits import Traits
 from fedwsa.wire import messages
 
 logger = logging.getLogger("fedwsa")
@@ -40,11 +42,13 @@ class FedDyn(Remembering):
         As for Flower's FedAvg.
     """
 
-    wants: ClassVar[tuple[str, ...]] = ("buffers",)
-
-    averages_by = messages.DYN_COUNT
-    takes_pulls: ClassVar[bool] = True  # so that models cannot be averaged at the workers
-    transient = ("_received",)  # no memory: set in each round
+    traits: ClassVar[Traits] = replace(
+        Remembering.traits,
+        averages_by=messages.DYN_COUNT,
+        wants=("buffers",),
+        takes_pulls=True,  # so that with them models cannot be averaged at the workers
+        transient=("_received",),  # set in each round
+    )
 
     def __init__(
         self, alpha: PositiveFloat, *, buffers: Sequence[str] = (), **sampling: Unpack[Sampling]

@@ -11,11 +11,11 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from fedwsa.algorithms.averaging import Sampling, weighing
-from fedwsa.algorithms.wrapping import Declared
+from fedwsa.algorithms.traits import Traits
 from fedwsa.wire import messages
 
 
-class FedNova(FedAvg, Declared):
+class FedNova(FedAvg):
     """Average the clients' updates per unit of local work, so that much work weighs no more.
 
     w ← w_g − τ·Σ_k p_k (w_g − w_k)/a_k with τ = Σ_k p_k a_k and p_k by examples; a_k is the
@@ -38,11 +38,12 @@ class FedNova(FedAvg, Declared):
         As for Flower's FedAvg.
     """
 
-    wants: ClassVar[tuple[str, ...]] = ("buffers",)
-
-    averages_by = messages.NOVA_WEIGHT
-    needs_sgd: ClassVar[bool] = True
-    transient = ("_received",)  # no memory: set in each round
+    traits: ClassVar[Traits] = Traits(
+        averages_by=messages.NOVA_WEIGHT,
+        wants=("buffers",),
+        needs_sgd=True,
+        transient=("_received",),  # set in each round
+    )
 
     def __init__(self, *, buffers: Sequence[str] = (), **sampling: Unpack[Sampling]) -> None:
         super().__init__(**sampling)

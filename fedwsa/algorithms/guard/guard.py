@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -15,12 +15,13 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from fedwsa.algorithms.averaging import averaged, averages_by, weighs_by
+from fedwsa.algorithms.averaging import answers_of, averaged, averages_by, weighs_by
 from fedwsa.algorithms.guard.gathered import Gathered, Incident, once_more, short
 from fedwsa.algorithms.guard.judge import Judge, in_evaluation, in_training
 from fedwsa.algorithms.guard.quorum import Below, Quorum, TooFewResults, Verdict
 from fedwsa.algorithms.guard.replies import MOST_EXAMPLES, Rules
 from fedwsa.algorithms.privacy import Adaptive, Fixed, is_private
+from fedwsa.algorithms.traits import Traits
 from fedwsa.algorithms.wrapping import Wrapper, chain
 from fedwsa.wire import messages
 
@@ -88,7 +89,11 @@ class Guard(Wrapper):
     >>> strategy = Guard(FedAvg(fraction_train=0.1), min_results=0.5, below="skip")
     """
 
-    transient = ("_training", "_evaluated", "gathered")  # no memory: of a round alone
+    traits: ClassVar[Traits] = Traits(
+        # As the wrapped strategy, unless the single updates must be seen.
+        averages_by=lambda g: averages_by(g.strategy) if g.max_norm_ratio is None else None,
+        transient=("_training", "_evaluated", "gathered"),  # of a round alone
+    )
 
     def __init__(
         self,
@@ -126,11 +131,6 @@ class Guard(Wrapper):
         self._training: GuardedTraining | None = None
         self._evaluated: list[Message] = []
         self.gathered: Gathered | None = None
-
-    @property
-    def averages_by(self) -> str | None:
-        """As the wrapped strategy, unless the single updates must be seen."""
-        return None if self.max_norm_ratio is not None else averages_by(self.strategy)
 
     def summary(self) -> None:
         """Log the settings, then those of the wrapped strategy."""
@@ -237,7 +237,7 @@ class Guard(Wrapper):
     def judge(self) -> Judge:
         """Of the answers to a training."""
         weight = averages_by(self.strategy) or weighs_by(self.strategy)
-        rules = Rules(weight, self.numbers, self.max_examples)
+        rules = Rules(weight, self.numbers, self.max_examples, answers_of(self.strategy))
         return Judge(in_training(rules, self._clipped), self.max_norm_ratio)
 
     def skip(self, server_round: int) -> None:

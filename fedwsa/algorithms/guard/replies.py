@@ -32,10 +32,6 @@ _TOLERANCE = 1e-3
 """By how much a scope may differ from the arrays', in standard deviations and as a share of the
 second moment: sums in another order, or on another device, differ by a thousandth of that."""
 
-_ANSWERS = {messages.SCAFFOLD_CONTROL: messages.SCAFFOLD_CHANGE}
-"""Array records that were sent, and the one that answers them for what the client trains: names
-among those that were sent, of their shapes."""
-
 _UNREADABLE = (ValueError, TypeError, KeyError, OverflowError, EOFError, OSError, SyntaxError)
 """What NumPy, torch and Flower raise at bytes that are no array."""
 
@@ -53,11 +49,14 @@ class Rules:
     most_examples : float
         More than that nobody has, by ``weight`` or ``num-examples``: a larger one would be the
         average alone.
+    answers : tuple of (str, str)
+        See :attr:`fedwsa.algorithms.traits.Traits.answers`.
     """
 
     weight: str = messages.NUM_EXAMPLES
     numbers: tuple[str, ...] = ()
     most_examples: float = MOST_EXAMPLES
+    answers: tuple[tuple[str, str], ...] = ()
 
 
 def unusable_reply(content: RecordDict, sent: RecordDict, rules: Rules) -> str | None:
@@ -83,7 +82,7 @@ def unusable_reply(content: RecordDict, sent: RecordDict, rules: Rules) -> str |
         problem = unlike(given, messages.to_tensors(reference))
     if problem:
         return f"wrong arrays: {problem}"
-    problem = _bad_extras(content, sent, arrays) or _bad_fisher(content, sent)
+    problem = _bad_extras(content, sent, arrays, rules) or _bad_fisher(content, sent)
     return problem or _bad_classes(metrics, sent, given) or _bad_scope(metrics, sent, given)
 
 
@@ -192,9 +191,11 @@ def _beyond(tensor: Tensor) -> str | None:
     return "is absurdly large" if max(map(abs, ends)) > LARGEST else None
 
 
-def _bad_extras(content: RecordDict, sent: RecordDict, model: ArrayRecord) -> str | None:
+def _bad_extras(
+    content: RecordDict, sent: RecordDict, model: ArrayRecord, rules: Rules
+) -> str | None:
     """What is wrong with array records beside the model."""
-    answered = {_ANSWERS[name]: name for name in sent.array_records if name in _ANSWERS}
+    answered = {given: asked for asked, given in rules.answers if asked in sent.array_records}
     for name in answered:
         if name not in content.array_records:
             return f"the reply lacks {name}"

@@ -10,12 +10,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedwsa.algorithms.averaging import Sampling
-from fedwsa.algorithms.wrapping import Declared
+from fedwsa.algorithms.traits import Traits
 from fedwsa.simulation.reduce import AveragedReplies
 from fedwsa.wire import messages
 
 
-class Remembering(FedAvg, Declared):
+class Remembering(FedAvg):
     """FedAvg that names to each client the last round whose answer it accepted from it.
 
     A client goes back to what it kept after that round (:mod:`fedwsa.algorithms.memory.client`), so
@@ -33,7 +33,7 @@ class Remembering(FedAvg, Declared):
         Node → the last round whose answer was accepted; a part of the strategy's memory.
     """
 
-    clients_remember: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(clients_remember=True)
 
     def __init__(self, **sampling: Unpack[Sampling]) -> None:
         super().__init__(**sampling)

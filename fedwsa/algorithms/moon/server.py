@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Unpack
+from dataclasses import replace
+from typing import ClassVar, Unpack
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -11,6 +12,12 @@ from pydantic import NonNegativeFloat, PositiveFloat
 
 from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.memory.server import Remembering
+from fedwsa.algorithms.moon.client import require_classifier
+from fedwsa.algorithms.run_facts import RunFacts
+from fedwsa.algorithms.traits import Traits
+from fedwsa.config.blame import blaming
+from fedwsa.config.component import ConfigError
+from fedwsa.models import blank_inputs
 from fedwsa.wire import messages
 
 
@@ -29,7 +36,9 @@ class Moon(Remembering):
         As for Flower's FedAvg.
     """
 
-    averages_by = messages.NUM_EXAMPLES
+    traits: ClassVar[Traits] = replace(
+        Remembering.traits, averages_by=messages.NUM_EXAMPLES, requires=True
+    )
 
     def __init__(
         self, mu: NonNegativeFloat, temperature: PositiveFloat, **sampling: Unpack[Sampling]
@@ -40,6 +49,20 @@ class Moon(Remembering):
             )
         super().__init__(**sampling)
         self.mu, self.temperature = mu, temperature
+
+    def require(self, run: RunFacts) -> None:
+        """Refuse to contrast what goes into the classifier of a model that has none to tap.
+
+        Raises
+        ------
+        ConfigError
+            Also where the model, which is asked for an answer, raises anything.
+        """
+        if not self.mu:
+            return
+        for model in run.models.values():
+            with blaming(ConfigError, "strategy: ", kinds=False):
+                require_classifier(model, blank_inputs(run.example_shape, 2))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -13,6 +13,8 @@ from flwr.supercore import log
 from torch import Tensor
 
 from fedwsa.algorithms.averaging import Sampling
+from fedwsa.algorithms.run_facts import RunFacts, require_no_noise
+from fedwsa.algorithms.traits import Traits
 from fedwsa.merge import Operator, needs
 from fedwsa.merge.fisher_checks import unseen
 from fedwsa.merge.states import require_alike
@@ -54,10 +56,13 @@ class OneShot(FedAvg):
         If the operator needs permutations and they are not given.
     """
 
-    wants: ClassVar[tuple[str, ...]] = ("merge", "buffers", "permutations")
-
+    traits: ClassVar[Traits] = Traits(
+        wants=("merge", "buffers", "permutations"),
+        whole_models=False,
+        requires=True,
+        transient=("merge", "permutations", "_received"),
+    )
     rounds = 1
-    transient = ("merge", "permutations", "_received")  # no memory
 
     def __init__(
         self,
@@ -81,6 +86,22 @@ class OneShot(FedAvg):
     def asks_for_fishers(self) -> bool:
         """Whether clients send more than one model."""
         return "fishers" in self._needs
+
+    def require(self, run: RunFacts) -> None:
+        """Refuse more rounds than one, and to ask for what no noise covers.
+
+        Raises
+        ------
+        ValueError
+            Says what to set.
+        """
+        if run.rounds != self.rounds:
+            raise ValueError(
+                f"rounds: {type(self).__name__} trains its clients once: set rounds=1, and "
+                f"local.epochs (now {run.epochs}) to as many as they are to train"
+            )
+        if self.asks_for_fishers:
+            require_no_noise(self, run)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

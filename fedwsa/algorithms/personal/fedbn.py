@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Unpack
 
 from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.personal.server import Personal
+from fedwsa.algorithms.traits import Traits
 
 
 class FedBN(Personal):
@@ -29,7 +31,7 @@ class FedBN(Personal):
         If there are none.
     """
 
-    wants: ClassVar[tuple[str, ...]] = ("norms",)
+    traits: ClassVar[Traits] = replace(Personal.traits, wants=("norms",))
 
     def __init__(self, norms: Sequence[str], **sampling: Unpack[Sampling]) -> None:
         if not norms:

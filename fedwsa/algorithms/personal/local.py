@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Unpack
 
 from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.personal.server import Personal
+from fedwsa.algorithms.run_facts import RunFacts, require_no_noise
+from fedwsa.algorithms.traits import Traits
 
 
 class LocalOnly(Personal):
@@ -19,7 +22,13 @@ class LocalOnly(Personal):
         As for Flower's FedAvg.
     """
 
-    no_scopes: ClassVar[str | None] = "no weights are averaged, so there are none to align"
+    traits: ClassVar[Traits] = replace(
+        Personal.traits, no_scopes="no weights are averaged, so there are none to align"
+    )
 
     def __init__(self, **sampling: Unpack[Sampling]) -> None:
         super().__init__(lambda name: True, **sampling)
+
+    def require(self, run: RunFacts) -> None:
+        """Refuse a private run; that everything stays with the clients is meant."""
+        require_no_noise(self, run)

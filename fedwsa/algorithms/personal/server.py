@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import ClassVar, Unpack
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 
 from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.memory.server import Remembering
-from fedwsa.algorithms.wrapping import declared
+from fedwsa.algorithms.run_facts import RunFacts, require_no_noise
+from fedwsa.algorithms.traits import Traits
 from fedwsa.wire import messages
 
 
@@ -31,12 +32,34 @@ class Personal(Remembering):
         As for Flower's FedAvg.
     """
 
-    has_global_model: ClassVar[bool] = False
+    traits: ClassVar[Traits] = replace(
+        Remembering.traits, has_global_model=False, whole_models=False, requires=True
+    )
 
     def __init__(self, is_personal: Callable[[str], bool], **sampling: Unpack[Sampling]) -> None:
         super().__init__(**sampling)
         self.is_personal = is_personal
         self._personal: ArrayRecord | None = None
+
+    def require(self, run: RunFacts) -> None:
+        """Refuse a pattern that leaves nothing or everything with the clients, and a private run.
+
+        Raises
+        ------
+        ValueError
+            Names the arrays that there are.
+        """
+        names = [name for of in run.shapes.values() for name in of]
+        own = [name for name in names if self.is_personal(name)]
+        if not own:
+            raise ValueError(
+                f"strategy.args.personal: matches no array; there are {', '.join(names)}"
+            )
+        if len(own) == len(names):
+            raise ValueError(
+                "strategy.args.personal: leaves everything with the clients; that is strategy=local"
+            )
+        require_no_noise(self, run)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -93,8 +116,3 @@ def matcher(pattern: str) -> Callable[[str], bool]:
     except re.error as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
     return lambda name: wanted.match(name) is not None
-
-
-def has_global_model(strategy: Strategy) -> bool:
-    """Whether what a strategy aggregates is a model to test."""
-    return all(part.has_global_model for part in declared(strategy))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import ClassVar, Unpack
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.memory.server import Remembering
+from fedwsa.algorithms.run_facts import RunFacts, require_no_noise
 from fedwsa.algorithms.sizes.server import Weighted
+from fedwsa.algorithms.traits import Traits
 from fedwsa.scope.weight_scope import choose
 from fedwsa.wire import messages
 
@@ -45,8 +48,14 @@ class Scaffold(Remembering):
         As for Flower's FedAvg.
     """
 
-    wants: ClassVar[tuple[str, ...]] = ("untrained",)
-    needs_sgd: ClassVar[bool] = True
+    traits: ClassVar[Traits] = replace(
+        Remembering.traits,
+        wants=("untrained",),
+        needs_sgd=True,
+        whole_models=False,
+        answers=((messages.SCAFFOLD_CONTROL, messages.SCAFFOLD_CHANGE),),
+        requires=True,
+    )
 
     def __init__(
         self,
@@ -62,6 +71,10 @@ class Scaffold(Remembering):
         self._total: dict[str, Tensor] = {}  # Σ n_i c_i
         self.control: dict[str, Tensor] | None = None
         self._nodes = 0
+
+    def require(self, run: RunFacts) -> None:
+        """Refuse a private run: the changes of control variates have no noise."""
+        require_no_noise(self, run)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import ClassVar, Unpack
 
 from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.sizes.server import Shapes, SizedFedAvg, Weighted
+from fedwsa.algorithms.traits import Traits
 from fedwsa.models.architecture import Axes
 
 
@@ -32,9 +34,9 @@ class DepthFL(SizedFedAvg):
         If an array has different shapes in two sizes.
     """
 
-    wants: ClassVar[tuple[str, ...]] = ("shapes", "axes", "head", "classifier")
-
-    averages_by = SizedFedAvg.averages_by
+    traits: ClassVar[Traits] = replace(
+        SizedFedAvg.traits, wants=("shapes", "axes", "head", "classifier")
+    )
     most_alike = "sizes may differ in depth only"
 
     def __init__(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from fedwsa.algorithms.sizes.server import SizedFedAvg
+from fedwsa.algorithms.traits import Traits
 from fedwsa.models.architecture import Pick, rolled_by
 
 
@@ -20,7 +23,7 @@ class FedRolex(SizedFedAvg):
         See :class:`fedwsa.algorithms.sizes.server.SizedFedAvg`, as for the other parameters.
     """
 
-    averages_by = SizedFedAvg.averages_by
+    traits: ClassVar[Traits] = SizedFedAvg.traits  # again: it only averages
 
     def pick(self, server_round: int) -> Pick:
         """Round 1 begins at unit 0."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import ClassVar, Unpack
 
 import torch
@@ -10,7 +11,9 @@ from flwr.app import ArrayRecord
 from torch import Tensor
 
 from fedwsa.algorithms.averaging import Sampling
+from fedwsa.algorithms.run_facts import RunFacts
 from fedwsa.algorithms.sizes.server import Shapes, SizedFedAvg
+from fedwsa.algorithms.traits import Traits
 from fedwsa.learngene import kronecker, wave
 from fedwsa.models.architecture import Architecture, Axes, Outline
 from fedwsa.wire import messages
@@ -48,9 +51,7 @@ class FedWave(SizedFedAvg):
         If no templates make the weights of all sizes.
     """
 
-    wants: ClassVar[tuple[str, ...]] = ("shapes", "axes", "architecture")
-
-    averages_by = SizedFedAvg.averages_by
+    traits: ClassVar[Traits] = replace(SizedFedAvg.traits, wants=("shapes", "axes", "architecture"))
     most_alike = "all sizes need the same weight groups"
 
     def __init__(
@@ -87,6 +88,20 @@ class FedWave(SizedFedAvg):
             own=rf"(?!{wave.TEMPLATES})",
             **sampling,
         )
+
+    def require(self, run: RunFacts) -> None:
+        """Refuse, beside what any sizes do, to transform kernels, which no client trains."""
+        super().require(run)
+        if run.transforms_weights:
+            raise ValueError(
+                "local.weight_augmentation: FedWave's clients train the templates that their "
+                "kernels are made from; take it with another strategy"
+            )
+
+    def learn_from(self, learned: Mapping[str, Tensor]) -> None:
+        """Begin with the templates of a learngene, if it has any."""
+        if templates := wave.templates_in(learned):
+            self.begin_with(templates)
 
     def begin_with(self, templates: Mapping[str, Tensor]) -> None:
         """Take these templates, whatever their size and number, instead of finding some.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from fedwsa.algorithms.sizes.server import SizedFedAvg
+from fedwsa.algorithms.traits import Traits
 
 
 class HeteroFL(SizedFedAvg):
@@ -21,5 +24,4 @@ class HeteroFL(SizedFedAvg):
         See :class:`fedwsa.algorithms.sizes.server.SizedFedAvg`, as for the other parameters.
     """
 
-    # Says again that it only averages: see fedwsa.algorithms.averaging.
-    averages_by = SizedFedAvg.averages_by
+    traits: ClassVar[Traits] = SizedFedAvg.traits  # again: it only averages

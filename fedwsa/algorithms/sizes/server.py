@@ -8,29 +8,30 @@ from logging import INFO, WARNING
 from typing import ClassVar, Literal, Unpack
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.supercore import log
 from torch import Tensor
 
 from fedwsa.algorithms.averaging import Sampling
+from fedwsa.algorithms.run_facts import RunFacts
+from fedwsa.algorithms.sizes.asking import said_sizes
 from fedwsa.algorithms.sizes.class_rows import by_class, once
 from fedwsa.algorithms.sizes.overlap import by_row, overlap, window
+from fedwsa.algorithms.sizes.requirements import require_no_classes_told, warn_of_learned
+from fedwsa.algorithms.traits import Traits
 from fedwsa.algorithms.wrapping import chain
 from fedwsa.fleet.size_rules import hidden_rate
 from fedwsa.models import exchange
 from fedwsa.models.architecture import Axes, Pick, first_units, selection, take
 from fedwsa.scope.weight_scope import choose
 from fedwsa.wire import messages
-from fedwsa.wire.content import find_record
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Size → name of an array → its shape."""
 
 Weighted = Literal["examples", "clients"]
-
-_PATIENCE = 120.0  # seconds that a node has to say its size
 
 
 class SizedFedAvg(FedAvg):
@@ -81,9 +82,14 @@ class SizedFedAvg(FedAvg):
         If no size is the largest, or a shape holds no whole units; the first misfit is named.
     """
 
-    wants: ClassVar[tuple[str, ...]] = ("shapes", "axes", "classifier")
-
-    transient = ("_arrays", "size_of", "axes")  # no memory: set in each round, and for each run
+    traits: ClassVar[Traits] = Traits(
+        # Partial averages serve as well as replies, each of one size.
+        averages_by=lambda s: s.weighted_by_key if s.weighted == "examples" else None,
+        wants=("shapes", "axes", "classifier"),
+        whole_models=False,
+        requires=True,
+        transient=("_arrays", "size_of", "axes"),  # set in each round, and for each run
+    )
     most_alike: ClassVar[str] = "each must fit into the largest"
 
     def __init__(
@@ -119,10 +125,11 @@ class SizedFedAvg(FedAvg):
         """Take a node's size from there, for the run that begins, instead of asking the node."""
         self.size_of = size_of
 
-    @property
-    def averages_by(self) -> str | None:
-        """Partial averages serve as well as replies, each of one size."""
-        return self.weighted_by_key if self.weighted == "examples" else None
+    def require(self, run: RunFacts) -> None:
+        """Refuse to ask who has which class in a private run; warn of a scaler that is too much."""
+        require_no_classes_told(self, self.classifier, run)
+        if self.scaler:
+            warn_of_learned(run)
 
     def pick(self, server_round: int) -> Pick:
         """Which units a smaller size has in a round, the same at sending and at averaging."""
@@ -222,6 +229,9 @@ class SizedFedAvg(FedAvg):
                 joined[self.key(size, name)] = state[name]
         return messages.to_arrays(joined)
 
+    def learn_from(self, learned: Mapping[str, Tensor]) -> None:
+        """Take what the largest size's initial weights were made of; here they are enough."""
+
     def _check_global(self, arrays: ArrayRecord) -> None:
         expected: dict[str, tuple[int, ...]] = {}
         for size in [self.largest, *self.shapes]:
@@ -269,12 +279,13 @@ class SizedFedAvg(FedAvg):
     ) -> list[Message]:
         """The messages with what their size needs; those of a size share one content."""
         wanted = list(configured)
-        self._ask([m.metadata.dst_node_id for m in wanted], grid)
+        if self.size_of is None:
+            nodes = [message.metadata.dst_node_id for message in wanted]
+            self._said |= said_sizes([node for node in nodes if node not in self._said], grid)
         contents: dict[str, RecordDict] = {}
         parted = []
         for message in wanted:
-            size = self._size(message.metadata.dst_node_id)
-            if size is None:
+            if (size := self._size(message.metadata.dst_node_id)) is None:
                 continue
             if size not in contents:
                 config = ConfigRecord({**message.content.config_records[self.configrecord_key]})
@@ -292,17 +303,6 @@ class SizedFedAvg(FedAvg):
         if wanted and not parted:
             raise ValueError("no node says its size")
         return parted
-
-    def _ask(self, nodes: Sequence[int], grid: Grid) -> None:
-        """Ask the nodes that have not said their size yet."""
-        if self.size_of is not None:
-            return
-        unknown = [node for node in nodes if node not in self._said]
-        queries = [Message(RecordDict(), node, MessageType.QUERY) for node in unknown]
-        for reply in grid.send_and_receive(queries, timeout=_PATIENCE) if queries else []:
-            answer = find_record(reply.content, messages.SIZE) if reply.has_content() else None
-            if answer is not None:
-                self._said[reply.metadata.src_node_id] = str(answer[messages.SIZE])
 
     def _size(self, node: int) -> str | None:
         """The size of a node; None, with a warning, if it has none that there is."""
@@ -355,8 +355,7 @@ class SizedFedAvg(FedAvg):
     def _checked(self, reply: Message) -> str | None:
         """The size of a reply that can be averaged; None, with a warning, of another."""
         node = reply.metadata.src_node_id
-        size = self._size(node)
-        if size is None:
+        if (size := self._size(node)) is None:
             return None
         arrays = messages.model_arrays(reply.content)
         given = {} if arrays is None else {k: tuple(a.shape) for k, a in arrays.items()}
@@ -377,8 +376,7 @@ class SizedFedAvg(FedAvg):
         combined = messages.to_tensors(self._arrays)
 
         def weigh(size: str, name: str) -> float | Tensor:
-            by_class = name in self.classifier and bool(rows)
-            if not by_class:
+            if name not in self.classifier or not rows:
                 return weights[size]
             all_alike = torch.full((len(means[size][name]),), weights[size]).double()
             return by_row(rows.get(size, all_alike), means[size][name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from logging import INFO
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -18,7 +18,8 @@ from fedwsa.algorithms.averaging import averaged, averages_by
 from fedwsa.algorithms.privacy import is_private
 from fedwsa.algorithms.sizes.server import sized
 from fedwsa.algorithms.statistics import spared
-from fedwsa.algorithms.wrapping import Wrapper, chain, declared
+from fedwsa.algorithms.traits import Traits, traits_of
+from fedwsa.algorithms.wrapping import Wrapper, chain
 from fedwsa.algorithms.wsa.instruction import REPORTED, ScopeInstruction
 from fedwsa.scope.rescale import rescale_gaussian
 from fedwsa.scope.weight_scope import (
@@ -102,7 +103,7 @@ class FedWSA(Wrapper):
         beside what differential privacy covers, the scope of the aggregated model, noise and all;
         or scopes that go among the arrays, and are clipped and noised with them (ours, all three).
         Default: measured around one of Flower's privacy wrappers, or a class that says
-        ``adds_noise = True``, else reported; where clients
+        ``traits = Traits(adds_noise=True)``, else reported; where clients
         add noise themselves (LocalDpMod), which nobody sees here, say measured.
     untrained : iterable of str
         Names of arrays that no client trains, frozen layers for instance: they take no part.
@@ -117,7 +118,10 @@ class FedWSA(Wrapper):
     >>> strategy = FedWSA(FedAvg(fraction_train=0.1), strength=10.0)
     """
 
-    transient = ("report",)  # no memory: of the last round alone
+    traits: ClassVar[Traits] = Traits(
+        averages_by=lambda wsa: wsa._averages_by(),
+        transient=("report",),  # of the last round alone
+    )
 
     def __init__(
         self,
@@ -153,9 +157,9 @@ class FedWSA(Wrapper):
                 "align='after' does not go with FedAvgM, which continues from its own copy of "
                 "the model: each rescaling would enter its momentum"
             )
-        for part in declared(strategy):
-            if part.no_scopes is not None:
-                raise ValueError(f"{part.__name__} does not go with it: {part.no_scopes}")
+        for part in chain(strategy):
+            if (why := traits_of(part).no_scopes) is not None:
+                raise ValueError(f"{type(part).__name__} does not go with it: {why}")
         sizes = sized(strategy)
         self._partial = sizes is not None and (len(sizes.shapes) > 1 or sizes.has_own)
         if align == "after" and self._partial:
@@ -180,13 +184,12 @@ class FedWSA(Wrapper):
         self._root: Tensor | None = None  # √fan_in of the largest model where that is wished
         self.report: ScopeReport | None = None
 
-    @property
-    def averages_by(self) -> str | None:
+    def _averages_by(self) -> str | None:
         """As the wrapped strategy: scopes are fused from averages alone.
 
         One that needs the pulls of the clients' terms beside their models gets whole replies.
         """
-        takes = any(part.takes_pulls for part in declared(self.strategy))
+        takes = any(traits_of(part).takes_pulls for part in chain(self.strategy))
         return None if takes and self.strength else averages_by(self.strategy)
 
     def summary(self) -> None:
