@@ -34,7 +34,7 @@ from fedwsa.algorithms.fednova.server import FedNova
 from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.memory.server import Remembering
 from fedwsa.algorithms.moon.server import Moon
-from fedwsa.algorithms.oneshot import OneShot
+from fedwsa.algorithms.oneshot.server import OneShot
 from fedwsa.algorithms.personal.fedbn import FedBN
 from fedwsa.algorithms.personal.fedper import FedPer
 from fedwsa.algorithms.personal.local import LocalOnly
