@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO, WARNING
@@ -151,10 +152,8 @@ class SizedFedAvg(FedAvg):
         return any(self.is_own(name) for of in self.shapes.values() for name in of)
 
     def _find_largest(self) -> str:
-        def room(size: str) -> int:
-            return sum(torch.Size(shape).numel() for shape in self.shapes[size].values())
-
-        largest = max(self.shapes, key=room)
+        entries = {size: sum(map(math.prod, of.values())) for size, of in self.shapes.items()}
+        largest = max(entries, key=lambda size: entries[size])
         for size in self.shapes:
             if problem := self._misfit(size, largest):
                 raise ValueError(f"size {size} {problem}")
@@ -168,18 +167,16 @@ class SizedFedAvg(FedAvg):
                 continue
             if name not in whole:
                 return f"has {name}, which {largest} lacks: {self.most_alike}"
-            fits = len(shape) == len(whole[name]) and all(
-                a <= b for a, b in zip(shape, whole[name], strict=True)
-            )
-            if not fits:
+            room = whole[name]
+            if len(shape) != len(room) or any(a > b for a, b in zip(shape, room, strict=True)):
                 return (
-                    f"has {name} of {shape}, which does not fit into the {whole[name]} of "
+                    f"has {name} of {shape}, which does not fit into the {room} of "
                     f"{largest}: {self.most_alike}"
                 )
             try:
-                selection(whole[name], shape, self.axes.get(name, {}), first_units)
+                selection(room, shape, self.axes.get(name, {}), first_units)
             except ValueError as error:
-                return f"cannot have {name} of {shape} in the {whole[name]} of {largest}: {error}"
+                return f"cannot have {name} of {shape} in the {room} of {largest}: {error}"
         return None
 
     def _chosen(self, size: str, name: str, server_round: int) -> list[Tensor | None]:
@@ -342,8 +339,7 @@ class SizedFedAvg(FedAvg):
             weights[size] = sum(
                 messages.number(m, self.weighted_by_key) for m in messages.reply_metrics(group)
             )
-            found = by_class(group, self.classifier, self.weighted_by_key)
-            if found is not None:
+            if found := by_class(group, self.classifier, self.weighted_by_key):
                 rows[size] = found[1]
                 means[size] |= found[0]
         contents = [reply.content for group in groups.values() for reply in group]
