@@ -77,8 +77,9 @@ def receive(config: Config, message: Message, context: Context) -> Received:
 
 
 def kinds_of(config: Config, content: Content) -> list[type[Objective]]:
-    """The objectives that a message asks for, and the run's own."""
-    kinds = (*OBJECTIVES, *own_objectives(config.local.objectives))
+    """The objectives that a message asks for: ours, the strategy's, those that the run names."""
+    own = own_objectives(config.local.objectives)
+    kinds = dict.fromkeys((*OBJECTIVES, *config.strategy.objectives, *own))
     return [kind for kind in kinds if kind.asked(content)]
 
 

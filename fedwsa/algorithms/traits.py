@@ -26,6 +26,8 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
+from fedwsa.algorithms.objective import Objective
+
 FACTS = (
     "shapes",
     "axes",
@@ -95,6 +97,10 @@ class Traits:
 
     takes_pulls: bool = False
     """Whether the pulls of the clients' terms are needed beside their models."""
+
+    objectives: tuple[type[Objective], ...] = ()
+    """Its client halves, if they do not come with this package: each is made where the server's
+    message asks for it."""
 
     answers: tuple[tuple[str, str], ...] = ()
     """Array records beside the model: one that clients are sent, and the one that answers it for

@@ -14,7 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-from fedwsa.algorithms.traits import traits_of
+from fedwsa.algorithms.objective import Objective
+from fedwsa.algorithms.traits import Traits, traits_of
 from fedwsa.config.component import Component, Section, locate
 from fedwsa.fleet import size_rules, systems
 from fedwsa.models.augment import Transform
@@ -62,16 +63,25 @@ class Strategy(Section):
         return Component.of(self.target, **self.args)
 
     @property
+    def traits(self) -> list[Traits]:
+        """What it says of itself, then what one that it wraps does, to the innermost."""
+        found, component = [], self.component
+        while True:
+            found.append(traits_of(locate(component.target, "strategy._target_")))
+            inner = component.arguments.get("strategy")
+            if not (isinstance(inner, dict) and "_target_" in inner):
+                return found
+            component = Component.model_validate(inner)
+
+    @property
     def adds_noise(self) -> bool:
         """Whether it, or one that it wraps, is differentially private."""
-        component: Component | None = self.component
-        while component is not None:
-            if traits_of(locate(component.target, "strategy._target_")).adds_noise:
-                return True
-            inner = component.arguments.get("strategy")
-            wraps = isinstance(inner, dict) and "_target_" in inner
-            component = Component.model_validate(inner) if wraps else None
-        return False
+        return any(of.adds_noise for of in self.traits)
+
+    @property
+    def objectives(self) -> list[type[Objective]]:
+        """The client halves that it, or one that it wraps, brings."""
+        return [objective for of in self.traits for objective in of.objectives]
 
 
 class Clients(Section):
