@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import os
 import platform
@@ -24,6 +23,7 @@ from fedwsa.data.partition import Partition
 from fedwsa.launcher import APPS
 from fedwsa.runfolder.files import write_text
 from fedwsa.runfolder.locks import locked
+from fedwsa.runfolder.write import write_json
 from fedwsa.schema.config import Config
 
 logger = logging.getLogger("fedwsa")
@@ -57,14 +57,14 @@ def describe_run(config: Config, partition: Partition, folder: Path, sizes: Sequ
     _require_free(folder)
     with locked(folder / "run.log", f"{folder}: another process begins a run in it"):
         _require_free(folder)  # still: another one may have been faster
-        _write_json(folder / "environment.json", environment())
-        _write_json(folder / "partition.json", partition.as_dict(), indent=None)
+        write_json(folder / "environment.json", environment())
+        write_json(folder / "partition.json", partition.as_dict(), indent=None)
         if (draws := skew.drawn(config.skew, config.seed, config.clients.count))[0]:
             _write_rows(folder / "skew.csv", [{"client": k, **own} for k, own in enumerate(draws)])
         if config.clients.sizes is not None:
             models = {s: config.model_of(s).model_dump(by_alias=True) for s in config.size_names}
             known = {"models": models, "clients": list(sizes)}
-            _write_json(folder / "sizes.json", known, indent=None)
+            write_json(folder / "sizes.json", known, indent=None)
         # The last one: where it is, there is a run.
         text = OmegaConf.to_yaml(OmegaConf.create(config.model_dump(by_alias=True)))
         write_text(folder / "config.yaml", text)
@@ -107,10 +107,6 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-def _write_json(file: Path, values: Any, indent: int | None = 2) -> None:
-    write_text(file, json.dumps(values, indent=indent) + "\n")
 
 
 def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

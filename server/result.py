@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedwsa.runfolder.files import write_text
+from fedwsa.runfolder.write import write_json
 from fedwsa.schema.config import Config
 from server.callbacks.choosing import BestModel
 from server.record import RoundRecord
@@ -68,5 +67,5 @@ def write_result(
     result |= {key: tally[key] for key in _COSTS if key in tally}
     if config.clients.sizes is not None:
         result["sizes"] = {size: score.accuracy for size, score in last.sizes.items()}
-    write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+    write_json(folder / "result.json", result)
     return result

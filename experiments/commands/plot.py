@@ -13,8 +13,8 @@ from experiments.commands.preamble import Parser, in_one_line
 from experiments.commands.table import warn
 from experiments.reports.tables.build import Request, Row, build
 from experiments.reports.tables.collect import collect
-from experiments.reports.tables.runs import read_json
 from fedwsa.config.component import ConfigError
+from fedwsa.runfolder.read import read_json
 
 _EXAMPLES = """\
 examples:

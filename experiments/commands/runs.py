@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -42,12 +42,6 @@ def read_config(folder: Path) -> Config:
         return parse(composed)
     except ConfigError as error:
         raise ConfigError(f"resume: {file}: {error}") from None
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """``result.json`` of a run folder."""
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    return result
 
 
 def read_history(folder: Path) -> pd.DataFrame:

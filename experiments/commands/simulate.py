@@ -41,6 +41,7 @@ from fedwsa.config.component import ConfigError, flat
 from fedwsa.config.explain import explain
 from fedwsa.config.places import CONFIG_DIR
 from fedwsa.config.search_path import register
+from fedwsa.runfolder.read import read_json
 from fedwsa.schema.compose import free_arguments, parse
 from fedwsa.schema.config import Config
 
@@ -92,7 +93,7 @@ def _attempt(composed: DictConfig, folder: Path) -> float:
 
 def _failed(folder: Path, reason: str) -> float:
     """Say why a run of a sweep failed, here and in its folder; the others go on."""
-    from experiments.reports.tables.runs import write_failure
+    from fedwsa.runfolder.write import write_failure
 
     interruption.check()  # what failed may be what a signal broke off
     number = HydraConfig.get().job.num
@@ -143,8 +144,8 @@ def simulate(
         If the run cannot go on; the history so far is kept.
     """
     from experiments.commands import runtimes
-    from experiments.commands.runs import draw_pictures, read_result
-    from experiments.reports.tables.runs import FAILED
+    from experiments.commands.runs import draw_pictures
+    from fedwsa.runfolder.write import FAILED
     from server.folder import held
     from server.rounds import RunError
 
@@ -160,7 +161,7 @@ def simulate(
             _leave(folder, label, error)
             raise
         draw_pictures(folder, label)
-    result = read_result(folder)
+    result = read_json(folder / "result.json")
     _show(result, folder)
     return result
 
@@ -168,7 +169,7 @@ def simulate(
 def _leave(folder: Path, label: str, error: BaseException) -> None:
     """Why a run ended early, and its pictures so far; what fails here does not hide the reason."""
     from experiments.commands.runs import draw_pictures
-    from experiments.reports.tables.runs import write_failure
+    from fedwsa.runfolder.write import write_failure
     from server.rounds import RunError
 
     try:

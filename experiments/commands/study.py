@@ -14,11 +14,12 @@ from experiments.commands.table import request_of, warn
 from experiments.reports.tables.build import build
 from experiments.reports.tables.collect import collect
 from experiments.reports.tables.formats import show
-from experiments.reports.tables.runs import STUDY, Unusable, read_json
 from experiments.studies.folder import kept_apart, state_of
 from experiments.studies.runner import Runner, write_study
 from experiments.studies.schema import Cell, expand, find, load, selected, shipped
 from fedwsa.config.component import ConfigError
+from fedwsa.runfolder.read import Unusable, read_json
+from fedwsa.runfolder.write import STUDY
 
 _EXAMPLES = """\
 examples:

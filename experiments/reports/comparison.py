@@ -13,15 +13,10 @@ from experiments.reports.pictures import plot_curves
 from experiments.reports.tables.build import Request, build
 from experiments.reports.tables.collect import SEED, collect
 from experiments.reports.tables.formats import show, to_csv
-from experiments.reports.tables.runs import (
-    CELL,
-    Run,
-    Unusable,
-    cell_values,
-    read_config,
-    write_json,
-)
+from experiments.reports.tables.runs import Run, cell_values
 from fedwsa.runfolder.files import write_text
+from fedwsa.runfolder.read import Unusable, read_config
+from fedwsa.runfolder.write import CELL, write_json
 
 _METRICS = ("accuracy", "last5", "loss", "client_mean", "client_worst10", "seconds")
 

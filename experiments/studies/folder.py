@@ -9,21 +9,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.reports.tables.runs import (
-    CELL,
-    FAILED,
-    Unusable,
-    cell_values,
-    fingerprint,
-    read_config,
-    read_json,
-    read_result,
-    write_json,
-)
+from experiments.reports.tables.runs import cell_values, fingerprint
 from experiments.studies.schema import Cell
 from fedwsa.config.component import ConfigError
 from fedwsa.config.identity import described, differences
 from fedwsa.runfolder.locks import locked
+from fedwsa.runfolder.read import Unusable, read_config, read_json, read_result
+from fedwsa.runfolder.write import CELL, FAILED, write_json
 
 State = Literal["finished", "failed", "interrupted", "new"]
 

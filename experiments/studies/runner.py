@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from rich.console import Console
 from rich.progress import track
 
 from experiments.commands.ray_start import expects_local_ray
-from experiments.reports.tables.runs import STUDY, write_failure, write_json
 from experiments.studies.display import Display
 from experiments.studies.folder import (
     prepare,
@@ -24,6 +22,8 @@ from experiments.studies.pool import Job, Pool
 from experiments.studies.schema import SEED, Cell, Study, merged
 from fedwsa import interruption
 from fedwsa.config.component import ConfigError
+from fedwsa.runfolder.write import STUDY, write_failure, write_json
+from fedwsa.simulation.cluster import cores
 
 _REFRESH = 0.5  # seconds between pictures
 _RAY_WORKERS = "runtime.workers="
@@ -169,11 +169,6 @@ class Runner:
                     self.failed[job.name] = reason
                     write_failure(self.folder / job.name, reason)
                 display.ends(cells[job.name], _reached(answer), reason)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def _with_one_worker(cell: Cell) -> Cell:

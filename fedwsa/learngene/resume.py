@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from fedwsa import interruption
 from fedwsa.data.cache import fetch, store
 
+_OPTIMIZER = "optimizer "
+_LAYOUT = "2"  # how the optimiser's state is named: that of another would be left out silently
+
 
 @dataclass
 class Resume:
@@ -46,16 +49,17 @@ class Resume:
     ) -> int:
         """Put back what was kept; returns how many steps are done."""
         kept = fetch(self.file)
-        if kept is None or kept[1].get("key") != self.key:
+        if kept is None or (kept[1].get("key"), kept[1].get("layout")) != (self.key, _LAYOUT):
             return 0
         tensors, facts = kept
         for i, parameter in enumerate(parameters):
             parameter.copy_(tensors[f"parameter {i}"])
-            optimizer.state[parameter] = {
-                "step": tensors[f"step {i}"].clone(),
-                "exp_avg": tensors[f"mean {i}"].to(parameter.device, copy=True),
-                "exp_avg_sq": tensors[f"square {i}"].to(parameter.device, copy=True),
-            }
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith(_OPTIMIZER):
+                number, _, key = name.removeprefix(_OPTIMIZER).partition(" ")
+                state.setdefault(int(number), {})[key] = tensor
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         for name, buffer in model.named_buffers():
             buffer.copy_(tensors[f"buffer {name}"])
         self.found = int(facts["done"])
@@ -72,15 +76,13 @@ class Resume:
         """Write the state, if it is time to or ``now``."""
         if not now and time.monotonic() - self._kept < self.every:
             return
-        tensors: dict[str, Tensor] = {}
-        for i, parameter in enumerate(parameters):
-            state = optimizer.state[parameter]
-            tensors[f"parameter {i}"] = parameter.detach().cpu()
-            tensors[f"step {i}"] = state["step"].cpu()
-            tensors[f"mean {i}"] = state["exp_avg"].cpu()
-            tensors[f"square {i}"] = state["exp_avg_sq"].cpu()
+        tensors = {f"parameter {i}": p.detach().cpu() for i, p in enumerate(parameters)}
+        for number, values in optimizer.state_dict()["state"].items():
+            tensors |= {f"{_OPTIMIZER}{number} {key}": t.cpu() for key, t in values.items()}
         tensors |= {f"buffer {n}": b.cpu() for n, b in model.named_buffers()}
-        store(self.file, tensors, {"key": self.key, "done": str(done)}, "init.file")
+        store(
+            self.file, tensors, {"key": self.key, "layout": _LAYOUT, "done": str(done)}, "init.file"
+        )
         self._kept = time.monotonic()
 
     def forget(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedwsa.config.component import ConfigError
+from fedwsa.runfolder.columns import history_columns
 from fedwsa.runfolder.files import Lines, whole_lines
 from fedwsa.wire import messages
 from server.callbacks.facts import facts
@@ -136,28 +137,7 @@ class History:
     def __init__(
         self, folder: Path, validates: bool = False, begun: int = 0, private: bool = False
     ) -> None:
-        self._columns = [
-            "round",
-            "accuracy",
-            "loss",
-            *(["validation_accuracy", "validation_loss"] if validates else []),
-            "train_loss",
-            "client_accuracy_mean",
-            "client_accuracy_worst10",
-            "client_accuracy_std",
-            "client_accuracy_jain",
-            *(["epsilon"] if private else []),
-            "bytes_down",
-            "bytes_up",
-            "simulated_seconds",
-            "flops_per_client",
-            "dropped",
-            "late",
-            "failed",
-            "rejected",
-            "failed_evaluation",
-            "cohort",
-        ]
+        self._columns = history_columns(validates=validates, private=private)
         self._history = _Table(folder / "history.csv", self._columns, begun)
         columns = ["round", "train", "aggregate", "evaluate"]
         self._timing = _Table(folder / "timing.csv", columns, begun)

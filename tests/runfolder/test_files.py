@@ -20,9 +20,9 @@ from flwr.app import MetricRecord
 
 import server.folder
 from experiments.reports.tables.runs import Run
-from experiments.reports.tables.runs import read_config as read_run
 from fedwsa.config.component import ConfigError
 from fedwsa.runfolder.files import Lines, replacing, whole_lines, write_text
+from fedwsa.runfolder.read import read_config as read_run
 from fedwsa.runfolder.tensors import write_tensors
 from fedwsa.schema.compose import compose
 from server.callbacks.events import Events

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from experiments.reports.figures.style import Look, legend, looks, name, panels
 from experiments.reports.statistics import interval
 from experiments.reports.tables.build import Row
-from experiments.reports.tables.runs import Unusable, numbers, read_columns
 from fedwsa.config.component import ConfigError
+from fedwsa.runfolder.read import Unusable, numbers, read_columns
 
 Array = NDArray[np.float64]
 

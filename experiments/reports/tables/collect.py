@@ -11,19 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from experiments.reports.tables.runs import (
-    CELL,
-    FAILED,
-    STUDY,
-    Run,
-    Unusable,
-    fingerprint,
-    read_config,
-    read_json,
-    read_result,
-)
+from experiments.reports.tables.runs import Run, fingerprint
 from fedwsa.config.component import ConfigError
 from fedwsa.config.identity import described
+from fedwsa.runfolder.read import Unusable, read_config, read_json, read_result
+from fedwsa.runfolder.write import CELL, FAILED, STUDY
 
 SEED = "seed"
 _RUN_FILES = (CELL, "config.yaml", "result.json")

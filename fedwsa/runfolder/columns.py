@@ -1,0 +1,35 @@
+"""Columns of ``history.csv``, whoever writes or reads it."""
+
+from __future__ import annotations
+
+CLIENT_LISTS = ("dropped", "late", "failed", "rejected", "failed_evaluation", "cohort")
+"""Which hold ids of clients, with spaces between them."""
+
+
+def history_columns(*, validates: bool, private: bool) -> list[str]:
+    """The head of a run's history.
+
+    Parameters
+    ----------
+    validates
+        Whether there is a validation split.
+    private
+        Whether differential privacy has a price.
+    """
+    return [
+        "round",
+        "accuracy",
+        "loss",
+        *(["validation_accuracy", "validation_loss"] if validates else []),
+        "train_loss",
+        "client_accuracy_mean",
+        "client_accuracy_worst10",
+        "client_accuracy_std",
+        "client_accuracy_jain",
+        *(["epsilon"] if private else []),
+        "bytes_down",
+        "bytes_up",
+        "simulated_seconds",
+        "flops_per_client",
+        *CLIENT_LISTS,
+    ]
