@@ -36,7 +36,7 @@ def _start(name: str, module: str) -> None:
     """Run the command whose ``main`` stands in a module of ``experiments``."""
     interruption.watch(name)
     if sys.argv[1:] == ["--version"]:
-        from importlib.metadata import version
+        from importlib.metadata import version  # imported for this alone
 
         print(f"fedwsa {version('fedwsa')}")
         return

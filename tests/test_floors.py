@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,21 @@ def test_folders_import_those_that_the_page_names_and_all_of_them() -> None:
     assert used == allowed
     for place, room in enumerate(allowed):  # so there is no circle, however long
         assert allowed[room] <= {*list(allowed)[:place]}, f"{room} stands above what it imports"
+
+
+def test_who_imports_within_a_function_says_why() -> None:
+    """A comment tells: it is to save the time of starting, or what importing reads."""
+    silent = []
+    for file in modules():
+        source = file.read_text(encoding="utf-8")
+        functions = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)]
+        inner = (node for function in functions for node in ast.walk(function))
+        if any(isinstance(node, ast.Import | ast.ImportFrom) for node in inner):
+            tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+            said = " ".join(t.string for t in tokens if t.type == tokenize.COMMENT)
+            if not re.search(r"[Ii]mport|[Oo]nly now|spared", said):
+                silent.append(str(file.relative_to(ROOT)))
+    assert silent == []
 
 
 @pytest.mark.parametrize("file", modules(), ids=lambda f: str(f.relative_to(ROOT)))

@@ -37,6 +37,8 @@ from fedwsa.runfolder.files import write_text
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
 
+# Ray and Flower's simulation are imported where a side is timed: each side starts its own.
+
 console = Console(stderr=True)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from experiments.commands.descendants import end_descendants
 from fedwsa import interruption
 
+# The engine is imported in the thread that starts Ray, while everything else is.
+
 _POLL = 0.1  # seconds
 
 

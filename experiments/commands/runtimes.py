@@ -28,6 +28,8 @@ from fedwsa.simulation.cluster import connect, cores, count_workers
 from server import app as server
 from server.federation import Federation
 
+# Ray is imported where it runs: importing it reads what connect() has set.
+
 logger = logging.getLogger("fedwsa")
 
 

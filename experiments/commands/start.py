@@ -8,6 +8,8 @@ import traceback
 from experiments.commands.ray_start import RayStart, expects_local_ray
 from fedwsa import interruption
 
+# The command is imported where interruptions are answered: it takes seconds.
+
 
 def main() -> None:
     """Run the command; see :mod:`experiments.commands.simulate`."""

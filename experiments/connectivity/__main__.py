@@ -5,6 +5,8 @@ from __future__ import annotations
 from experiments.commands.preamble import in_one_line
 from fedwsa import interruption
 
+# The command is imported where interruptions are answered: it takes seconds.
+
 _INTERRUPTED = "interrupted; finished pairs are kept, and the same command goes on"
 
 

@@ -12,6 +12,8 @@ from rich.console import Console
 from experiments.commands.preamble import Parser, in_one_line
 from fedwsa.config.component import ConfigError
 
+# The command is imported where interruptions are answered: it takes seconds.
+
 
 def main() -> None:
     """Run the demonstration: every error ends in one line, and all programs with it."""

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+# What trains is imported when all that can be wrong was found.
+
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 from rich.console import Console

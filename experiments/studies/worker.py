@@ -20,6 +20,8 @@ from typing import Any, NoReturn
 
 from experiments.commands.descendants import end_descendants
 
+# What a run needs is imported when the parent says how many cores Ray has: Ray reads it then.
+
 
 def main() -> None:
     """Answer tasks until the parent has no more."""

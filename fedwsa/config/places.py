@@ -7,6 +7,8 @@ from pathlib import Path
 from fedwsa.config.component import Component
 from fedwsa.launcher import APPS
 
+# OmegaConf is imported where options are read: workers of a simulation are spared it.
+
 CONFIG_DIR = APPS / "conf"
 
 

@@ -17,6 +17,8 @@ from fedwsa.config.component import ConfigError
 from fedwsa.data.decoding import BATCH, Background, Encoded, decode_images
 from fedwsa.data.examples import Examples
 
+# pyarrow is imported where a file is read: who has the cached tensors is spared it.
+
 _BATCH_BYTES = 1 << 26  # of encoded images that are read at once, about
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.parquet")
 

@@ -21,6 +21,8 @@ from fedwsa.data.keys import digest, of_files
 from fedwsa.data.loading import Source
 from fedwsa.data.parquet import natural_ids, part_files, read_part, require_one_numbering
 
+# scikit-learn and torchvision are imported where their data are read, for seconds.
+
 
 def digits() -> Source:
     """1797 handwritten digits of 8x8 pixels from scikit-learn, a fifth of them for the test."""

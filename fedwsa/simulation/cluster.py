@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+# Ray is imported after keep_local(): importing it reads what that has set.
+
 logger = logging.getLogger("fedwsa")
 
 _PATIENCE = 5.0  # seconds for an address to answer
