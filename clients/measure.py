@@ -100,7 +100,7 @@ def _conditions(local: Local) -> Conditions:
 
 
 def _alone(config: Config, data: FederatedData, model: nn.Module, device: str) -> float:
-    """Seconds for a client."""
+    """Seconds of processor time that a client's epoch takes."""
     local = config.local.model_copy(update={"epochs": 1})
 
     def run() -> None:

@@ -52,35 +52,35 @@ def _start(name: str, module: str) -> None:
 
 
 def simulate() -> None:
-    """``fedwsa``."""
+    """Start ``fedwsa``."""
     _start("fedwsa", "experiments.commands.start")
 
 
 def learngene() -> None:
-    """``fedwsa-learngene``."""
+    """Start ``fedwsa-learngene``."""
     _start("fedwsa-learngene", "experiments.commands.learngene")
 
 
 def merge() -> None:
-    """``fedwsa-merge``."""
+    """Start ``fedwsa-merge``."""
     _start("fedwsa-merge", "experiments.commands.merge")
 
 
 def partition() -> None:
-    """``fedwsa-partition``."""
+    """Start ``fedwsa-partition``."""
     _start("fedwsa-partition", "experiments.commands.partition")
 
 
 def plot() -> None:
-    """``fedwsa-plot``."""
+    """Start ``fedwsa-plot``."""
     _start("fedwsa-plot", "experiments.commands.plot")
 
 
 def study() -> None:
-    """``fedwsa-study``."""
+    """Start ``fedwsa-study``."""
     _start("fedwsa-study", "experiments.commands.study")
 
 
 def table() -> None:
-    """``fedwsa-table``."""
+    """Start ``fedwsa-table``."""
     _start("fedwsa-table", "experiments.commands.table")

@@ -209,5 +209,5 @@ def _storable(value: object) -> bool:
 
 
 def add_up(tally: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
-    """Both sums together."""
+    """Two tallies, added key by key."""
     return {key: tally.get(key, 0) + more.get(key, 0) for key in {**tally, **more}}

@@ -135,7 +135,7 @@ class Federation:
 
     @property
     def _past(self) -> dict[str, float]:
-        """The sums over them."""
+        """Sums over the rounds that were over at the checkpoint."""
         return {} if self.begun is None else self.begun.tally
 
     def start(self, grid: Grid) -> None:

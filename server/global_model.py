@@ -65,7 +65,7 @@ class GlobalModel:
 
     @property
     def network(self) -> nn.Module:
-        """That of the largest size."""
+        """The network of the largest size."""
         return self.sizes.models[self.largest]
 
     @property

@@ -31,7 +31,7 @@ class Marks:
 
     @classmethod
     def of(cls, data: FederatedData, sizes: SizedModels) -> Marks:
-        """Those of a run."""
+        """The marks of a run's data and models."""
         reference = data.reference
         if reference:
             return cls({messages.DATA_REFERENCE: reference}, sizes.marks)

@@ -87,7 +87,7 @@ def help_text() -> str:
 
 
 def learngene_help() -> str:
-    """Of ``fedwsa-learngene``."""
+    """Text of ``fedwsa-learngene --help``."""
     return _whole(_LEARNGENE, "learngene")
 
 

@@ -53,7 +53,7 @@ class Trainer:
         self._known: dict[tuple[object, ...], State] = {}
 
     def states(self, pair: Pair) -> list[State]:
-        """A and B."""
+        """The two trained states, A and B."""
         condition = self.config.conditions[pair.condition]
         return [self._state(pair, condition, side) for side in _SIDES]
 

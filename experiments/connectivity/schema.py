@@ -38,7 +38,7 @@ class Target(Section):
 
 
 class ConnectivityConfig(Section):
-    """All of it."""
+    """A study of mode connectivity, as ``conf/connectivity.yaml`` has it."""
 
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
     folder: str

@@ -164,7 +164,7 @@ def _private(key: ec.EllipticCurvePrivateKey, form: PrivateFormat) -> bytes:
 
 
 def main() -> None:
-    """The command."""
+    """``python -m experiments.deploy.keys``."""
     parser = Parser(
         prog="python -m experiments.deploy.keys",
         description="Make the keys and certificates of a federation.",

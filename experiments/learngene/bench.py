@@ -103,7 +103,7 @@ class Downstream:
 
     @property
     def classes(self) -> int:
-        """How many."""
+        """Number of classes."""
         return self.data.classes
 
 

@@ -42,7 +42,7 @@ class Bench(_Section):
 
 
 class LearngeneConfig(_Section):
-    """All of it."""
+    """A run of ``fedwsa-learngene``, as ``conf/learngene.yaml`` has it."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     device: Device

@@ -57,6 +57,6 @@ def accuracies(rows: Sequence[tuple[str, Score]]) -> Table:
 
 
 def size(state: State) -> int:
-    """How many numbers there are."""
+    """Number of entries over all tensors."""
     tensors: Sequence[Tensor] = [state[name] for name in state]
     return sum(tensor.numel() for tensor in tensors)

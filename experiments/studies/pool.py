@@ -130,7 +130,7 @@ class Pool:
 
     @property
     def size(self) -> int:
-        """Workers that there are."""
+        """Number of workers: ready, starting, and at work."""
         return len(self._ready) + len(self._starting) + len(self._at)
 
     def fill(self, jobs: list[Job], begin: Callable[[Job], None] = lambda job: None) -> None:

@@ -86,7 +86,7 @@ def _check(overrides: list[str]) -> dict[str, Any]:
 
 
 def _run(config: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Run a cell."""
+    """Run a cell of the study; its result."""
     from experiments.commands.simulate import simulate
     from fedwsa.schema.config import Config
 

@@ -83,7 +83,7 @@ def _hashable(value: Any) -> Any:
 
 
 class Section(BaseModel):
-    """Closed, strict, unchangeable."""
+    """A section of a schema: unknown keys and other types are refused; frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 

@@ -40,7 +40,7 @@ class NoSkew:
     """Every client sees its images as they are."""
 
     def draw(self, random: np.random.Generator) -> dict[str, float]:
-        """Nothing."""
+        """No figures: a client's images are not changed."""
         return {}
 
     def apply(self, pixels: Tensor, drawn: Mapping[str, float], random: torch.Generator) -> Tensor:

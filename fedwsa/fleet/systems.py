@@ -58,7 +58,7 @@ class Task:
 
     @property
     def steps(self) -> int:
-        """Of the whole training."""
+        """Number of steps of the whole training."""
         return len(self.batches)
 
     def steps_within(self, deadline: float) -> int:
@@ -68,7 +68,7 @@ class Task:
         return int((sent + done / self.device.flops_per_second <= deadline).sum())
 
     def flops(self, steps: int) -> float:
-        """Of the first steps."""
+        """Floating-point operations of the first steps."""
         return self.flops_per_sample * sum(self.batches[:steps])
 
     def seconds(self, steps: int, up: float) -> float:

@@ -51,12 +51,12 @@ class Learngene:
 
     @property
     def architecture(self) -> Architecture:
-        """Of the network."""
+        """What the network's builder says of it: axes, blocks, head."""
         return architecture_of(self.model)
 
     @cached_property
     def source(self) -> Outline:
-        """Of the network."""
+        """Names and shapes of the network's arrays, by layer."""
         return outline(self.model, self.shape, self.classes)
 
     @property

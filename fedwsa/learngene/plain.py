@@ -19,7 +19,7 @@ class Standard(Method):
     name, serves, teaches, trains = "standard", "family", False, False
 
     def learn(self, task: Task) -> Learngene:
-        """Nothing."""
+        """An empty learngene: there is nothing to learn."""
         return task.gene(self.name, task.model, {})
 
     def initialise(self, gene: Learngene, target: Target) -> dict[str, Tensor]:

@@ -81,12 +81,12 @@ class School:
 
     @property
     def shape(self) -> InputShape:
-        """Of an example."""
+        """Shape of an example."""
         return self.lesson.data.shape
 
     @property
     def classes(self) -> int:
-        """How many."""
+        """Number of classes."""
         return self.lesson.data.classes
 
     def recipe(self, part: Literal["teach", "learn", "fit"]) -> Recipe:

@@ -107,7 +107,7 @@ class Kronecker(nn.Module):
         self.templates = templates
 
     def forward(self, scalers: Tensor) -> Tensor:
-        """The weight."""
+        """The layer's weight, made from its template and scalers."""
         return kronecker(scalers, self.templates)
 
     def right_inverse(self, weight: Tensor) -> Tensor:

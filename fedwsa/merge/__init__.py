@@ -61,7 +61,7 @@ class Declared(Generic[_P]):
         self._function, self.needs, self.aligned = function, frozenset(needs), aligned
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> dict[str, Tensor]:
-        """Merge."""
+        """Merge models, as the operator does."""
         return self._function(*args, **kwargs)
 
     def __reduce__(self) -> str:

@@ -237,7 +237,7 @@ class _Search:
         return sizes.pop()
 
     def as_it_is(self) -> dict[str, Tensor]:
-        """All units where they are."""
+        """The permutation that leaves all units where they are."""
         return {group: torch.arange(size) for group, size in self.sizes.items()}
 
     def forward(self) -> dict[str, Tensor]:

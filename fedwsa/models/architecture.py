@@ -226,7 +226,7 @@ def architecture_of(component: Component) -> Architecture:
 
 
 def first_units(there: int, wanted: int) -> Tensor:
-    """The first units."""
+    """Choose the first units of each layer."""
     return torch.arange(wanted)
 
 
@@ -236,7 +236,7 @@ def rolled_by(shift: int) -> Pick:
 
 
 def spread_units(there: int, wanted: int) -> Tensor:
-    """Units in even distances."""
+    """Choose units in even distances over each layer."""
     return torch.arange(wanted) * there // wanted
 
 

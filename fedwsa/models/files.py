@@ -25,11 +25,11 @@ class DataFacts(Protocol):
 
     @property
     def classes(self) -> int:
-        """How many there are."""
+        """Number of classes."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of an example."""
+        """Shape of an example."""
 
     def facts(self) -> dict[str, Any]:
         """How examples are prepared, as plain values."""

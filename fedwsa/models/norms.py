@@ -52,7 +52,7 @@ class StaticBatchNorm2d(nn.BatchNorm2d):
 
 
 def static_norms(model: nn.Module) -> dict[str, StaticBatchNorm2d]:
-    """Those of a network, by name."""
+    """The static norms of a network, by name."""
     return {k: m for k, m in model.named_modules() if isinstance(m, StaticBatchNorm2d)}
 
 

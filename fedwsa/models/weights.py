@@ -45,7 +45,7 @@ class Weights:
     files: list[Path]
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of them."""
+        """All tensors of the file, by name."""
         return {name: self.read(stored) for name, stored in self.stored.items()}
 
 

@@ -33,7 +33,7 @@ from fedwsa.schema.sections import (
 
 
 class Config(Section):
-    """A whole run."""
+    """A run: what ``conf/config.yaml`` and its groups say, checked."""
 
     rounds: PositiveInt
     seed: Annotated[int, Field(ge=0, lt=2**32)]

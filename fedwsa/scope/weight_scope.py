@@ -271,7 +271,7 @@ class WeightScope:
     def of(
         cls, names: Iterable[str], mean: Sequence[float], variance: Sequence[float]
     ) -> WeightScope:
-        """A scope from plain numbers."""
+        """A scope from plain numbers, one mean and variance a layer."""
         return cls(
             tuple(names),
             torch.tensor(mean, dtype=torch.float64),

@@ -80,7 +80,7 @@ class RayGrid(Grid):
 
     @property
     def run(self) -> Run:
-        """The run."""
+        """The Flower run that messages belong to."""
         return Run(**vars(self._run))
 
     def set_run(self, run: Run) -> None:

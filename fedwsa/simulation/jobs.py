@@ -18,7 +18,7 @@ _Content = dict[str, PackedRecord | ObjectRef[PackedRecord]]
 
 
 class Workers(Protocol):
-    """What is to be known of a pool."""
+    """What planning jobs needs to know of a pool."""
 
     @property
     def size(self) -> int:

@@ -80,7 +80,7 @@ class Mailbox:
         return seconds_left(self._sent[key])
 
     def put(self, key: str, reply: Message) -> None:
-        """A reply has come."""
+        """Keep a reply until it is fetched."""
         reply.metadata.__dict__["_message_id"] = str(uuid4())
         self._replies[key] = reply
 
@@ -118,7 +118,7 @@ class Mailbox:
 
 
 def seconds_left(message: Message) -> float:
-    """Of a message's time to live."""
+    """Seconds that are left of a message's time to live."""
     return message.metadata.created_at + message.metadata.ttl - time.time()
 
 

@@ -65,12 +65,12 @@ class Order:
 
     @property
     def key(self) -> str:
-        """Of the message."""
+        """Id of the message."""
         return self.message.metadata.message_id
 
     @property
     def node(self) -> int:
-        """Of the client."""
+        """Node id of the client."""
         return self.message.metadata.dst_node_id
 
 

@@ -52,7 +52,7 @@ STYLE: Any = {  # matplotlib's stubs name each key
 
 @dataclass(frozen=True)
 class Look:
-    """Of a line."""
+    """Colour, dash and marker of a line, the same in all figures."""
 
     colour: str
     dash: Any

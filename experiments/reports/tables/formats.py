@@ -110,7 +110,7 @@ def show(table: Table, console: Console, title: str | None = None) -> None:
 
 
 def to_markdown(table: Table) -> str:
-    """For a README or an issue."""
+    """A Markdown table, for a README or an issue."""
     heads, rows = grid(table)
     names = len(table.axes) or 1
     rules = [":--" if i < names else "--:" for i in range(len(heads))]
@@ -147,7 +147,7 @@ def _latex(text: str) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """With the package booktabs."""
+    """A LaTeX table, with the package booktabs."""
     heads, rows = grid(table)
     names = len(table.axes) or 1
     lines = [" & ".join(map(_latex, heads)) + r" \\", r"\midrule"]

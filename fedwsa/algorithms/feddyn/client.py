@@ -56,7 +56,7 @@ class FedDyn(Objective):
 
     @torch.no_grad()
     def end(self) -> dict[str, float | list[float]]:
-        """Renew g_k."""
+        """Renew g_k, the client's gradient at its solution."""
         renewed = torch._foreach_sub(self._own, self._drift(), alpha=self.alpha)
         if (pull := self._local.pull(self._named)) is not None:
             torch._foreach_sub_(renewed, pull)

@@ -64,7 +64,7 @@ class FedDyn(Remembering):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Announce α."""
+        """Announce α to what FedAvg sends."""
         self._received = messages.to_tensors(arrays)
         self._nodes = len(list(grid.get_nodes()))  # away or not: N is the whole fleet
         config[messages.DYN_ALPHA] = self.alpha

@@ -107,7 +107,7 @@ def from_its_node(reply: Message, asked: Sequence[Message]) -> Message:
 
 
 def node_of(reply: Message) -> int:
-    """Who answers."""
+    """The node that a reply comes from."""
     return reply.metadata.src_node_id
 
 

@@ -35,7 +35,7 @@ class Witness(Protocol):
     """Who is told at once what goes wrong in a training."""
 
     def lost(self, incidents: Sequence[Incident]) -> None:
-        """Answers that do not count."""
+        """Be told of answers that do not count."""
 
     def round_is(self, kind: Literal["repeated", "skipped", "stopped"], what: str) -> None:
         """What becomes of the round as a whole."""
@@ -235,7 +235,7 @@ class Guard(Wrapper):
 
     @property
     def judge(self) -> Judge:
-        """Of the answers to a training."""
+        """The judge of answers to a training."""
         weight = averages_by(self.strategy) or weighs_by(self.strategy)
         rules = Rules(weight, self.numbers, self.max_examples, answers_of(self.strategy))
         return Judge(in_training(rules, self._clipped), self.max_norm_ratio)

@@ -54,7 +54,7 @@ class Quorum:
         return math.ceil(self.results * cohort - 1e-9) if share else int(self.results)
 
     def is_met(self, gathered: Gathered, cohort: int) -> bool:
-        """Whether a cohort gave enough."""
+        """Whether a cohort gave as many usable answers as the quorum asks."""
         return len(gathered.accepted) >= self.of(cohort)
 
     def verdict(self, gathered: Gathered, cohort: int) -> Verdict:

@@ -34,7 +34,7 @@ class FisherInformation(Objective):
         return find_record(content, messages.FISHER_LABELS) is not None
 
     def after(self, model: nn.Module) -> None:
-        """Measure it."""
+        """Measure the Fisher information of the trained model."""
         of = self._samples
         measure_statistics(model, of.inputs, of.prepare, of.inputs.device)
         self._measured = fisher_information(
