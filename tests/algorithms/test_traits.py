@@ -53,6 +53,7 @@ from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config.component import ConfigError
 from fedwsa.schema.compose import compose
 from fedwsa.wire import messages
+from server.deployment import open_fleet
 from server.sizes import SizedModels
 from server.strategy import build_strategy
 from tests.given.floors import ROOT, modules
@@ -232,6 +233,13 @@ def test_a_stranger_refuses_a_run_and_is_given_what_it_wants() -> None:
     config = compose([name, "strategy.args={}", "rounds=3"])
     with pytest.raises(ConfigError, match=r"^rounds: 3 are not mine \(.*test_traits\.py:\d+\)$"):
         build_strategy(config, SizedModels.of(config, (1, 8, 8), 10))
+
+
+def test_who_trains_on_no_device_has_no_pool_where_the_data_are_at_the_nodes() -> None:
+    config = compose(["strategy=centralised", "partition=own"])
+    grid: Any = None  # nobody is asked before
+    with pytest.raises(ConfigError, match=r"^strategy=centralised: there is no pool, with part"):
+        open_fleet(config, grid)
 
 
 def facts(**own: Any) -> RunFacts:
