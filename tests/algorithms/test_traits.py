@@ -41,6 +41,7 @@ from fedwsa.algorithms.personal.local import LocalOnly
 from fedwsa.algorithms.personal.server import Personal
 from fedwsa.algorithms.privacy import is_private
 from fedwsa.algorithms.run_facts import RunFacts, require
+from fedwsa.algorithms.scaffold.client import Scaffold as Correction
 from fedwsa.algorithms.scaffold.server import Scaffold
 from fedwsa.algorithms.sizes.depthfl import DepthFL
 from fedwsa.algorithms.sizes.fedrolex import FedRolex
@@ -91,6 +92,7 @@ def where(field: str) -> dict[type, Any]:
         ("whole_models", [*SIZED, *PERSONAL, Scaffold, OneShot]),
         ("clients_remember", REMEMBERING),
         ("takes_pulls", [FedDyn]),
+        ("objectives", []),  # ours come with the package
         ("answers", [Scaffold]),
         ("requires", [*SIZED, *PERSONAL, Scaffold, OneShot, Moon]),
         ("transient", [*SIZED, FedNova, FedDyn, OneShot, FedWSA, Guard]),
@@ -142,6 +144,7 @@ class Said(FedAvg):
         whole_models=False,
         clients_remember=True,
         takes_pulls=True,
+        objectives=(Correction,),
         answers=(("asked", "answered"),),
         transient=("notes",),
         requires=True,
