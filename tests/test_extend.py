@@ -46,7 +46,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
             cwd=folder,
             env=environment(folder),
             check=True,
-            timeout=200,
+            timeout=600,
         )
     return folder
 

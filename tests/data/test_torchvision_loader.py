@@ -20,7 +20,7 @@ def run(before: str) -> str:
         [sys.executable, "-c", CODE.format(before=before)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -134,7 +134,7 @@ def test_ctrl_c_ends_every_program(tmp_path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=600)
     finally:
         process.terminate()  # it ends its programs then, too
     assert process.returncode == 130

@@ -124,7 +124,7 @@ except KeyboardInterrupt:
 def test_a_signal_leaves_no_lock_of_the_import_machinery_held(number: int) -> None:
     program = IMPORTING.replace("NUMBER", str(int(number)))
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=False
     )
     assert (done.returncode, done.stderr) == (128 + number, "")
 

@@ -46,7 +46,7 @@ def fedwsa_study(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
         env=environment(folder),
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=600,
         check=False,
     )
 
@@ -174,7 +174,7 @@ def test_ctrl_c_ends_all_processes_and_keeps_what_is_finished(tmp_path: Path) ->
         children = family(process.pid)[1:]
         assert len(children) > 4  # workers, and their Rays
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=200)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     assert errors.endswith("interrupted; the same command goes on with what is left\n")
     assert (tmp_path / "out" / "rounds=1" / "result.json").exists()

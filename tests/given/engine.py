@@ -72,7 +72,7 @@ def weights(replies: list[Message]) -> dict[int, float]:
 
 def pulled(grid: Grid, ids: list[str]) -> list[Message]:
     """All replies to what was pushed; each can be fetched once."""
-    replies, left, end = [], set(ids), time.monotonic() + 60
+    replies, left, end = [], set(ids), time.monotonic() + 600
     while left and time.monotonic() < end:
         new = list(grid.pull_messages(left))
         left -= {reply.metadata.reply_to_message_id for reply in new}

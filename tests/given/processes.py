@@ -25,7 +25,7 @@ def started(command: Sequence[str | Path], **options: Any) -> Iterator[subproces
             process.wait()
 
 
-def all_end(pids: Sequence[int], seconds: float = 30.0) -> bool:
+def all_end(pids: Sequence[int], seconds: float = 300.0) -> bool:
     """Whether all processes end within some seconds."""
     end = time.monotonic() + seconds
     while any(map(_alive, pids)) and time.monotonic() < end:

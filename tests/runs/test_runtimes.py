@@ -77,7 +77,7 @@ def test_a_cluster_of_two_nodes_gives_the_same_model_and_each_node_reads_its_own
             *there,
         ],
         check=True,
-        timeout=400,
+        timeout=600,
     )
     here, other = (load_file(tmp_path / f / "model.safetensors") for f in ("here", "there"))
     for key, weight in here.items():
@@ -100,7 +100,7 @@ def test_a_signal_ends_it_at_once_with_the_history_and_without_a_process(
         processes = family(process.pid)
         assert len(processes) > 4
         process.send_signal(number)
-        errors = process.communicate(timeout=200)[1]  # its rounds would take hours
+        errors = process.communicate(timeout=600)[1]  # its rounds would take hours
     assert process.returncode == 128 + number
     line = (
         "fedwsa: interrupted; the history so far is in a run; it goes on by: fedwsa resume='a run'"
@@ -114,7 +114,7 @@ def test_a_run_that_is_repeated_goes_where_runs_go(tmp_path: Path) -> None:
     def fedwsa(*words: str) -> None:
         command = [*COMMAND, *words]
         places = {"cwd": tmp_path, "env": environment(tmp_path)}
-        subprocess.run(command, check=True, capture_output=True, timeout=400, **places)
+        subprocess.run(command, check=True, capture_output=True, timeout=600, **places)
 
     fedwsa("rounds=1", "clients.count=2", "local.epochs=1", "hydra.run.dir=first")
     fedwsa("-cp", str(tmp_path / "first"), "-cn", "config")
@@ -142,7 +142,7 @@ def test_ctrl_c_before_the_first_round_leaves_nothing(moment: str, tmp_path: Pat
             time.sleep(0.01)
         processes = family(process.pid)
         process.send_signal(signal.SIGINT)
-        errors = process.communicate(timeout=200)[1]
+        errors = process.communicate(timeout=600)[1]
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert all_end(processes)
@@ -172,7 +172,7 @@ def test_what_cannot_be_ends_in_one_line_before_anything_is_written(
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=240,
+        timeout=600,
         env=environment(tmp_path),
         check=False,
     )

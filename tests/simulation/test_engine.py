@@ -76,7 +76,7 @@ def test_an_exchange_whose_time_is_over_leaves_alone_what_was_pushed() -> None:
         time.sleep(0.4 if partition < 4 else 30)
 
     def body(grid: Grid) -> None:
-        list(grid.send_and_receive(instructions(grid)[:1], timeout=60))  # the workers have started
+        list(grid.send_and_receive(instructions(grid)[:1], timeout=600))  # the workers have started
         # Two workers: two of the four pushed ones wait while the exchange is on.
         ids = list(grid.push_messages(instructions(grid)[:4]))
         assert list(grid.send_and_receive(instructions(grid)[5:], timeout=1.2)) == []
