@@ -56,7 +56,7 @@ class ConnectivityConfig(Section):
     local: Local
 
     @model_validator(mode="after")
-    def _nothing_is_drawn(self) -> ConnectivityConfig:
+    def _refuse_drawn_conditions(self) -> ConnectivityConfig:
         local = self.local
         plain = local.lr_factors == [1.0] and local.epoch_factors == [1.0]
         if not plain or local.weight_decays or local.batch_sizes or local.optimisers:

@@ -113,7 +113,7 @@ class Study(_Section):
     target: Annotated[float, AfterValidator(share_to_reach)] | None = None
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Study:
+    def _refuse_what_does_not_fit_together(self) -> Study:
         owner: dict[str, str] = {}
         for axis in self.axes:
             _check_axis(axis, self.labels(axis))

@@ -60,31 +60,31 @@ class Config(Section):
     tracker: dict[str, Component]
 
     @model_validator(mode="after")
-    def _checkpoints_need_our_engine(self) -> Config:
+    def _refuse_checkpoints_elsewhere(self) -> Config:
         if self.checkpoint.every is not None and self.runtime.name != "ray":
             raise ValueError("checkpoint.every needs runtime=ray, which knows what clients keep")
         return self
 
     @model_validator(mode="after")
-    def _cohorts_are_fp32(self) -> Config:
+    def _refuse_cohorts_in_half_precision(self) -> Config:
         if isinstance(self.runtime.cohort, int) and self.local.precision != "fp32":
             raise ValueError("runtime.cohort needs local.precision=fp32")
         return self
 
     @model_validator(mode="after")
-    def _cut_clients_are_alone(self) -> Config:
+    def _refuse_cohorts_of_cut_clients(self) -> Config:
         if isinstance(self.runtime.cohort, int) and self.clients.cuts:
             raise ValueError("runtime.cohort needs clients.late=drop, or no clients.deadline")
         return self
 
     @model_validator(mode="after")
-    def _images_are_left(self) -> Config:
+    def _refuse_splits_without_images_for_clients(self) -> Config:
         if self.init.public + self.evaluation.validation >= 1:
             raise ValueError("init.public and evaluation.validation leave no images for clients")
         return self
 
     @model_validator(mode="after")
-    def _sizes_fit_the_clients(self) -> Config:
+    def _refuse_sizes_that_do_not_fit(self) -> Config:
         wish, key = self.clients.sizes, "sizes"
         try:
             size_rules.check_names(self.sizes)
@@ -98,7 +98,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _noise_is_added_once(self) -> Config:
+    def _refuse_noise_of_both_sides(self) -> Config:
         if self.privacy.local is not None and self.strategy.adds_noise:
             raise ValueError("privacy.local does not go with a strategy that adds noise itself")
         if self.privacy.local is not None and self.guard.repeats:
@@ -106,7 +106,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _secret_noise_is_drawn(self) -> Config:
+    def _refuse_secrecy_without_noise(self) -> Config:
         if self.privacy.noise == "secret" and not self.private:
             raise ValueError(
                 "privacy.noise=secret: this run adds no noise; give privacy.local, or a strategy "

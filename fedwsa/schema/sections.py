@@ -155,7 +155,7 @@ class Wsa(Section):
     private: Literal["measured", "noised"]
 
     @model_validator(mode="after")
-    def _fixed_needs_a_scope(self) -> Wsa:
+    def _refuse_a_fixed_target_without_scope(self) -> Wsa:
         if self.target == "fixed" and self.scope is None:
             raise ValueError("target=fixed needs wsa.scope=FILE, a model.safetensors")
         return self
@@ -188,7 +188,7 @@ class Evaluation(Section):
     keep_best: bool
 
     @model_validator(mode="after")
-    def _choosing_needs_a_split(self) -> Evaluation:
+    def _refuse_choosing_without_validation(self) -> Evaluation:
         if (self.patience or self.keep_best) and not self.validation:
             raise ValueError(
                 "patience and keep_best need evaluation.validation, as 0.1: the test set is not "
@@ -214,7 +214,7 @@ class Guard(Section):
 
     @field_validator("min_results")
     @classmethod
-    def _count_or_share(cls, value: float) -> float:
+    def _refuse_fractions_above_one(cls, value: float) -> float:
         if value > 1 and value != int(value):
             raise ValueError("must be a number of clients, or a share below 1")
         return value
@@ -230,7 +230,7 @@ class Runtime(Section):
     cohort: Cohort
 
     @model_validator(mode="after")
-    def _flower_has_less(self) -> Runtime:
+    def _refuse_engine_keys_under_flower(self) -> Runtime:
         if self.name == "flower":
             if self.address is not None:
                 raise ValueError("address needs runtime=ray")
