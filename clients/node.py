@@ -8,6 +8,7 @@ from fedwsa.config.component import ConfigError
 from fedwsa.data.federated import FederatedData, shared_federated
 from fedwsa.data.own import is_own, open_node
 from fedwsa.schema.config import Config
+from fedwsa.schema.fleet import Fleet
 from fedwsa.wire import messages
 from fedwsa.wire.content import Content, find_record
 
@@ -41,7 +42,7 @@ def introduce(config: Config, message: Message, context: Context) -> ConfigRecor
     record = ConfigRecord({messages.PARTITION_ID: client})
     if config.clients.sizes is not None:
         shape, classes = data.whole.shape, data.whole.classes
-        record[messages.SIZE] = config.client_sizes(shape, classes)[client]
+        record[messages.SIZE] = Fleet(config).sizes(shape, classes)[client]
     if is_own(config.partition):
         record[messages.NUM_EXAMPLES] = len(data.partition.shares[client])
     return record

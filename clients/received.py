@@ -16,8 +16,9 @@ from fedwsa.data.federated import FederatedData
 from fedwsa.fleet.devices import resolve_device
 from fedwsa.fleet.systems import Task
 from fedwsa.models.flops import training_flops
-from fedwsa.schema.conditions import Conditions, draw_conditions
+from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.config import Config
+from fedwsa.schema.fleet import Fleet
 from fedwsa.wire import messages
 from fedwsa.wire.content import Content, find_record
 
@@ -113,7 +114,7 @@ def in_time(
     named = find_record(message.content, messages.SIZE)
     component = config.model_of(None if named is None else str(named[messages.SIZE]))
     task = Task(
-        config.client_device(client),
+        Fleet(config).device(client),
         messages.payload(message.content),
         training_flops(component, data.whole.shape, data.whole.classes),
         conditions.batches(len(data.split(client)[0])),
@@ -133,4 +134,4 @@ def conditions_of(config: Config, content: Content, client: int) -> Conditions:
     """A client's own, but the usual ones for the pooled samples of all."""
     if find_record(content, messages.POOLED) is not None:
         return Conditions.usual(config.local)
-    return draw_conditions(config.local, config.seed, client)
+    return Fleet(config).conditions(client)

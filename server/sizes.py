@@ -16,6 +16,7 @@ from fedwsa.fleet.size_rules import WHOLE, model_cost
 from fedwsa.models import InputShape, build_model, exchange, require_answers, state
 from fedwsa.models.architecture import Architecture, Axes, Axis, architecture_of
 from fedwsa.schema.config import Config
+from fedwsa.schema.fleet import Fleet
 
 NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -74,7 +75,7 @@ class SizedModels:
             )
             several = len(names) > 1
             costs[name] = model_cost(component, shape, classes) if several else 1.0
-        return cls(models, config.client_sizes(shape, classes), costs, known, shape)
+        return cls(models, Fleet(config).sizes(shape, classes), costs, known, shape)
 
     @cached_property
     def marks(self) -> dict[str, str]:

@@ -13,8 +13,8 @@ from fedwsa.data.federated import FederatedData
 from fedwsa.fleet import systems
 from fedwsa.fleet.systems import Task
 from fedwsa.models.flops import training_flops
-from fedwsa.schema.conditions import draw_conditions
 from fedwsa.schema.config import Config
+from fedwsa.schema.fleet import Fleet
 from fedwsa.simulation.reduce import AveragedReplies
 from fedwsa.wire import messages
 from server.sizes import SizedModels
@@ -83,24 +83,23 @@ class Systems:
     """
 
     def __init__(self, config: Config, data: FederatedData, sizes: SizedModels) -> None:
-        self._fleet, self._seed, self._local = config.clients, config.seed, config.local
+        self._wish, self._seed = config.clients, config.seed
         self._data, self._of_client = data, sizes.of_client
-        shape, classes = data.whole.shape, data.whole.classes
+        fleet, shape, classes = Fleet(config), data.whole.shape, data.whole.classes
         self._flops = {
             size: training_flops(config.model_of(size), shape, classes) for size in sizes.models
         }
-        self._device = cache(config.client_device)
+        self._device, self._conditions = cache(fleet.device), fleet.conditions
         self._batches = cache(self._count_batches)
 
     def _count_batches(self, client: int) -> list[int]:
         """Sizes of the batches of a whole training."""
-        conditions = draw_conditions(self._local, self._seed, client)
-        return conditions.batches(len(self._data.split(client)[0]))
+        return self._conditions(client).batches(len(self._data.split(client)[0]))
 
     def there(self, number: int) -> frozenset[int]:
         """The clients that are there in a round."""
-        share = systems.share_of_round(self._fleet.availability, number)
-        return frozenset(systems.available(self._seed, number, self._fleet.count, share))
+        share = systems.share_of_round(self._wish.availability, number)
+        return frozenset(systems.available(self._seed, number, self._wish.count, share))
 
     def plan(
         self, number: int, instructions: Sequence[Message], client_of: Callable[[int], int]
@@ -114,7 +113,7 @@ class Systems:
         client_of
             Node id → client.
         """
-        fleet, deadline = self._fleet, self._fleet.deadline
+        wish, deadline = self._wish, self._wish.deadline
         plan = Plan([], {}, {}, [], [])
         sizes: dict[int, int] = {}  # many messages share a content
         for message in instructions:
@@ -124,18 +123,18 @@ class Systems:
             flops = self._flops[self._of_client[client]]
             task = Task(self._device(client), sizes[id(content)], flops, self._batches(client))
             plan.tasks[client] = task
-            if systems.drops_out(self._seed, number, client, fleet.dropout):
+            if systems.drops_out(self._seed, number, client, wish.dropout):
                 plan.dropped.append(client)
                 continue
             steps = task.steps if deadline is None else task.steps_within(deadline)
             if steps < task.steps:
                 plan.late.append(client)
-            if steps == task.steps or (fleet.late == "cut" and steps):
+            if steps == task.steps or (wish.late == "cut" and steps):
                 plan.steps[client] = steps
                 plan.sent.append(message)
         for clients in (plan.dropped, plan.late):
             clients.sort()
-        if fleet.cuts and deadline is not None:
+        if wish.cuts and deadline is not None:
             messages.change_contents(plan.sent, lambda plain: _with_deadline(plain, deadline))
         if not plan.sent and plan.late:
             fastest = min(task.seconds(task.steps, task.down) for task in plan.tasks.values())
@@ -176,7 +175,7 @@ class Systems:
                 arrays = messages.model_arrays(sent[client])
                 up[client] += messages.array_bytes(arrays) if arrays is not None else 0
         seconds = [plan.tasks[k].seconds(plan.steps[k], size) for k, size in up.items()]
-        slowest, deadline = max(seconds, default=0.0), self._fleet.deadline
+        slowest, deadline = max(seconds, default=0.0), self._wish.deadline
         if deadline is not None:
             # For a missing answer the server waits as long as it may. Who answers was in time, if
             # its metrics took a moment more than what it was sent.

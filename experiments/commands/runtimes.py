@@ -20,8 +20,8 @@ from fedwsa.config.component import ConfigError
 from fedwsa.fleet.devices import Device, resolve_device
 from fedwsa.fleet.size_rules import WHOLE
 from fedwsa.launcher import find_apps
-from fedwsa.schema.conditions import draw_conditions
 from fedwsa.schema.config import Config
+from fedwsa.schema.fleet import Fleet
 from fedwsa.schema.sections import Runtime
 from fedwsa.simulation import SimulationError, run_simulation
 from fedwsa.simulation.cluster import connect, cores, count_workers
@@ -162,11 +162,9 @@ def _run_on_ray(federation: Federation, client_app: ClientApp | None) -> None:
 
 def _work(federation: Federation) -> list[float]:
     """What a training costs each client: samples, passes over them, size of the model."""
-    config, sizes = federation.config, federation.sizes
+    fleet, sizes = Fleet(federation.config), federation.sizes
     return [
-        len(share)
-        * draw_conditions(config.local, config.seed, client).epochs
-        * sizes.costs[sizes.of_client[client]]
+        len(share) * fleet.conditions(client).epochs * sizes.costs[sizes.of_client[client]]
         for client, share in enumerate(federation.data.partition.shares)
     ]
 

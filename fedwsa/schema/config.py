@@ -13,10 +13,9 @@ from pydantic import Field, PositiveInt, model_validator
 
 from fedwsa.config.component import Component, ConfigError, Section
 from fedwsa.data.federated import DataSpec
-from fedwsa.fleet import size_rules, systems
+from fedwsa.fleet import size_rules
 from fedwsa.fleet.devices import Device
 from fedwsa.learngene.settings import Init, Pretraining
-from fedwsa.models import InputShape
 from fedwsa.schema.sections import (
     Checkpoint,
     Clients,
@@ -143,28 +142,6 @@ class Config(Section):
             known = ", ".join([*self.sizes, size_rules.WHOLE])
             raise ConfigError(f"there is no size {size}; there are {known}")
         return self.model.replace(**self.sizes[size])
-
-    def client_sizes(self, shape: InputShape, classes: int) -> list[str]:
-        """The size of each client; ``shape`` and ``classes`` are needed for what models cost."""
-        wish, clients = self.clients.sizes, self.clients
-        if wish == size_rules.SPEED:
-            costs = {
-                name: size_rules.model_cost(self.model_of(name), shape, classes)
-                for name in self.size_names
-            }
-            return size_rules.by_speed(costs, [self.client_speed(k) for k in range(clients.count)])
-        return size_rules.by_wish(wish, clients.count, self.seed)
-
-    def client_speed(self, client: int) -> float:
-        """How fast a client's device is; one is the median, or what carries the largest size."""
-        fleet = self.clients
-        classes = fleet.speeds if fleet.sizes == size_rules.SPEED else [1.0]
-        return systems.speed(self.seed, client, fleet.speed_spread, classes)
-
-    def client_device(self, client: int) -> systems.Device:
-        """A client's device: a slow one computes and communicates slowly."""
-        fleet, factor = self.clients, self.client_speed(client)
-        return systems.Device(fleet.flops_per_second * factor, fleet.bytes_per_second * factor)
 
     @property
     def data_spec(self) -> DataSpec:

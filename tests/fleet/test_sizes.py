@@ -12,6 +12,7 @@ from fedwsa.config.component import ConfigError
 from fedwsa.fleet.size_rules import by_share, by_speed, forward_flops
 from fedwsa.models import build_model
 from fedwsa.schema.compose import compose
+from fedwsa.schema.fleet import Fleet
 
 DIGITS = ((1, 8, 8), 10)
 
@@ -67,19 +68,19 @@ def test_a_size_replaces_arguments_of_the_model() -> None:
     assert config.model_of("S").arguments == {"width": 0.3, "depth": 4}
     assert config.model_of(None) == config.model_of("model") == config.model
     assert config.size_names == ["model"]
-    assert config.client_sizes(*DIGITS) == ["model"] * 10
+    assert Fleet(config).sizes(*DIGITS) == ["model"] * 10
     with pytest.raises(ConfigError, match="there is no size XS; there are S, M, L, XL, model"):
         config.model_of("XS")
 
 
 def test_sizes_by_list_and_by_speed() -> None:
     listed = compose(["clients.sizes=[S,L,model]", "clients.count=3"])
-    assert listed.client_sizes(*DIGITS) == ["S", "L", "model"]
+    assert Fleet(listed).sizes(*DIGITS) == ["S", "L", "model"]
     assert listed.size_names == ["S", "L", "model"]
     # 64·w + w·w + w·10 with w = 50, 100, 200: 6200, 17,400, 54,800, so M is 0.3175 of L.
     for speed, size in ((0.32, "M"), (0.31, "S"), (1.0, "L")):
         fast = compose(["clients.sizes=speed", f"clients.speeds=[{speed}]", "clients.count=2"])
-        assert fast.client_sizes(*DIGITS) == [size, size]
+        assert Fleet(fast).sizes(*DIGITS) == [size, size]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from fedwsa.models import build_model
 from fedwsa.models.flops import forward_flops, training_flops
 from fedwsa.schema.compose import compose
 from fedwsa.schema.conditions import Conditions
+from fedwsa.schema.fleet import Fleet
 
 CLIENTS, ROUNDS = 20, 200
 
@@ -150,12 +151,12 @@ def test_a_network_that_looks_at_values_is_counted_too() -> None:
 def test_devices_of_a_run_scale_with_their_client_s_speed() -> None:
     config = compose(["clients.speed_spread=1", "clients.flops_per_second=1e9"])
     for client in range(3):
-        factor, device = speed(0, client, 1.0), config.client_device(client)
+        factor, device = speed(0, client, 1.0), Fleet(config).device(client)
         assert device.flops_per_second == pytest.approx(1e9 * factor)
         assert device.bytes_per_second == pytest.approx(1e6 * factor)
     # A device that carries a size by clients.sizes=speed is as fast as that.
     sized = compose(["clients.sizes=speed", "clients.speeds=[0.3]"])
-    assert sized.client_device(1).flops_per_second == pytest.approx(0.3 * 1e10)
+    assert Fleet(sized).device(1).flops_per_second == pytest.approx(0.3 * 1e10)
 
 
 def test_jain_is_one_for_equals_and_one_nth_where_one_has_all() -> None:

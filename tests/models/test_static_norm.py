@@ -26,6 +26,7 @@ from fedwsa.models.files import load_network
 from fedwsa.models.norms import StaticBatchNorm2d
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
+from fedwsa.schema.fleet import Fleet
 from fedwsa.wire import messages
 
 WORDS = [
@@ -156,7 +157,7 @@ def test_clients_measure_on_their_own_training_samples(runs: tuple[Config, Path,
     config, few, _ = runs
     data, saved = open_federated(config.data_spec), load_network(few / "model.safetensors")
     scores = pd.read_csv(few / "client_scores.csv").set_index("client")
-    large = [k for k, s in enumerate(config.client_sizes((1, 8, 8), 10)) if s == "L"]
+    large = [k for k, s in enumerate(Fleet(config).sizes((1, 8, 8), 10)) if s == "L"]
     assert large
     for client in large:
         own, held = (data.whole.train[part] for part in data.split(client))

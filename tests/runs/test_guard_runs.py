@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 
 import clients.app
 from experiments.commands.simulate import simulate
+from fedwsa.schema.fleet import Fleet
 from fedwsa.config.component import ConfigError
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
@@ -73,7 +74,7 @@ def slowest(config: Config, folder: Path, count: int) -> tuple[list[int], float]
     """The slowest clients of a fleet with equal work, and a deadline that only they miss."""
     simulate(config.model_copy(update={"rounds": 1}), folder)
     [longest] = pd.read_csv(folder / "history.csv")["simulated_seconds"]
-    speeds = [config.client_device(k).flops_per_second for k in range(config.clients.count)]
+    speeds = [Fleet(config).device(k).flops_per_second for k in range(config.clients.count)]
     order = np.argsort(speeds)
     times = longest * speeds[order[0]] / np.array(speeds)[order]
     return sorted(order[:count].tolist()), float(times[count - 1 : count + 1].mean())

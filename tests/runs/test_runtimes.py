@@ -22,6 +22,7 @@ from clients.measure import choose_cohort
 from experiments.commands.descendants import family
 from experiments.commands.ray_start import expects_local_ray
 from experiments.commands.simulate import simulate
+from fedwsa.schema.fleet import Fleet
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
 from fedwsa.data.federated import open_federated
@@ -221,7 +222,7 @@ def test_auto_says_why_it_trains_one_by_one(overrides, reason: str, cache: str) 
 
 def chosen(config: Config) -> tuple[int, str]:
     data = open_federated(config.data_spec)
-    sizes = config.client_sizes(data.whole.shape, data.whole.classes)
+    sizes = Fleet(config).sizes(data.whole.shape, data.whole.classes)
     return choose_cohort(config, data, 2, sizes)
 
 

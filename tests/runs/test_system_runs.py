@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from clients.training import Samples, train
 from experiments.commands.simulate import _to_choose_by, simulate
+from fedwsa.schema.fleet import Fleet
 from fedwsa import seeding
 from fedwsa.algorithms.scaffold.server import Scaffold
 from fedwsa.config.component import ConfigError
@@ -267,8 +268,8 @@ def test_faster_devices_do_more_before_the_deadline(cache: str, tmp_path: Path) 
     config = compose(["clients.count=10", "clients.speed_spread=1"])
     late = clients_in(table["late"][0])
     assert 0 < len(late) < 10
-    slowest_in_time = min(config.client_speed(c) for c in range(10) if c not in late)
-    assert all(config.client_speed(c) < slowest_in_time for c in late)
+    slowest_in_time = min(Fleet(config).speed(c) for c in range(10) if c not in late)
+    assert all(Fleet(config).speed(c) < slowest_in_time for c in late)
     assert (table["simulated_seconds"] <= 250).all()
     assert table["bytes_up"][0] == 10 * (MLP * 4 + REPORT)
 
