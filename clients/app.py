@@ -31,7 +31,7 @@ from fedwsa.remembered import enter
 from fedwsa.schema.compose import from_run_config
 from fedwsa.schema.config import Config
 from fedwsa.simulation.cohort import CohortApp
-from fedwsa.wire import messages
+from fedwsa.wire.names import ACCURACY, CONFIG, LOSS, LOST_MEMORY, METRICS, NUM_EXAMPLES, REFUSED
 
 
 def build(config: Config | None = None) -> CohortApp:
@@ -53,9 +53,9 @@ def build(config: Config | None = None) -> CohortApp:
         """Say which partition this node has, and which size; or why it cannot take part."""
         try:
             run = of_run(context)
-            answer = RecordDict({messages.CONFIG: introduce(run, message, context)})
+            answer = RecordDict({CONFIG: introduce(run, message, context)})
         except ConfigError as error:
-            return Message(Error(messages.REFUSED, str(error)), reply_to=message)
+            return Message(Error(REFUSED, str(error)), reply_to=message)
         return Message(answer, reply_to=message)
 
     @app.train(mods=[clip_if_asked])
@@ -93,7 +93,7 @@ def build(config: Config | None = None) -> CohortApp:
 
 
 def _lost(message: Message, error: LostMemory) -> Message:
-    return Message(Error(messages.LOST_MEMORY, str(error)), reply_to=message)
+    return Message(Error(LOST_MEMORY, str(error)), reply_to=message)
 
 
 def _train(config: Config, message: Message, context: Context, received: Received) -> Message:
@@ -131,12 +131,12 @@ def _evaluate(config: Config, message: Message, context: Context) -> Message:
         score = evaluate(network.model, own, data.whole, device, config.evaluation.batch_size)
     metrics = MetricRecord(
         {
-            messages.NUM_EXAMPLES: score.examples,
-            messages.ACCURACY: score.accuracy,
-            messages.LOSS: score.loss,
+            NUM_EXAMPLES: score.examples,
+            ACCURACY: score.accuracy,
+            LOSS: score.loss,
         }
     )
-    return Message(RecordDict({messages.METRICS: metrics}), reply_to=message)
+    return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
 
 app = build()

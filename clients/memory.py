@@ -10,6 +10,7 @@ from flwr.app import Array, Context, Message, RecordDict
 from fedwsa.algorithms.memory import client as memory
 from fedwsa.wire import messages
 from fedwsa.wire.content import find_record
+from fedwsa.wire.names import ACCEPTED_ROUND
 
 
 def recalled(message: Message, context: Context) -> memory.State:
@@ -21,7 +22,7 @@ def recalled(message: Message, context: Context) -> memory.State:
 def keep(message: Message, context: Context, begun: memory.State, new: memory.State) -> None:
     """Put what is to be kept after a training into the context."""
     kept = memory.keep(message.content, begun, new)
-    named = find_record(message.content, messages.ACCEPTED_ROUND) is not None
+    named = find_record(message.content, ACCEPTED_ROUND) is not None
     for name in set(context.state.array_records) - kept.keys():
         del context.state[name]
     for name, tensors in kept.items():
@@ -34,7 +35,7 @@ def alike_but_for_memory(received: Sequence[Message]) -> bool:
 
     def plain(content: RecordDict) -> dict[str, dict[str, object]]:
         return {
-            name: {k: v for k, v in record.items() if k != messages.ACCEPTED_ROUND}
+            name: {k: v for k, v in record.items() if k != ACCEPTED_ROUND}
             for name, record in content.items()
         }
 

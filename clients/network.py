@@ -18,8 +18,8 @@ from fedwsa.models import InputShape, build_model, exchange, state
 from fedwsa.models.architecture import architecture_of
 from fedwsa.remembered import in_run
 from fedwsa.scope.moments import precise
-from fedwsa.wire import messages
 from fedwsa.wire.content import Content, find_record
+from fedwsa.wire.names import STAYING
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,12 +105,12 @@ class Network:
         ConfigError
             Names the first.
         """
-        told = find_record(content, messages.STAYING)
+        told = find_record(content, STAYING)
         if told is None:
             return
         own = state.measured(self.model)
         alike = {name: tensor for name, tensor in self.rest.items() if name not in own}
-        if name := state.unlike(json.loads(str(told[messages.STAYING])), alike):
+        if name := state.unlike(json.loads(str(told[STAYING])), alike):
             raise ConfigError(
                 f"model: {name}, which does not travel, is not as the server has built it: the "
                 "builder must draw from torch's, NumPy's or Python's global generator alone, and "

@@ -9,8 +9,8 @@ from fedwsa.data.federated import FederatedData, shared_federated
 from fedwsa.data.own import is_own, open_node
 from fedwsa.schema.config import Config
 from fedwsa.schema.fleet import Fleet
-from fedwsa.wire import messages
 from fedwsa.wire.content import Content, find_record
+from fedwsa.wire.names import DATA_MARK, DATA_PATH, DATA_REFERENCE, NUM_EXAMPLES, PARTITION_ID, SIZE
 
 
 def client_of(context: Context) -> int:
@@ -21,7 +21,7 @@ def client_of(context: Context) -> int:
     ConfigError
         If the node was not told.
     """
-    found = context.node_config.get(messages.PARTITION_ID)
+    found = context.node_config.get(PARTITION_ID)
     if not isinstance(found, int) or isinstance(found, bool):
         raise ConfigError("start the node with --node-config partition-id=NUMBER, from 0")
     return found
@@ -39,12 +39,12 @@ def introduce(config: Config, message: Message, context: Context) -> ConfigRecor
     if not 0 <= client < count:
         raise ConfigError(f"partition-id={client}: the run has clients.count={count}, from 0")
     data = open_data(config, message.content, context)
-    record = ConfigRecord({messages.PARTITION_ID: client})
+    record = ConfigRecord({PARTITION_ID: client})
     if config.clients.sizes is not None:
         shape, classes = data.whole.shape, data.whole.classes
-        record[messages.SIZE] = Fleet(config).sizes(shape, classes)[client]
+        record[SIZE] = Fleet(config).sizes(shape, classes)[client]
     if is_own(config.partition):
-        record[messages.NUM_EXAMPLES] = len(data.partition.shares[client])
+        record[NUM_EXAMPLES] = len(data.partition.shares[client])
     return record
 
 
@@ -58,7 +58,7 @@ def open_data(config: Config, content: Content, context: Context) -> FederatedDa
     ConfigError
         If the node has no data, or data of its own in a run that shares one data set out.
     """
-    path = context.node_config.get(messages.DATA_PATH)
+    path = context.node_config.get(DATA_PATH)
     if not is_own(config.partition):
         if path is not None:
             raise ConfigError(
@@ -71,7 +71,7 @@ def open_data(config: Config, content: Content, context: Context) -> FederatedDa
             "partition=own: this node has no data; start it with --node-config "
             "\"partition-id=NUMBER data-path='FOLDER'\""
         )
-    told = find_record(content, messages.DATA_REFERENCE)
+    told = find_record(content, DATA_REFERENCE)
     if told is None:
         raise ConfigError("partition=own: the server has not said what its data are like")
     return open_node(
@@ -79,7 +79,7 @@ def open_data(config: Config, content: Content, context: Context) -> FederatedDa
         str(path),
         client_of(context),
         config.clients.count,
-        str(told[messages.DATA_REFERENCE]),
+        str(told[DATA_REFERENCE]),
     )
 
 
@@ -91,8 +91,8 @@ def require_same_data(data: FederatedData, content: Content) -> None:
     ConfigError
         If they differ.
     """
-    told = find_record(content, messages.DATA_MARK)
-    if told is not None and told[messages.DATA_MARK] != data.mark:
+    told = find_record(content, DATA_MARK)
+    if told is not None and told[DATA_MARK] != data.mark:
         raise ConfigError(
             "partition: the data or their shares here are not the server's: a data set or a "
             "partition function must make the same each time, drawing from the seed alone"

@@ -21,6 +21,7 @@ from fedwsa.schema.config import Config
 from fedwsa.schema.fleet import Fleet
 from fedwsa.wire import messages
 from fedwsa.wire.content import Content, find_record
+from fedwsa.wire.names import DEADLINE, POOLED, SCOPE_ARRAY, SERVER_ROUND, SIZE
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +56,8 @@ def receive(config: Config, message: Message, context: Context) -> Received:
     """The network with the received weights, and the client's own, in memory of its own."""
     data = open_data(config, message.content, context)
     device = resolve_device(config.device)
-    named = find_record(message.content, messages.SIZE)
-    component = config.model_of(None if named is None else str(named[messages.SIZE]))
+    named = find_record(message.content, SIZE)
+    component = config.model_of(None if named is None else str(named[SIZE]))
     arrays = messages.model_arrays(message.content)
     if arrays is None:
         raise ValueError("the message must hold one ArrayRecord, or one named arrays")
@@ -65,7 +66,7 @@ def receive(config: Config, message: Message, context: Context) -> Received:
     tensors = messages.to_tensors(arrays)
     for kind in kinds:
         tensors |= kind.begin_with(content, state)
-    tensors.pop(messages.SCOPE_ARRAY, None)  # no part of the model
+    tensors.pop(SCOPE_ARRAY, None)  # no part of the model
     layout = torch.channels_last if config.local.channels_last else torch.contiguous_format
     whole = data.whole
     network = network_for(
@@ -92,16 +93,16 @@ def round_of(message: Message) -> int:
     ValueError
         If the message does not say.
     """
-    instructions = find_record(message.content, messages.SERVER_ROUND)
+    instructions = find_record(message.content, SERVER_ROUND)
     if instructions is None:
-        raise ValueError(f"the message names no {messages.SERVER_ROUND}")
-    return int(instructions[messages.SERVER_ROUND])
+        raise ValueError(f"the message names no {SERVER_ROUND}")
+    return int(instructions[SERVER_ROUND])
 
 
 def deadline_of(message: Message) -> float | None:
     """Simulated seconds after which the server takes no answer, if clients are to mind them."""
-    named = find_record(message.content, messages.DEADLINE)
-    return None if named is None else float(named[messages.DEADLINE])
+    named = find_record(message.content, DEADLINE)
+    return None if named is None else float(named[DEADLINE])
 
 
 def in_time(
@@ -111,8 +112,8 @@ def in_time(
     deadline = deadline_of(message)
     if deadline is None:
         return conditions
-    named = find_record(message.content, messages.SIZE)
-    component = config.model_of(None if named is None else str(named[messages.SIZE]))
+    named = find_record(message.content, SIZE)
+    component = config.model_of(None if named is None else str(named[SIZE]))
     task = Task(
         Fleet(config).device(client),
         messages.payload(message.content),
@@ -132,6 +133,6 @@ def content_of(message: Message) -> Content:
 
 def conditions_of(config: Config, content: Content, client: int) -> Conditions:
     """A client's own, but the usual ones for the pooled samples of all."""
-    if find_record(content, messages.POOLED) is not None:
+    if find_record(content, POOLED) is not None:
         return Conditions.usual(config.local)
     return Fleet(config).conditions(client)

@@ -13,6 +13,7 @@ from fedwsa.algorithms.objective import LocalRun, Objective
 from fedwsa.algorithms.objectives import require_numbers
 from fedwsa.schema.config import Config
 from fedwsa.wire import messages
+from fedwsa.wire.names import ARRAYS, METRICS, NUM_EXAMPLES, TRAIN_LOSS
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +46,9 @@ def reply_with(config: Config, message: Message, context: Context, trained: Trai
     """
     local = trained.local
     examples = 1 if config.private else local.examples
-    metrics = MetricRecord({messages.NUM_EXAMPLES: examples})
+    metrics = MetricRecord({NUM_EXAMPLES: examples})
     if not config.withheld:
-        metrics[messages.TRAIN_LOSS] = trained.loss
+        metrics[TRAIN_LOSS] = trained.loss
     begun, shared = dict(local.state), trained.weights
     for objective in trained.objectives:
         shared = objective.share(shared)
@@ -56,9 +57,7 @@ def reply_with(config: Config, message: Message, context: Context, trained: Trai
         require_numbers(objective, said)
         metrics.update({} if config.private else said)
         shared = shared | objective.arrays()
-    reply = RecordDict(
-        {messages.ARRAYS: messages.precise_arrays(shared), messages.METRICS: metrics}
-    )
+    reply = RecordDict({ARRAYS: messages.precise_arrays(shared), METRICS: metrics})
     for objective in trained.objectives:
         for name, tensors in objective.records().items():
             reply[name] = messages.precise_arrays(tensors)

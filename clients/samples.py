@@ -18,19 +18,19 @@ from fedwsa.data.federated import FederatedData
 from fedwsa.data.skew import skewed
 from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.config import Config
-from fedwsa.wire import messages
 from fedwsa.wire.content import find_record
+from fedwsa.wire.names import POOLED
 
 
 def samples_of(config: Config, received: Received, key: tuple[int, int]) -> Samples:
     """A client's training samples in a round, drawn by (seed, round, client)."""
     data, device = received.data, received.device
     random = seeding.generator(config.seed, "train", *key)
-    pooled = find_record(received.content, messages.POOLED)
+    pooled = find_record(received.content, POOLED)
     if pooled is None:
         own = seen(config, data, key[1], held=False)
     else:
-        own = _pool(config, data, float(pooled[messages.POOLED]), random)
+        own = _pool(config, data, float(pooled[POOLED]), random)
     augment = data.whole.augmentation(config.dataset.augment)
 
     def prepare(inputs: Tensor) -> Tensor:

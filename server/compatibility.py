@@ -20,7 +20,7 @@ from fedwsa.data.own import is_own
 from fedwsa.models import state
 from fedwsa.models.augment import kernels
 from fedwsa.schema.config import Config
-from fedwsa.wire import messages
+from fedwsa.wire.names import NUM_EXAMPLES
 from server.sizes import SizedModels
 
 logger = logging.getLogger("fedwsa")
@@ -124,7 +124,7 @@ def _require_private(strategy: Strategy, config: Config, sizes: SizedModels, run
         Names the strategy.
     """
     *_, inner = chain(strategy)
-    if averages_by(inner) not in (None, messages.NUM_EXAMPLES):
+    if averages_by(inner) not in (None, NUM_EXAMPLES):
         require_no_noise(inner, run)
     if traits_of(inner).needs_losses and config.withheld:
         name = type(inner).__name__

@@ -14,6 +14,7 @@ from fedwsa.data.evaluation import Score
 from fedwsa.models import exchange
 from fedwsa.schema.config import Config
 from fedwsa.wire import messages
+from fedwsa.wire.names import ACCURACY, NUM_EXAMPLES, TRAIN_LOSS
 from server.global_model import GlobalModel
 from server.record import ClientScores, Evaluated, RoundRecord, Scored, Trained
 from server.rounds import Conversation, RunError
@@ -126,8 +127,8 @@ class RoundLoop:
         if self._config.withheld:
             return None
         told = answers.values()
-        losses = np.array([messages.number(m, messages.TRAIN_LOSS) for m in told])
-        examples = np.array([messages.number(m, messages.NUM_EXAMPLES) for m in told])
+        losses = np.array([messages.number(m, TRAIN_LOSS) for m in told])
+        examples = np.array([messages.number(m, NUM_EXAMPLES) for m in told])
         return float(losses @ examples / examples.sum())
 
     def _aggregate(self, number: int, replies: list[Message]) -> bool:
@@ -167,7 +168,7 @@ class RoundLoop:
         scores = None
         if held_out:
             scores = ClientScores.of(
-                [messages.number(m, messages.ACCURACY) for m in messages.reply_metrics(held_out)]
+                [messages.number(m, ACCURACY) for m in messages.reply_metrics(held_out)]
             )
             with talk.hook("aggregate_evaluate", number):
                 self._strategy.aggregate_evaluate(number, held_out)
@@ -179,4 +180,4 @@ class RoundLoop:
 
 
 def _examples(reply: Message) -> float:
-    return messages.number(messages.reply_metrics([reply])[0], messages.NUM_EXAMPLES)
+    return messages.number(messages.reply_metrics([reply])[0], NUM_EXAMPLES)

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedwsa.data.federated import FederatedData
 from fedwsa.fleet.size_rules import WHOLE
-from fedwsa.wire import messages
+from fedwsa.wire.names import DATA_MARK, DATA_REFERENCE, SERVER_ROUND, SIZE, STAYING
 from server.sizes import SizedModels
 
 
@@ -34,15 +34,15 @@ class Marks:
         """The marks of a run's data and models."""
         reference = data.reference
         if reference:
-            return cls({messages.DATA_REFERENCE: reference}, sizes.marks)
-        return cls({messages.DATA_MARK: data.mark}, sizes.marks)
+            return cls({DATA_REFERENCE: reference}, sizes.marks)
+        return cls({DATA_MARK: data.mark}, sizes.marks)
 
     def added_to(self, content: RecordDict) -> RecordDict:
         """A content whose ConfigRecord has the marks; the content where no round is named."""
         for name, record in content.config_records.items():
-            if messages.SERVER_ROUND not in record:
+            if SERVER_ROUND not in record:
                 continue
-            staying = self.staying.get(str(record.get(messages.SIZE, WHOLE)), "{}")
-            added = {**self.data, **({} if staying == "{}" else {messages.STAYING: staying})}
+            staying = self.staying.get(str(record.get(SIZE, WHOLE)), "{}")
+            added = {**self.data, **({} if staying == "{}" else {STAYING: staying})}
             return RecordDict({**content, name: ConfigRecord({**record, **added})})
         return content

@@ -15,8 +15,8 @@ from flwr.supercore.run import Run
 
 from fedwsa.config.component import ConfigError
 from fedwsa.simulation.reduce import AveragedReplies
-from fedwsa.wire import messages
 from fedwsa.wire.content import find_record
+from fedwsa.wire.names import DATA_REFERENCE, NUM_EXAMPLES, PARTITION_ID, REFUSED
 
 logger = logging.getLogger("fedwsa")
 
@@ -94,21 +94,21 @@ class PartitionGrid(Grid):
         nodes = self._await_nodes(count, patience)
         told = RecordDict()
         if reference is not None:
-            told[messages.DATA_REFERENCE] = ConfigRecord({messages.DATA_REFERENCE: reference})
+            told[DATA_REFERENCE] = ConfigRecord({DATA_REFERENCE: reference})
         queries = [Message(told, node, MessageType.QUERY) for node in nodes]
         found: dict[int, int] = {}
         for reply in self._grid.send_and_receive(queries, timeout=patience):
             node = reply.metadata.src_node_id
             if reply.has_error():
-                if reply.error.code == messages.REFUSED:
+                if reply.error.code == REFUSED:
                     raise ConfigError(f"node {node} cannot take part: {reply.error.reason}")
                 raise ConfigError(f"node {node} does not say its partition: {reply.error.reason}")
-            answer = find_record(reply.content, messages.PARTITION_ID)
+            answer = find_record(reply.content, PARTITION_ID)
             if answer is None:
                 raise ConfigError(f"node {node} does not say its partition")
-            found[node] = partition = int(answer[messages.PARTITION_ID])
-            if messages.NUM_EXAMPLES in answer:
-                self.examples[partition] = int(answer[messages.NUM_EXAMPLES])
+            found[node] = partition = int(answer[PARTITION_ID])
+            if NUM_EXAMPLES in answer:
+                self.examples[partition] = int(answer[NUM_EXAMPLES])
         return found
 
     def _await_nodes(self, count: int, patience: float) -> list[int]:

@@ -17,6 +17,7 @@ from fedwsa.config.blame import blaming
 from fedwsa.schema.config import Config
 from fedwsa.simulation.reduce import AveragedReplies
 from fedwsa.wire import messages
+from fedwsa.wire.names import SERVER_ROUND
 from server.marks import Marks
 from server.nodes import PartitionGrid
 
@@ -138,7 +139,7 @@ class Conversation:
 
 def _round_config(number: int) -> ConfigRecord:
     """A record of its own for each hook: strategies write into it."""
-    return ConfigRecord({messages.SERVER_ROUND: number})
+    return ConfigRecord({SERVER_ROUND: number})
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from fedwsa.models.weights import open_weights
 from fedwsa.schema.config import Config
 from fedwsa.schema.sections import Wsa
 from fedwsa.scope.weight_scope import WeightScope
-from fedwsa.wire import messages
+from fedwsa.wire.names import ACCURACY, LOSS, NUM_EXAMPLES, TRAIN_LOSS
 from server.compatibility import facts_of, require_compatible, require_whole_models
 from server.sizes import SizedModels
 
@@ -117,8 +117,8 @@ def build_guard(config: Config, strategy: Strategy) -> Guard:
             strategy,
             **dict(wish),
             timeout=config.clients.timeout,
-            numbers=(messages.NUM_EXAMPLES, *([] if config.withheld else [messages.TRAIN_LOSS])),
-            scores=(messages.LOSS, messages.ACCURACY),
+            numbers=(NUM_EXAMPLES, *([] if config.withheld else [TRAIN_LOSS])),
+            scores=(LOSS, ACCURACY),
         )
     except ValueError as error:
         raise ConfigError(f"guard: {error}") from None

@@ -17,6 +17,7 @@ from fedwsa.schema.config import Config
 from fedwsa.schema.fleet import Fleet
 from fedwsa.simulation.reduce import AveragedReplies
 from fedwsa.wire import messages
+from fedwsa.wire.names import CONFIG, DEADLINE
 from server.sizes import SizedModels
 
 logger = logging.getLogger("fedwsa")
@@ -191,6 +192,6 @@ class Systems:
 
 def _with_deadline(content: RecordDict, deadline: float) -> RecordDict:
     # An addition to the one ConfigRecord, which client mods of Flower want.
-    key, config = next(iter(content.config_records.items()), (messages.CONFIG, ConfigRecord()))
-    told = ConfigRecord({**config, messages.DEADLINE: deadline})
+    key, config = next(iter(content.config_records.items()), (CONFIG, ConfigRecord()))
+    told = ConfigRecord({**config, DEADLINE: deadline})
     return RecordDict({**content, key: told})

@@ -51,6 +51,9 @@ def test_a_module_imports_only_what_its_floor_allows(file: Path) -> None:
             assert place.name not in PURE, f"{place} imports {name}"
             allowed = [uses for where, uses in MAY_USE.items() if str(place).startswith(where)]
             assert any(FRAMEWORKS[top] in uses for uses in allowed), f"{place} imports {name}"
+        if place.name in PURE:  # and of the wire what knows no framework either
+            wire = ("fedwsa.wire.names", "fedwsa.wire.content")
+            assert not name.startswith("fedwsa.wire") or name in wire, f"{place} imports {name}"
         if top == "torchvision":
             assert str(place) == "fedwsa/models/torchvision_loader.py"
 

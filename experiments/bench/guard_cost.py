@@ -17,6 +17,7 @@ from fedwsa.algorithms.guard.replies import Rules, unusable_reply, update_size
 from fedwsa.algorithms.wsa.instruction import REPORTED, ScopeInstruction
 from fedwsa.scope.weight_scope import WeightScope
 from fedwsa.wire import messages
+from fedwsa.wire.names import CONFIG, NUM_EXAMPLES, SCOPE_TARGET, TRAIN_LOSS
 
 REPEATS = 50
 
@@ -28,12 +29,10 @@ def main() -> None:
     trained = {name: w + 0.01 * torch.randn_like(w) for name, w in start.items()}
     scope = WeightScope.measure(trained)
     records = ScopeInstruction(WeightScope.measure(start), strength=1.0).to_records()
-    config, target = records[messages.CONFIG], records[messages.SCOPE_TARGET]
+    config, target = records[CONFIG], records[SCOPE_TARGET]
     sent = RecordDict({"arrays": messages.to_arrays(start)})
-    asked = RecordDict(
-        {**sent, "config": ConfigRecord(config), messages.SCOPE_TARGET: MetricRecord(target)}
-    )
-    numbers: dict[str, Any] = {messages.NUM_EXAMPLES: 100, messages.TRAIN_LOSS: 1.0}
+    asked = RecordDict({**sent, "config": ConfigRecord(config), SCOPE_TARGET: MetricRecord(target)})
+    numbers: dict[str, Any] = {NUM_EXAMPLES: 100, TRAIN_LOSS: 1.0}
     second = (scope.variance + scope.mean.square()).tolist()
     scopes = dict(zip(REPORTED, (scope.mean.tolist(), second, [0.0] * len(start)), strict=True))
     arrays = messages.to_arrays(trained)

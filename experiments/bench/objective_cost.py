@@ -27,8 +27,8 @@ from fedwsa.algorithms.wsa.instruction import ScopeInstruction
 from fedwsa.models import build_model
 from fedwsa.schema.compose import compose
 from fedwsa.scope.weight_scope import WeightScope
-from fedwsa.wire import messages
 from fedwsa.wire.content import Content
+from fedwsa.wire.names import DYN_ALPHA, PROXIMAL_MU, SCAFFOLD_CONTROL
 
 BATCH = 64
 TARGET = 1.10
@@ -56,9 +56,9 @@ def instructions(model: nn.Module) -> dict[str, tuple[type[Objective], Content]]
     control = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     return {
         "WSA": (ScopeAlignment, ScopeInstruction(scope, strength=1e-6).to_records()),
-        "FedProx": (Proximal, {"config": {messages.PROXIMAL_MU: 1e-6}}),
-        "SCAFFOLD": (Scaffold, {messages.SCAFFOLD_CONTROL: control}),
-        "FedDyn": (FedDyn, {"config": {messages.DYN_ALPHA: 1e-6}}),
+        "FedProx": (Proximal, {"config": {PROXIMAL_MU: 1e-6}}),
+        "SCAFFOLD": (Scaffold, {SCAFFOLD_CONTROL: control}),
+        "FedDyn": (FedDyn, {"config": {DYN_ALPHA: 1e-6}}),
     }
 
 

@@ -18,7 +18,7 @@ from fedwsa.algorithms.partial_average import WeightedMean
 from fedwsa.algorithms.traits import traits_of
 from fedwsa.algorithms.wrapping import chain
 from fedwsa.simulation.reduce import Averaged
-from fedwsa.wire import messages
+from fedwsa.wire.names import NUM_EXAMPLES
 
 
 class Sampling(TypedDict, total=False):
@@ -40,7 +40,7 @@ def averages_by(strategy: Strategy) -> str | None:
 def weighs_by(strategy: Strategy) -> str:
     """The metric by which one of Flower's strategies, or one made of it, weights replies."""
     *_, inner = chain(strategy)
-    return inner.weighted_by_key if isinstance(inner, FedAvg) else messages.NUM_EXAMPLES
+    return inner.weighted_by_key if isinstance(inner, FedAvg) else NUM_EXAMPLES
 
 
 def answers_of(strategy: Strategy) -> tuple[tuple[str, str], ...]:

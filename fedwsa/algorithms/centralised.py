@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedwsa.algorithms.traits import Traits
-from fedwsa.wire import messages
+from fedwsa.wire.names import NUM_EXAMPLES, POOLED, SERVER_ROUND
 
 
 class Centralised(FedAvg):
@@ -28,7 +28,7 @@ class Centralised(FedAvg):
     """
 
     traits: ClassVar[Traits] = Traits(
-        averages_by=messages.NUM_EXAMPLES,
+        averages_by=NUM_EXAMPLES,
         no_scopes="there is one model, trained in one place",
         on_devices=False,  # nobody drops out, is late or sends anything
     )
@@ -51,7 +51,7 @@ class Centralised(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask the first node to train on the pool."""
-        config[messages.SERVER_ROUND] = server_round
-        config[messages.POOLED] = float(self.fraction_train)
+        config[SERVER_ROUND] = server_round
+        config[POOLED] = float(self.fraction_train)
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return [Message(content, next(iter(grid.get_node_ids())), MessageType.TRAIN)]

@@ -13,6 +13,7 @@ from fedwsa.algorithms.guard.replies import Rules, unusable_reply
 from fedwsa.algorithms.sizes.overlap import by_row
 from fedwsa.wire import messages
 from fedwsa.wire.content import find_record
+from fedwsa.wire.names import CLASS_ROWS, CLASSES
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ class PartialAverage:
         tensors = messages.to_tensors(arrays)
         sums = [self._sums[k] for k in tensors]
         added = [t.to(s.dtype) for t, s in zip(tensors.values(), sums, strict=True)]
-        rows = find_record(sent, messages.CLASS_ROWS)
-        if rows is not None and messages.CLASSES in values:
-            held = torch.from_numpy(values[messages.CLASSES])
-            for name in rows[messages.CLASS_ROWS]:
+        rows = find_record(sent, CLASS_ROWS)
+        if rows is not None and CLASSES in values:
+            held = torch.from_numpy(values[CLASSES])
+            for name in rows[CLASS_ROWS]:
                 place = list(tensors).index(str(name))
                 added[place] = added[place] * by_row(held, added[place]).to(added[place].dtype)
                 total = self._rows.get(str(name), torch.zeros_like(held))

@@ -28,7 +28,7 @@ from fedwsa.simulation.transport import (
     shell,
     unpack,
 )
-from fedwsa.wire import messages
+from fedwsa.wire.names import UNUSABLE_REPLY
 
 CLIENT_APP_RAISED = 2
 """Error code of Flower's runtimes for a ClientApp that raised."""
@@ -344,7 +344,7 @@ def _checked(reply: object, order: Order) -> Message:
 def _add(average: Accumulator, reply: Message, order: Order, content: RecordDict) -> Message:
     """Add a reply to the average; return what is left of it, or an error."""
     if problem := average.add(reply.content, content):
-        return Message(Error(messages.UNUSABLE_REPLY, problem), reply_to=order.message)
+        return Message(Error(UNUSABLE_REPLY, problem), reply_to=order.message)
     bare = shell(reply)
     bare.content = RecordDict(dict(reply.content.metric_records))
     return bare

@@ -1,45 +1,4 @@
-"""The language that servers and clients share: names of records and keys, tensors ↔ records.
-
-One place, because the two sides never import each other. Record names are Flower's defaults,
-so that our clients answer any Flower strategy and our strategies lead any Flower client.
-
-===============  ======================  ======================================================
-message          record                  holds
-===============  ======================  ======================================================
-train, evaluate  ``arrays``              the model's floating-point state, half precision as single
-(down)           ``config``              ``server-round``; what strategies add for the clients, for
-                                         instance the ``size`` of model that the arrays are for,
-                                         or the ``deadline`` in simulated seconds to stop at; from
-                                         strategies whose clients remember ``accepted-round``, the
-                                         last one of which the receiver's answer counts, 0 if none
-train (down)     ``config``              ``model-staying``: marks of the tensors that do not travel,
-                                         which a client has built like the server's (JSON);
-                                         ``data-mark``: likewise of the data and their shares
-train (down)     ``wsa-target``          FedWSA: ``mean`` and ``variance``, a number per layer
-train (up)       ``arrays``, ``metrics``  the trained model; ``num-examples``, ``train_loss``; from
-                                         FedWSA's clients ``wsa-mean``, ``wsa-spread``,
-                                         ``wsa-kl``, a number per layer; among clients of
-                                         several sizes ``wsa-present``, 1 or 0 per layer
-train            ``wsa-scope``, among    FedWSA under differential privacy, if wished so: mean and
-(down, up)       the ``arrays``          spread of each layer, to be noised with the weights
-train            ``config``, ``metrics`` ``class-rows``: names of the arrays that have a row for
-                                         each class; clients answer ``classes``, 1 or 0 for each
-train (down)     ``scaffold-control``    SCAFFOLD: the server's control variate
-train (up)       ``scaffold-change``     SCAFFOLD: how the client's changed, of what it trains
-train (up)       ``feddyn-pull``         FedDyn with WSA: the gradient of WSA's term at the trained
-                                         model, which is kept out of the client's
-train (up)       ``fisher``              one-shot: the diagonal Fisher information of the trained
-                                         model, for the arrays that ``config`` names in
-                                         ``fisher-layers``, with labels by ``fisher-labels``
-train, evaluate  ``personal``            FedPer, FedBN, local training: what stays with the client,
-(down)                                   as one begins that has none yet
-evaluate (up)    ``metrics``             ``num-examples``, ``accuracy``, ``loss``
-query (down)     ``data-reference``      where nodes have data of their own: what the server's are
-                                         like (``fedwsa.data.own``), as JSON
-query (up)       ``config``              ``partition-id`` of the node, and its ``size``; of a node
-                                         with data of its own ``num-examples``
-===============  ======================  ======================================================
-"""
+"""Tensors ↔ Flower's records, and what is asked of a message."""
 
 from __future__ import annotations
 
@@ -53,53 +12,7 @@ from torch import Tensor
 
 from fedwsa.scope.moments import precise
 from fedwsa.wire.arrays import record_of, values
-
-ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
-NUM_EXAMPLES, LOSS, ACCURACY = "num-examples", "loss", "accuracy"
-TRAIN_LOSS = "train_loss"  # as Flower's QFedAvg looks for it
-STAYING = "model-staying"
-SERVER_ROUND, PARTITION_ID = "server-round", "partition-id"
-ACCEPTED_ROUND = "accepted-round"
-PROXIMAL_MU = "proximal-mu"
-SIZE, SIZE_RATE = "size", "size-rate"
-POOLED = "pooled"
-PERSONAL = "personal"
-MOON_WEIGHT, MOON_TEMPERATURE = "moon-mu", "moon-temperature"
-NOVA = "fednova"
-NOVA_WEIGHT, NOVA_LENGTH, NOVA_SQUARE = "fednova-weight", "fednova-length", "fednova-square"
-DYN_ALPHA, DYN_COUNT, DYN_PULL = "feddyn-alpha", "feddyn-count", "feddyn-pull"
-DEADLINE = "deadline"
-DATA_PATH, DATA_REFERENCE = "data-path", "data-reference"
-DATA_MARK = "data-mark"
-
-NUMBER_BYTES = 8
-"""Of a metric on the wire."""
-
-UNUSABLE_REPLY = 1001
-"""Flower error code (free above 1000) for a reply that cannot be averaged."""
-
-REFUSED = 1002
-"""Likewise of a node that cannot take part in the run; its reason is one line."""
-
-LOST_MEMORY = 1003
-"""Likewise of a client that does not have what it kept after its accepted round."""
-
-SCAFFOLD_CONTROL, SCAFFOLD_CHANGE = "scaffold-control", "scaffold-change"
-
-CLASS_ROWS, CLASSES = "class-rows", "classes"
-
-FISHER = "fisher"
-FISHER_LAYERS, FISHER_LABELS = "fisher-layers", "fisher-labels"
-
-SCOPE_TARGET = "wsa-target"
-TARGET_MEAN, TARGET_VARIANCE = "mean", "variance"
-SCOPE_LAYERS, SCOPE_FUSION = "wsa-layers", "wsa-fusion"
-SCOPE_STRENGTH, SCOPE_REDUCTION, SCOPE_FLOOR = "wsa-strength", "wsa-reduction", "wsa-floor"
-SCOPE_NORMALISE, SCOPE_PARTIAL = "wsa-normalise", "wsa-partial"
-SCOPE_MEAN, SCOPE_SPREAD, SCOPE_KL = "wsa-mean", "wsa-spread", "wsa-kl"
-SCOPE_PRESENT = "wsa-present"
-SCOPE_REPORTED = "wsa-reported"
-SCOPE_ARRAY = "wsa-scope"
+from fedwsa.wire.names import ARRAYS, NUMBER_BYTES, PERSONAL
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:

@@ -13,6 +13,7 @@ from fedwsa.config.component import ConfigError
 from fedwsa.runfolder.columns import history_columns
 from fedwsa.runfolder.files import Lines, whole_lines
 from fedwsa.wire import messages
+from fedwsa.wire.names import ACCURACY, LOSS, NUM_EXAMPLES
 from server.callbacks.facts import facts
 from server.record import RoundRecord
 
@@ -228,7 +229,7 @@ class ClientScoreTable:
 
     def on_round(self, record: RoundRecord) -> None:
         """Write a row per client that has a hold-out."""
-        keys = (messages.ACCURACY, messages.LOSS, messages.NUM_EXAMPLES)
+        keys = (ACCURACY, LOSS, NUM_EXAMPLES)
         rows = []
         for client, metrics in sorted(record.evaluations.items()):
             accuracy, loss, examples = (messages.number(metrics, key) for key in keys)

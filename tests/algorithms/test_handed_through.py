@@ -29,6 +29,7 @@ from fedwsa.config.component import Component, ConfigError
 from fedwsa.config.explain import explain
 from fedwsa.models import build_model
 from fedwsa.wire import messages
+from fedwsa.wire.names import NUM_EXAMPLES
 from server.deployment import require_no_memory
 from tests.given.fedwsa import content
 
@@ -233,7 +234,7 @@ def test_an_attribute_of_a_stranger_means_nothing_to_us() -> None:
     assert averages_by(theirs) is None
     require_no_memory(theirs)
     Guard(theirs).skip(1)
-    assert weighs_by(Guard(Other())) == messages.NUM_EXAMPLES
+    assert weighs_by(Guard(Other())) == NUM_EXAMPLES
     assert weighs_by(Guard(FedAvg(weighted_by_key="n"))) == "n"
     for ours, key in ((Scaffold(), "needs_sgd"), (FedDyn(alpha=0.1), "takes_pulls")):
         assert [getattr(traits_of(part), key) for part in chain(Guard(ours))] == [False, True]

@@ -16,6 +16,7 @@ from fedwsa.algorithms.memory import client as memory
 from fedwsa.algorithms.objective import Objective, gradients, trainable
 from fedwsa.algorithms.scaffold.server import Scaffold
 from fedwsa.wire import messages
+from fedwsa.wire.names import LOST_MEMORY
 from tests.given.fedwsa import Nodes
 from tests.given.quadratics import JOINT, A, B, Descent, Exact, app, begin, run
 
@@ -65,7 +66,7 @@ def rounds(strategy: Strategy, training, count: int, fates: dict[int, Fate], mor
             try:
                 reply = client(message, contexts[node])
             except memory.LostMemory as error:
-                reply = Message(Error(messages.LOST_MEMORY, str(error)), reply_to=message)
+                reply = Message(Error(LOST_MEMORY, str(error)), reply_to=message)
             replies += fate(node - 1, reply)
         new, _ = strategy.aggregate_train(number, replies)
         arrays = arrays if new is None else new

@@ -29,6 +29,7 @@ from fedwsa.models import build_model, exchange
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
 from fedwsa.wire import messages
+from fedwsa.wire.names import FISHER, FISHER_LABELS, FISHER_LAYERS
 from tests.given.fedwsa import Nodes
 
 State = dict[str, Tensor]
@@ -70,18 +71,18 @@ def reply(message: Message, value: float, examples: int, known: Tensor | None) -
         }
     )
     if known is not None:
-        content[messages.FISHER] = messages.to_arrays({"w": known})
+        content[FISHER] = messages.to_arrays({"w": known})
     return Message(content, reply_to=message)
 
 
 @pytest.mark.usefixtures("task_identity")
 def test_clients_say_how_sure_they_are_only_where_the_operator_asks() -> None:
     [plain, *_] = asked(OneShot(average))
-    assert messages.FISHER_LABELS not in plain.content["config"]
+    assert FISHER_LABELS not in plain.content["config"]
     [message, *_] = asked(OneShot(fisher, buffers=["n.running_var"], labels="drawn"))
     config = message.content["config"]
-    assert config[messages.FISHER_LABELS] == "drawn"
-    assert config[messages.FISHER_LAYERS] == ["w"]
+    assert config[FISHER_LABELS] == "drawn"
+    assert config[FISHER_LAYERS] == ["w"]
 
 
 @pytest.mark.usefixtures("task_identity")
@@ -115,12 +116,12 @@ def test_the_base_is_what_was_sent_and_options_are_bound() -> None:
 
 
 def _without(content: RecordDict) -> None:
-    del content[messages.FISHER]
+    del content[FISHER]
 
 
 def _holding(**tensors: Tensor) -> Callable[[RecordDict], None]:
     def change(content: RecordDict) -> None:
-        content[messages.FISHER] = messages.to_arrays(tensors)
+        content[FISHER] = messages.to_arrays(tensors)
 
     return change
 
@@ -174,7 +175,7 @@ def test_a_client_sends_the_fisher_information_of_its_model_on_its_samples(
     context = Context(1, 1, {"partition-id": 2, "num-partitions": 3}, RecordDict(), {})
     answer = client_app(config)(message, context).content
     exchange.load_travelling(model, messages.to_tensors(answer["arrays"]))
-    sent = messages.to_tensors(answer[messages.FISHER])
+    sent = messages.to_tensors(answer[FISHER])
     inputs, truth = _samples_of(config, 2)
     if labels == "observed":
         expected = fisher_information(model, inputs, truth)

@@ -53,7 +53,7 @@ from fedwsa.algorithms.traits import Traits, traits_of
 from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config.component import ConfigError
 from fedwsa.schema.compose import compose
-from fedwsa.wire import messages
+from fedwsa.wire.names import NOVA_WEIGHT, SCAFFOLD_CHANGE, SCAFFOLD_CONTROL
 from server.deployment import open_fleet
 from server.sizes import SizedModels
 from server.strategy import build_strategy
@@ -121,7 +121,7 @@ def test_what_they_say() -> None:
     assert traits_of(DepthFL).wants == ("shapes", "axes", "head", "classifier")
     assert {traits_of(kind).wants for kind in PRIVATE} == {("num_sampled_clients",)}
     assert traits_of(Scaffold()) == traits_of(Scaffold) == Scaffold.traits
-    assert averages_by(FedNova()) == messages.NOVA_WEIGHT
+    assert averages_by(FedNova()) == NOVA_WEIGHT
     assert averages_by(FedAvg(weighted_by_key="n")) == "n"
     shapes = {"L": {"w": (2,)}}
     assert averages_by(Guard(HeteroFL(shapes))) == "num-examples"
@@ -265,7 +265,7 @@ def test_wanting_what_there_is_not_is_refused_where_it_is_written(wants: Any) ->
 
 
 def test_the_judge_is_told_what_answers_what_also_at_the_workers() -> None:
-    pairs = ((messages.SCAFFOLD_CONTROL, messages.SCAFFOLD_CHANGE),)
+    pairs = ((SCAFFOLD_CONTROL, SCAFFOLD_CHANGE),)
     assert answers_of(Guard(FedWSA(Scaffold()))) == pairs
     assert answers_of(Guard(Namesake())) == ()
 

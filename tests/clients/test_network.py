@@ -27,6 +27,7 @@ from fedwsa.remembered import enter
 from fedwsa.schema.compose import compose
 from fedwsa.schema.conditions import Conditions
 from fedwsa.wire import messages
+from fedwsa.wire.names import STAYING
 from server.sizes import SizedModels
 from tests.given.odd_models import everything
 
@@ -73,7 +74,7 @@ def test_tied_weights_stay_tied_and_a_reply_keeps_what_was_trained() -> None:
 def test_a_client_that_built_another_network_says_so() -> None:
     models = SizedModels.of(compose([f"model._target_={ODD.target}", "~model.width",
                                      "~model.depth", "seed=7"]), IMAGE, CLASSES)  # fmt: skip
-    content = {"config": {messages.STAYING: models.marks["model"]}}
+    content = {"config": {STAYING: models.marks["model"]}}
     sent = exchange.travelling_state(models.models["model"])
     client(7, sent).require_built_alike(content)
     with pytest.raises(ConfigError, match=r"^model: (mask|order|shift), which does not travel"):

@@ -19,7 +19,7 @@ from fedwsa.data.skew import Colour, Noise, Rotation, drawn, open_skew, skewed
 from fedwsa.models import build_model
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
-from fedwsa.wire import messages
+from fedwsa.wire.names import POOLED
 
 IMAGES = torch.randint(
     0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -192,7 +192,7 @@ def test_the_centralised_reference_pools_what_the_clients_see(tmp_path: Path) ->
     config = compose(["clients.count=4", "partition=iid", f"cache_dir={tmp_path}", "skew=noise"])
     data = open_federated(config.data_spec)
     seen_by = [own_samples.seen(config, data, k, held=False).inputs for k in range(4)]
-    content = {messages.POOLED: {messages.POOLED: 1.0}}
+    content = {POOLED: {POOLED: 1.0}}
     received = Received(data, network_of(config, data), "cpu", content, {}, [])
     assert torch.equal(own_samples.samples_of(config, received, (1, 0)).inputs, torch.cat(seen_by))
 

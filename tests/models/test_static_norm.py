@@ -27,7 +27,7 @@ from fedwsa.models.norms import StaticBatchNorm2d
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
 from fedwsa.schema.fleet import Fleet
-from fedwsa.wire import messages
+from fedwsa.wire.names import STAYING
 
 WORDS = [
     *("model=resnet20", "model.norm=static", "model.depth=8", "model.width=0.25", "rounds=1"),
@@ -96,7 +96,7 @@ def test_statistics_do_not_travel_and_are_forgotten_between_clients() -> None:
     assert "norm.running_mean" in names
     assert not names & (state.travelling(model.model).keys() | state.staying(model.model).keys())
     assert names <= model.model.state_dict().keys()
-    told = {"config": ConfigRecord({messages.STAYING: "{}"})}
+    told = {"config": ConfigRecord({STAYING: "{}"})}
     weights = model.state()
     for _ in range(2):
         model.load(weights)

@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from rich.console import Console
 from safetensors.torch import load_file
 
+from fedwsa.wire.names import SCAFFOLD_CHANGE
 from clients.training import Samples, train
 from experiments.commands.simulate import _to_choose_by, simulate
 from fedwsa.schema.fleet import Fleet
@@ -315,7 +316,7 @@ def test_who_is_away_is_not_shown_and_counts_for_the_size_of_the_fleet() -> None
             {
                 "arrays": ArrayRecord({"w": _array([1.0])}),
                 "metrics": MetricRecord({"num-examples": 1}),
-                messages.SCAFFOLD_CHANGE: ArrayRecord({"w": _array([3.0])}),
+                SCAFFOLD_CHANGE: ArrayRecord({"w": _array([3.0])}),
             }
         )
         replies.append(Message(content, reply_to=message))

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fedwsa.algorithms.objective import LocalRun, Objective, Weights, gradients, trainable
-from fedwsa.wire import messages
 from fedwsa.wire.content import Content, find_record
+from fedwsa.wire.names import DYN_ALPHA, DYN_COUNT, DYN_PULL
 
 _STATE = "feddyn"
 
@@ -28,10 +28,10 @@ class FedDyn(Objective):
 
     @torch.no_grad()
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
-        config = find_record(content, messages.DYN_ALPHA)
+        config = find_record(content, DYN_ALPHA)
         if config is None or local is None:
             raise ValueError("FedDyn needs α and the state of the client")
-        self.alpha = float(config[messages.DYN_ALPHA])
+        self.alpha = float(config[DYN_ALPHA])
         self._local, self._named = local, trainable(model)
         self._weights: list[Tensor] = list(self._named.values())
         self._received = [w.detach().clone() for w in self._weights]
@@ -45,7 +45,7 @@ class FedDyn(Objective):
     @classmethod
     def asked(cls, content: Content) -> bool:
         """Whether the server announced α."""
-        return find_record(content, messages.DYN_ALPHA) is not None
+        return find_record(content, DYN_ALPHA) is not None
 
     @torch.no_grad()
     def add_gradient(self) -> None:
@@ -62,11 +62,11 @@ class FedDyn(Objective):
             torch._foreach_sub_(renewed, pull)
             self._pull = dict(zip(self._named, pull, strict=True))
         self._local.state[_STATE] = dict(zip(self._named, renewed, strict=True))
-        return {messages.DYN_COUNT: 1.0}
+        return {DYN_COUNT: 1.0}
 
     def records(self) -> dict[str, dict[str, Tensor]]:
         """p_k, where there is one."""
-        return {messages.DYN_PULL: self._pull} if self._pull else {}
+        return {DYN_PULL: self._pull} if self._pull else {}
 
     def _drift(self) -> list[Tensor]:
         return list(torch._foreach_sub(self._weights, self._received))

@@ -17,6 +17,7 @@ from fedwsa.algorithms.averaging import Sampling, weighing
 from fedwsa.algorithms.memory.server import Remembering
 from fedwsa.algorithms.traits import Traits
 from fedwsa.wire import messages
+from fedwsa.wire.names import DYN_ALPHA, DYN_COUNT, DYN_PULL
 
 logger = logging.getLogger("fedwsa")
 
@@ -44,7 +45,7 @@ class FedDyn(Remembering):
 
     traits: ClassVar[Traits] = replace(
         Remembering.traits,
-        averages_by=messages.DYN_COUNT,
+        averages_by=DYN_COUNT,
         wants=("buffers",),
         takes_pulls=True,  # so that with them models cannot be averaged at the workers
         transient=("_received",),  # set in each round
@@ -67,7 +68,7 @@ class FedDyn(Remembering):
         """Announce α to what FedAvg sends."""
         self._received = messages.to_tensors(arrays)
         self._nodes = len(list(grid.get_nodes()))  # away or not: N is the whole fleet
-        config[messages.DYN_ALPHA] = self.alpha
+        config[DYN_ALPHA] = self.alpha
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -76,11 +77,11 @@ class FedDyn(Remembering):
         """Average the models, and go on by what is left of the drift."""
         given = self.accept(server_round, replies)
         pulls = [p for r in given if r.has_content() and (p := _pull(r)) is not None]
-        with weighing(self, messages.DYN_COUNT):
+        with weighing(self, DYN_COUNT):
             averaged, metrics = super().aggregate_train(server_round, given)
         if averaged is None or not self.accepted:  # all begin anew
             return averaged, metrics
-        count = sum(messages.number(m, messages.DYN_COUNT) for m in messages.reply_metrics(given))
+        count = sum(messages.number(m, DYN_COUNT) for m in messages.reply_metrics(given))
         share = count / self._nodes  # |S|/N: partial averages add their counts up
         new = messages.to_tensors(averaged)
         for name, mean in new.items():
@@ -101,5 +102,5 @@ class FedDyn(Remembering):
 
 def _pull(reply: Message) -> dict[str, Tensor] | None:
     """What a client keeps out of its gradient, taken out of its reply; None if nothing."""
-    record = reply.content.pop(messages.DYN_PULL, None)
+    record = reply.content.pop(DYN_PULL, None)
     return messages.to_tensors(record) if isinstance(record, ArrayRecord) else None

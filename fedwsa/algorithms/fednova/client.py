@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fedwsa.algorithms.objective import LocalRun, Objective, Weights
 from fedwsa.algorithms.scaffold.client import plain_steps
-from fedwsa.wire import messages
 from fedwsa.wire.content import Content, find_record
+from fedwsa.wire.names import NOVA, NOVA_LENGTH, NOVA_SQUARE, NOVA_WEIGHT
 
 
 class FedNova(Objective):
@@ -26,7 +26,7 @@ class FedNova(Objective):
     @classmethod
     def asked(cls, content: Content) -> bool:
         """Whether the server asks for the steps."""
-        return find_record(content, messages.NOVA) is not None
+        return find_record(content, NOVA) is not None
 
     def add_gradient(self) -> None:
         """Count a step."""
@@ -36,7 +36,7 @@ class FedNova(Objective):
         """n_k/a_k, by which the server weights, with a_k and its square."""
         length = plain_steps(self._steps, self._local.momentum) * self._local.lr
         return {
-            messages.NOVA_WEIGHT: self._local.examples / length,
-            messages.NOVA_LENGTH: length,
-            messages.NOVA_SQUARE: length**2,
+            NOVA_WEIGHT: self._local.examples / length,
+            NOVA_LENGTH: length,
+            NOVA_SQUARE: length**2,
         }

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedwsa.algorithms.averaging import Sampling, weighing
 from fedwsa.algorithms.traits import Traits
 from fedwsa.wire import messages
+from fedwsa.wire.names import NOVA, NOVA_LENGTH, NOVA_SQUARE, NOVA_WEIGHT
 
 
 class FedNova(FedAvg):
@@ -39,7 +40,7 @@ class FedNova(FedAvg):
     """
 
     traits: ClassVar[Traits] = Traits(
-        averages_by=messages.NOVA_WEIGHT,
+        averages_by=NOVA_WEIGHT,
         wants=("buffers",),
         needs_sgd=True,
         transient=("_received",),  # set in each round
@@ -55,19 +56,19 @@ class FedNova(FedAvg):
     ) -> Iterable[Message]:
         """Ask for the length of the clients' paths."""
         self._received = messages.to_tensors(arrays)
-        config[messages.NOVA] = True
+        config[NOVA] = True
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average what each unit of work brought, and go as far as the average path."""
-        with weighing(self, messages.NOVA_WEIGHT):
+        with weighing(self, NOVA_WEIGHT):
             averaged, metrics = super().aggregate_train(server_round, replies)
         if averaged is None or metrics is None:
             return averaged, metrics
-        length = messages.number(metrics, messages.NOVA_LENGTH)
-        factor = messages.number(metrics, messages.NOVA_SQUARE) / length**2  # τ/mean(a)
+        length = messages.number(metrics, NOVA_LENGTH)
+        factor = messages.number(metrics, NOVA_SQUARE) / length**2  # τ/mean(a)
         new = messages.to_tensors(averaged)
         for name, mean in new.items():
             if name not in self.buffers:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fedwsa.algorithms.objective import LocalRun, Objective, Weights, gradients, trainable
-from fedwsa.wire import messages
 from fedwsa.wire.content import Content, find_record
+from fedwsa.wire.names import PROXIMAL_MU
 
 
 class Proximal(Objective):
@@ -20,8 +20,8 @@ class Proximal(Objective):
 
     @torch.no_grad()
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
-        config = find_record(content, messages.PROXIMAL_MU)
-        self.mu = 0.0 if config is None else float(config[messages.PROXIMAL_MU])
+        config = find_record(content, PROXIMAL_MU)
+        self.mu = 0.0 if config is None else float(config[PROXIMAL_MU])
         if self.mu:
             self._named = trainable(model)
             self._weights: list[Tensor] = list(self._named.values())
@@ -32,8 +32,8 @@ class Proximal(Objective):
     @classmethod
     def asked(cls, content: Content) -> bool:
         """Whether the server announced a μ that is not zero."""
-        config = find_record(content, messages.PROXIMAL_MU)
-        return config is not None and float(config[messages.PROXIMAL_MU]) != 0.0
+        config = find_record(content, PROXIMAL_MU)
+        return config is not None and float(config[PROXIMAL_MU]) != 0.0
 
     @torch.no_grad()
     def add_gradient(self) -> None:

@@ -21,6 +21,7 @@ from fedwsa.algorithms.guard.gathered import (
 from fedwsa.algorithms.guard.replies import Rules, unusable_reply, unusable_scores, update_size
 from fedwsa.simulation.reduce import AveragedReplies
 from fedwsa.wire import messages
+from fedwsa.wire.names import UNUSABLE_REPLY
 
 logger = logging.getLogger("fedwsa")
 
@@ -63,7 +64,7 @@ class Judge:
                 continue
             heard.add(node)
             if reply.has_error():
-                judged = reply.error.code == messages.UNUSABLE_REPLY
+                judged = reply.error.code == UNUSABLE_REPLY
                 reason = reply.error.reason or "no reason given"
                 incidents.append(Incident(node, "rejected" if judged else "failed", reason))
             elif problem := None if at_workers else self.problem(reply, sent[node]):
@@ -158,4 +159,4 @@ def _unclippable(reply: Message, sent: Message) -> str | None:
 
 
 def _refused(sent: Message, problem: str) -> Message:
-    return Message(Error(messages.UNUSABLE_REPLY, problem), reply_to=sent)
+    return Message(Error(UNUSABLE_REPLY, problem), reply_to=sent)

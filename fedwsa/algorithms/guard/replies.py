@@ -22,6 +22,15 @@ from fedwsa.scope.weight_scope import Fusion, fan_in
 from fedwsa.wire import messages
 from fedwsa.wire.arrays import check
 from fedwsa.wire.content import find_record
+from fedwsa.wire.names import (
+    CLASS_ROWS,
+    CLASSES,
+    FISHER,
+    FISHER_LAYERS,
+    NUM_EXAMPLES,
+    SCOPE_KL,
+    SCOPE_PRESENT,
+)
 
 LARGEST = 1e18
 """No weight and no metric is larger: its sum or its square would no longer be finite."""
@@ -53,7 +62,7 @@ class Rules:
         See :attr:`fedwsa.algorithms.traits.Traits.answers`.
     """
 
-    weight: str = messages.NUM_EXAMPLES
+    weight: str = NUM_EXAMPLES
     numbers: tuple[str, ...] = ()
     most_examples: float = MOST_EXAMPLES
     answers: tuple[tuple[str, str], ...] = ()
@@ -140,7 +149,7 @@ def _bad_metrics(content: RecordDict, rules: Rules) -> str | None:
                 return f"metric {key} is NaN or infinite"
             if abs(_float(one)) > LARGEST and key != rules.weight:
                 return f"metric {key} is absurdly large: {_float(one):g}"
-    for key in dict.fromkeys((rules.weight, messages.NUM_EXAMPLES)):
+    for key in dict.fromkeys((rules.weight, NUM_EXAMPLES)):
         if not isinstance(value := metrics.get(key, 1), int | float):
             return f"the metrics have no number {key}"
         if value <= 0:
@@ -214,36 +223,34 @@ def _bad_extras(
 
 def _bad_fisher(content: RecordDict, sent: RecordDict) -> str | None:
     """What is wrong with the Fisher information that a strategy asked for, if it did."""
-    config = find_record(sent, messages.FISHER_LAYERS)
+    config = find_record(sent, FISHER_LAYERS)
     if config is None:
         return None
-    record, reference = content.get(messages.FISHER), messages.model_arrays(sent)
+    record, reference = content.get(FISHER), messages.model_arrays(sent)
     if not isinstance(record, ArrayRecord):
-        return f"the reply lacks {messages.FISHER}"
+        return f"the reply lacks {FISHER}"
     assert reference is not None
     shapes = messages.to_tensors(reference)
     given = messages.to_tensors(record)  # which _bad_extras has read
-    if problem := unlike(
-        given, {str(name): shapes[name] for name in config[messages.FISHER_LAYERS]}
-    ):
-        return f"{messages.FISHER}: {problem}"
+    if problem := unlike(given, {str(name): shapes[name] for name in config[FISHER_LAYERS]}):
+        return f"{FISHER}: {problem}"
     negative = [name for name, tensor in given.items() if tensor.numel() and tensor.min() < 0]
-    return f"{messages.FISHER}: {negative[0]} has negative entries" if negative else None
+    return f"{FISHER}: {negative[0]} has negative entries" if negative else None
 
 
 def _bad_classes(
     metrics: MetricRecord, sent: RecordDict, given: Mapping[str, Tensor]
 ) -> str | None:
     """What is wrong with the classes that a client says it has; silence means all."""
-    config = find_record(sent, messages.CLASS_ROWS)
-    if config is None or messages.CLASSES not in metrics:
+    config = find_record(sent, CLASS_ROWS)
+    if config is None or CLASSES not in metrics:
         return None
-    said, names = metrics[messages.CLASSES], config[messages.CLASS_ROWS]
+    said, names = metrics[CLASSES], config[CLASS_ROWS]
     rows = {len(given[str(name)]) for name in names}
     if not isinstance(said, list) or {len(said)} != rows:
-        return f"{messages.CLASSES} must be a list with a number for each class"
+        return f"{CLASSES} must be a list with a number for each class"
     if not set(said) <= {0, 1} or not any(said):
-        return f"{messages.CLASSES} must be ones and zeros, one for each class that is there"
+        return f"{CLASSES} must be ones and zeros, one for each class that is there"
     return None
 
 
@@ -262,18 +269,18 @@ def _bad_scope(metrics: MetricRecord, sent: RecordDict, given: Mapping[str, Tens
         if not isinstance(value, list) or len(value) != len(names):
             return f"{key} must be a list of {len(names)} numbers, one per layer"
         lists[key] = [float(v) for v in value]
-    held = lists.get(messages.SCOPE_PRESENT, [1.0] * len(names))
+    held = lists.get(SCOPE_PRESENT, [1.0] * len(names))
     mean, spread, kl = (lists[key] for key in REPORTED)
     for i, name in enumerate(names):
         if held[i] not in (0.0, 1.0) or (name in given) > held[i]:
-            return f"{messages.SCOPE_PRESENT} is wrong for {name}"
+            return f"{SCOPE_PRESENT} is wrong for {name}"
         if not held[i] and (mean[i], spread[i], kl[i]) != (0.0, 0.0, 0.0):
             return f"a scope is reported of {name}, which is not there"
         second = _second_moment(mean[i], spread[i], instruction.fusion)
         if spread[i] < 0 or second < mean[i] ** 2 * (1 - _TOLERANCE):
             return f"the scope of {name} has a negative variance"
         if kl[i] < -_TOLERANCE:
-            return f"{messages.SCOPE_KL} of {name} is negative"
+            return f"{SCOPE_KL} of {name} is negative"
     if find_record(sent, KEY_CLIPPING_NORM):  # arrays are clipped after the scope was measured
         return None
     there = [i for i, name in enumerate(names) if name in given]  # others stay with the client

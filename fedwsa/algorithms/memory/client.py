@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedwsa.wire import messages
 from fedwsa.wire.content import Records, find_record
+from fedwsa.wire.names import ACCEPTED_ROUND, SERVER_ROUND
 
 State = dict[str, dict[str, Tensor]]
 
@@ -50,10 +50,10 @@ def recall(content: Records, kept: Mapping[str, Mapping[str, Tensor]]) -> State:
         would be wrong: the server's memory (c of SCAFFOLD, h of FedDyn) contains what it lost.
     """
     newest = {k: dict(t) for k, t in kept.items() if k != _ROUNDS and not k.startswith(_BEFORE)}
-    record = find_record(content, messages.ACCEPTED_ROUND)
+    record = find_record(content, ACCEPTED_ROUND)
     if record is None:
         return newest
-    accepted = int(record[messages.ACCEPTED_ROUND])
+    accepted = int(record[ACCEPTED_ROUND])
     if accepted == 0:
         return {}
     rounds = {name: int(number) for name, number in kept.get(_ROUNDS, {}).items()}
@@ -84,15 +84,15 @@ def keep(
     new
         What objectives keep after it.
     """
-    record = find_record(content, messages.ACCEPTED_ROUND)
+    record = find_record(content, ACCEPTED_ROUND)
     if record is None:
         return dict(new)
-    told = find_record(content, messages.SERVER_ROUND)
+    told = find_record(content, SERVER_ROUND)
     if told is None:
-        raise ValueError(f"the message names no {messages.SERVER_ROUND}")
+        raise ValueError(f"the message names no {SERVER_ROUND}")
     numbers = {
-        _NEWEST: int(told[messages.SERVER_ROUND]),
-        _BEGUN: int(record[messages.ACCEPTED_ROUND]),
+        _NEWEST: int(told[SERVER_ROUND]),
+        _BEGUN: int(record[ACCEPTED_ROUND]),
     }
     before = {_BEFORE + name: tensors for name, tensors in begun.items()}
     return {**new, **before, _ROUNDS: {k: torch.tensor([n]) for k, n in numbers.items()}}

@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import FedAvg
 from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.traits import Traits
 from fedwsa.simulation.reduce import AveragedReplies
-from fedwsa.wire import messages
+from fedwsa.wire.names import ACCEPTED_ROUND, LOST_MEMORY
 
 
 class Remembering(FedAvg):
@@ -84,7 +84,7 @@ class Remembering(FedAvg):
             accepted = self.accepted.get(message.metadata.dst_node_id, 0)
             if (id(plain), accepted) not in contents:
                 config = plain.config_records[self.configrecord_key]
-                named = ConfigRecord({**config, messages.ACCEPTED_ROUND: accepted})
+                named = ConfigRecord({**config, ACCEPTED_ROUND: accepted})
                 own = RecordDict({**plain, self.configrecord_key: named})
                 contents[id(plain), accepted] = plain, own
             message.content = contents[id(plain), accepted][1]
@@ -92,4 +92,4 @@ class Remembering(FedAvg):
 
 
 def _has_lost(reply: Message) -> bool:
-    return reply.has_error() and reply.error.code == messages.LOST_MEMORY
+    return reply.has_error() and reply.error.code == LOST_MEMORY

@@ -9,8 +9,8 @@ from torch.nn.functional import cosine_similarity, softplus
 from fedwsa.algorithms.objective import LocalRun, Objective, Weights
 from fedwsa.models import exchange
 from fedwsa.models.attributes import copied
-from fedwsa.wire import messages
 from fedwsa.wire.content import Content, find_record
+from fedwsa.wire.names import MOON_TEMPERATURE, MOON_WEIGHT
 
 _STATE = "moon"
 _NEEDS = (
@@ -52,11 +52,11 @@ class Moon(Objective):
     has_loss = True
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
-        config = find_record(content, messages.MOON_WEIGHT)
+        config = find_record(content, MOON_WEIGHT)
         if config is None or local is None or not isinstance(model, nn.Module):
             raise ValueError("MOON needs its weight μ, a model and the state of the client")
-        self.mu = float(config[messages.MOON_WEIGHT])
-        self.temperature = float(config[messages.MOON_TEMPERATURE])
+        self.mu = float(config[MOON_WEIGHT])
+        self.temperature = float(config[MOON_TEMPERATURE])
         self._local, self._model = local, model
         last = local.state.get(_STATE)
         if last is None or not self.mu:
@@ -70,7 +70,7 @@ class Moon(Objective):
     @classmethod
     def asked(cls, content: Content) -> bool:
         """Whether the server announced μ."""
-        return find_record(content, messages.MOON_WEIGHT) is not None
+        return find_record(content, MOON_WEIGHT) is not None
 
     def loss(self, inputs: Tensor) -> Tensor:
         """μ times the contrastive loss of a batch; zero for a client without a last model."""

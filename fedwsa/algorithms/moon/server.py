@@ -18,7 +18,7 @@ from fedwsa.algorithms.traits import Traits
 from fedwsa.config.blame import blaming
 from fedwsa.config.component import ConfigError
 from fedwsa.models import blank_inputs
-from fedwsa.wire import messages
+from fedwsa.wire.names import MOON_TEMPERATURE, MOON_WEIGHT, NUM_EXAMPLES
 
 
 class Moon(Remembering):
@@ -36,9 +36,7 @@ class Moon(Remembering):
         As for Flower's FedAvg.
     """
 
-    traits: ClassVar[Traits] = replace(
-        Remembering.traits, averages_by=messages.NUM_EXAMPLES, requires=True
-    )
+    traits: ClassVar[Traits] = replace(Remembering.traits, averages_by=NUM_EXAMPLES, requires=True)
 
     def __init__(
         self, mu: NonNegativeFloat, temperature: PositiveFloat, **sampling: Unpack[Sampling]
@@ -68,8 +66,8 @@ class Moon(Remembering):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Announce weight and temperature."""
-        config[messages.MOON_WEIGHT] = float(self.mu)
-        config[messages.MOON_TEMPERATURE] = float(self.temperature)
+        config[MOON_WEIGHT] = float(self.mu)
+        config[MOON_TEMPERATURE] = float(self.temperature)
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(

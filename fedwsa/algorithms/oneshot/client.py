@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from fedwsa.algorithms.objective import LocalRun, Objective, Weights
 from fedwsa.data.evaluation import measure_statistics
 from fedwsa.merge.fisher_information import fisher_information
-from fedwsa.wire import messages
 from fedwsa.wire.content import Content, find_record
+from fedwsa.wire.names import FISHER, FISHER_LABELS, FISHER_LAYERS
 
 
 class FisherInformation(Objective):
@@ -21,17 +21,17 @@ class FisherInformation(Objective):
     stackable = False
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
-        asked = find_record(content, messages.FISHER_LABELS)
+        asked = find_record(content, FISHER_LABELS)
         if asked is None or local is None or local.samples is None:
             raise ValueError("Fisher information needs the server's wish and the client's samples")
-        self._samples, self._observed = local.samples, asked[messages.FISHER_LABELS] == "observed"
-        self._names: list[str] = list(asked[messages.FISHER_LAYERS])
+        self._samples, self._observed = local.samples, asked[FISHER_LABELS] == "observed"
+        self._names: list[str] = list(asked[FISHER_LAYERS])
         self._measured: dict[str, Tensor] = {}
 
     @classmethod
     def asked(cls, content: Content) -> bool:
         """Whether the server wants it beside the model."""
-        return find_record(content, messages.FISHER_LABELS) is not None
+        return find_record(content, FISHER_LABELS) is not None
 
     def after(self, model: nn.Module) -> None:
         """Measure the Fisher information of the trained model."""
@@ -47,4 +47,4 @@ class FisherInformation(Objective):
 
     def records(self) -> dict[str, dict[str, Tensor]]:
         """Of the arrays that the server names."""
-        return {messages.FISHER: {name: self._measured[name] for name in self._names}}
+        return {FISHER: {name: self._measured[name] for name in self._names}}

@@ -21,6 +21,7 @@ from fedwsa.merge.states import require_alike
 from fedwsa.models.architecture import Units
 from fedwsa.scope.weight_scope import choose
 from fedwsa.wire import messages
+from fedwsa.wire.names import FISHER, FISHER_LABELS, FISHER_LAYERS
 
 Labels = Literal["observed", "drawn"]
 
@@ -111,8 +112,8 @@ class OneShot(FedAvg):
             raise ValueError("clients train once: a single round, with as many epochs as it takes")
         self._received = messages.to_tensors(arrays)
         if self.asks_for_fishers:
-            config[messages.FISHER_LAYERS] = [k for k in arrays if k not in self.buffers]
-            config[messages.FISHER_LABELS] = self.labels
+            config[FISHER_LAYERS] = [k for k in arrays if k not in self.buffers]
+            config[FISHER_LABELS] = self.labels
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -154,7 +155,7 @@ def _model(reply: Message) -> dict[str, Tensor]:
 
 def _fisher(reply: Message) -> dict[str, Tensor]:
     """Taken out of the reply, so that the model is its only record of arrays."""
-    record = reply.content.pop(messages.FISHER, None)
+    record = reply.content.pop(FISHER, None)
     if not isinstance(record, ArrayRecord):
         raise ValueError(
             "a client does not send the Fisher information of its model; it must answer as "

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fedwsa.algorithms.objective import LocalRun, Objective, State, Weights
-from fedwsa.wire import messages
 from fedwsa.wire.content import Content
+from fedwsa.wire.names import PERSONAL
 
 _STATE = "personal"
 
@@ -24,18 +24,18 @@ class OwnPart(Objective):
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         if local is None:
             raise ValueError("a client that keeps a part of the model needs its state")
-        self._own, self._local = content[messages.PERSONAL].keys(), local
+        self._own, self._local = content[PERSONAL].keys(), local
 
     @classmethod
     def asked(cls, content: Content) -> bool:
         """Whether the server sends what a client begins with."""
-        return bool(content.get(messages.PERSONAL))
+        return bool(content.get(PERSONAL))
 
     @classmethod
     def begin_with(cls, content: Content, state: State) -> dict[str, Tensor]:
         """The client's own tensors."""
         kept: Mapping[str, Tensor] = state.get(_STATE, {})
-        first: Mapping[str, Tensor] = content[messages.PERSONAL]
+        first: Mapping[str, Tensor] = content[PERSONAL]
         return {name: kept.get(name, tensor) for name, tensor in first.items()}
 
     def share(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:

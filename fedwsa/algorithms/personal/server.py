@@ -15,6 +15,7 @@ from fedwsa.algorithms.memory.server import Remembering
 from fedwsa.algorithms.run_facts import RunFacts, require_no_noise
 from fedwsa.algorithms.traits import Traits
 from fedwsa.wire import messages
+from fedwsa.wire.names import PERSONAL
 
 
 class Personal(Remembering):
@@ -87,9 +88,7 @@ class Personal(Remembering):
     def _with_personal(self, configured: Iterable[Message]) -> list[Message]:
         sent, record = list(configured), self._personal
         assert record is not None
-        messages.change_contents(
-            sent, lambda plain: RecordDict({**plain, messages.PERSONAL: record})
-        )
+        messages.change_contents(sent, lambda plain: RecordDict({**plain, PERSONAL: record}))
         return sent
 
     def aggregate_train(

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fedwsa.algorithms.objective import LocalRun, Objective, Weights, gradients, trainable
-from fedwsa.wire import messages
 from fedwsa.wire.content import Content
+from fedwsa.wire.names import SCAFFOLD_CHANGE, SCAFFOLD_CONTROL
 
 _STATE = "scaffold"
 
@@ -32,7 +32,7 @@ class Scaffold(Objective):
 
     @torch.no_grad()
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
-        server = content.get(messages.SCAFFOLD_CONTROL)
+        server = content.get(SCAFFOLD_CONTROL)
         if server is None or local is None:
             raise ValueError("SCAFFOLD needs the server's variate, and the client's rate and state")
         self._local, self._named = local, trainable(model)
@@ -56,7 +56,7 @@ class Scaffold(Objective):
     @classmethod
     def asked(cls, content: Content) -> bool:
         """Whether the server sent its control variates."""
-        return messages.SCAFFOLD_CONTROL in content
+        return SCAFFOLD_CONTROL in content
 
     @torch.no_grad()
     def add_gradient(self) -> None:
@@ -95,7 +95,7 @@ class Scaffold(Objective):
 
     def records(self) -> dict[str, dict[str, Tensor]]:
         """c_i⁺ − c_i, for the server."""
-        return {messages.SCAFFOLD_CHANGE: self._change}
+        return {SCAFFOLD_CHANGE: self._change}
 
 
 def plain_steps(steps: int, momentum: float) -> float:

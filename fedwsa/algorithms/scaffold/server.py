@@ -20,6 +20,7 @@ from fedwsa.algorithms.sizes.server import Weighted
 from fedwsa.algorithms.traits import Traits
 from fedwsa.scope.weight_scope import choose
 from fedwsa.wire import messages
+from fedwsa.wire.names import SCAFFOLD_CHANGE, SCAFFOLD_CONTROL
 
 logger = logging.getLogger("fedwsa")
 
@@ -53,7 +54,7 @@ class Scaffold(Remembering):
         wants=("untrained",),
         needs_sgd=True,
         whole_models=False,
-        answers=((messages.SCAFFOLD_CONTROL, messages.SCAFFOLD_CHANGE),),
+        answers=((SCAFFOLD_CONTROL, SCAFFOLD_CHANGE),),
         requires=True,
     )
 
@@ -89,7 +90,7 @@ class Scaffold(Remembering):
         record = messages.to_arrays(self.control)
         configured = list(super().configure_train(server_round, arrays, config, grid))
         messages.change_contents(
-            configured, lambda plain: RecordDict({**plain, messages.SCAFFOLD_CONTROL: record})
+            configured, lambda plain: RecordDict({**plain, SCAFFOLD_CONTROL: record})
         )
         return configured
 
@@ -108,7 +109,7 @@ class Scaffold(Remembering):
         for reply in given:
             if not reply.has_content():
                 continue
-            change = reply.content.pop(messages.SCAFFOLD_CHANGE, None)
+            change = reply.content.pop(SCAFFOLD_CHANGE, None)
             if not isinstance(change, ArrayRecord):
                 raise ValueError(
                     "a client does not report the change of its control variate; "

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedwsa.wire import messages
 from fedwsa.wire.content import find_record
+from fedwsa.wire.names import SIZE
 
 _PATIENCE = 120.0  # seconds that a node has to say its size
 
@@ -18,7 +18,7 @@ def said_sizes(nodes: Iterable[int], grid: Grid) -> dict[int, str]:
     queries = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
     said = {}
     for reply in grid.send_and_receive(queries, timeout=_PATIENCE) if queries else []:
-        answer = find_record(reply.content, messages.SIZE) if reply.has_content() else None
+        answer = find_record(reply.content, SIZE) if reply.has_content() else None
         if answer is not None:
-            said[reply.metadata.src_node_id] = str(answer[messages.SIZE])
+            said[reply.metadata.src_node_id] = str(answer[SIZE])
     return said

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedwsa.algorithms.sizes.overlap import row_mean
 from fedwsa.wire import messages
+from fedwsa.wire.names import CLASSES
 
 
 def by_class(
@@ -35,7 +36,7 @@ def by_class(
     Source: the authors' code of HeteroFL, arXiv 2010.01264.
     """
     found = messages.reply_metrics(replies)
-    said = [metrics.get(messages.CLASSES) for metrics in found]
+    said = [metrics.get(CLASSES) for metrics in found]
     if not classifier or all(not isinstance(v, list) or min(v) == 1 for v in said):
         return None
     arrays = [messages.model_arrays(reply.content) for reply in replies]

@@ -10,21 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from fedwsa.algorithms.objective import LocalRun, Objective, Weights
-from fedwsa.wire import messages
 from fedwsa.wire.content import Content, find_record
+from fedwsa.wire.names import CLASS_ROWS, CLASSES, SIZE_RATE
 
 
 class Scaler(Objective):
     """Train with hidden activations as loud as those of the largest model (:func:`scaled`)."""
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
-        named = find_record(content, messages.SIZE_RATE)
-        self.rate = 1.0 if named is None else float(named[messages.SIZE_RATE])
+        named = find_record(content, SIZE_RATE)
+        self.rate = 1.0 if named is None else float(named[SIZE_RATE])
 
     @classmethod
     def asked(cls, content: Content) -> bool:
         """Whether the server says by what to divide."""
-        return find_record(content, messages.SIZE_RATE) is not None
+        return find_record(content, SIZE_RATE) is not None
 
     def during(self, model: nn.Module) -> AbstractContextManager[object]:
         """Divide what hidden layers put out."""
@@ -42,13 +42,13 @@ class HeldClasses(Objective):
     @classmethod
     def asked(cls, content: Content) -> bool:
         """Whether the server averages rows of the classifier."""
-        return find_record(content, messages.CLASS_ROWS) is not None
+        return find_record(content, CLASS_ROWS) is not None
 
     def end(self) -> dict[str, float | list[float]]:
         """1 or 0 for each class."""
         there = torch.zeros(self._samples.classes)
         there[torch.unique(self._samples.labels).cpu()] = 1.0
-        return {messages.CLASSES: [float(held) for held in there]}
+        return {CLASSES: [float(held) for held in there]}
 
 
 @contextmanager

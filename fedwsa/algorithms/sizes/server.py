@@ -28,6 +28,7 @@ from fedwsa.models import exchange
 from fedwsa.models.architecture import Axes, Pick, first_units, selection, take
 from fedwsa.scope.weight_scope import choose
 from fedwsa.wire import messages
+from fedwsa.wire.names import CLASS_ROWS, CLASSES, SIZE, SIZE_RATE
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Size → name of an array → its shape."""
@@ -286,11 +287,11 @@ class SizedFedAvg(FedAvg):
                 continue
             if size not in contents:
                 config = ConfigRecord({**message.content.config_records[self.configrecord_key]})
-                config[messages.SIZE] = size
+                config[SIZE] = size
                 if self.classifier:
-                    config[messages.CLASS_ROWS] = list(self.classifier)
+                    config[CLASS_ROWS] = list(self.classifier)
                 if self.scaler:
-                    config[messages.SIZE_RATE] = self.rate(size)
+                    config[SIZE_RATE] = self.rate(size)
                 part = self.split(arrays, size, server_round)
                 contents[size] = RecordDict(
                     {self.arrayrecord_key: part, self.configrecord_key: config}
@@ -345,7 +346,7 @@ class SizedFedAvg(FedAvg):
         contents = [reply.content for group in groups.values() for reply in group]
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
         if metrics is not None:
-            metrics.pop(messages.CLASSES, None)
+            metrics.pop(CLASSES, None)
         return self._combine(means, weights, rows, server_round), metrics
 
     def _checked(self, reply: Message) -> str | None:

@@ -12,8 +12,8 @@ from fedwsa.algorithms.objective import LocalRun, Objective, Weights, gradients,
 from fedwsa.algorithms.wsa.instruction import REPORTED, ScopeInstruction
 from fedwsa.scope.moments import moments
 from fedwsa.scope.weight_scope import WeightScope, add_kl_gradient_, fan_in, kl_divergence, spread
-from fedwsa.wire import messages
 from fedwsa.wire.content import Content
+from fedwsa.wire.names import SCOPE_ARRAY, SCOPE_PRESENT
 
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_module|module)\.")
 
@@ -93,7 +93,7 @@ class ScopeAlignment(Objective):
         if instruction is None:
             return
         self.instruction, self.target = instruction, instruction.target
-        self._among = any(messages.SCOPE_ARRAY in record for record in content.values())
+        self._among = any(SCOPE_ARRAY in record for record in content.values())
         weights = _plainly_named(trainable(model), self.target.names)
         self._present = [name in weights for name in self.target.names]
         if not instruction.partial and not all(self._present):
@@ -165,7 +165,7 @@ class ScopeAlignment(Objective):
             return dict(reported)
         # Flower averages lists of one length: a number for each layer that the server named.
         present: list[float] = [float(here) for here in self._present]
-        return {messages.SCOPE_PRESENT: present, **{k: self._fill(v) for k, v in reported.items()}}
+        return {SCOPE_PRESENT: present, **{k: self._fill(v) for k, v in reported.items()}}
 
     @torch.no_grad()
     def arrays(self) -> dict[str, Tensor]:
@@ -175,7 +175,7 @@ class ScopeAlignment(Objective):
         mean, variance = (m.cpu() for m in moments(self._weights))
         mean, variance = mean * self._root, variance * self._root.square()
         found = torch.stack([mean, spread(mean, variance, self.instruction.fusion)])
-        return {messages.SCOPE_ARRAY: found.float()}
+        return {SCOPE_ARRAY: found.float()}
 
     def _fill(self, values: list[float]) -> list[float]:
         """The values of the layers that are here, zeros for the others."""

@@ -6,10 +6,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedwsa.scope.weight_scope import DEFAULT_FLOOR, Fusion, Reduction, WeightScope
-from fedwsa.wire import messages
 from fedwsa.wire.content import Records, find_record
+from fedwsa.wire.names import (
+    CONFIG,
+    SCOPE_FLOOR,
+    SCOPE_FUSION,
+    SCOPE_KL,
+    SCOPE_LAYERS,
+    SCOPE_MEAN,
+    SCOPE_NORMALISE,
+    SCOPE_PARTIAL,
+    SCOPE_PRESENT,
+    SCOPE_REDUCTION,
+    SCOPE_REPORTED,
+    SCOPE_SPREAD,
+    SCOPE_STRENGTH,
+    SCOPE_TARGET,
+    TARGET_MEAN,
+    TARGET_VARIANCE,
+)
 
-REPORTED = (messages.SCOPE_MEAN, messages.SCOPE_SPREAD, messages.SCOPE_KL)
+REPORTED = (SCOPE_MEAN, SCOPE_SPREAD, SCOPE_KL)
 """Metrics by which a client reports its scopes, a list with a number per layer each."""
 
 
@@ -51,7 +68,7 @@ class ScopeInstruction:
         """The metrics that the reply must have; none where scopes are not reported."""
         if not self.reported:
             return ()
-        return (*REPORTED, messages.SCOPE_PRESENT) if self.partial else REPORTED
+        return (*REPORTED, SCOPE_PRESENT) if self.partial else REPORTED
 
     def to_records(self) -> dict[str, dict[str, Any]]:
         """Record name → key → value: additions to the one ``config``, and the target's record.
@@ -59,23 +76,23 @@ class ScopeInstruction:
         The three switches are sent where they differ from their defaults alone.
         """
         settings: dict[str, Any] = {
-            messages.SCOPE_LAYERS: list(self.target.names),
-            messages.SCOPE_FUSION: self.fusion,
-            messages.SCOPE_STRENGTH: self.strength,
-            messages.SCOPE_REDUCTION: self.reduction,
-            messages.SCOPE_FLOOR: self.floor,
+            SCOPE_LAYERS: list(self.target.names),
+            SCOPE_FUSION: self.fusion,
+            SCOPE_STRENGTH: self.strength,
+            SCOPE_REDUCTION: self.reduction,
+            SCOPE_FLOOR: self.floor,
         }
         if self.normalise:
-            settings[messages.SCOPE_NORMALISE] = True
+            settings[SCOPE_NORMALISE] = True
         if self.partial:
-            settings[messages.SCOPE_PARTIAL] = True
+            settings[SCOPE_PARTIAL] = True
         if not self.reported:
-            settings[messages.SCOPE_REPORTED] = False
+            settings[SCOPE_REPORTED] = False
         target = {
-            messages.TARGET_MEAN: self.target.mean.tolist(),
-            messages.TARGET_VARIANCE: self.target.variance.tolist(),
+            TARGET_MEAN: self.target.mean.tolist(),
+            TARGET_VARIANCE: self.target.variance.tolist(),
         }
-        return {messages.CONFIG: settings, messages.SCOPE_TARGET: target}
+        return {CONFIG: settings, SCOPE_TARGET: target}
 
     @classmethod
     def from_content(cls, content: Records) -> ScopeInstruction | None:
@@ -86,21 +103,21 @@ class ScopeInstruction:
         content
             Flower's records or plain mappings; the settings may stand in a record of any name.
         """
-        settings = find_record(content, messages.SCOPE_LAYERS)
+        settings = find_record(content, SCOPE_LAYERS)
         if settings is None:
             return None
-        target = content[messages.SCOPE_TARGET]
+        target = content[SCOPE_TARGET]
         return cls(
             WeightScope.of(
-                settings[messages.SCOPE_LAYERS],
-                target[messages.TARGET_MEAN],
-                target[messages.TARGET_VARIANCE],
+                settings[SCOPE_LAYERS],
+                target[TARGET_MEAN],
+                target[TARGET_VARIANCE],
             ),
-            strength=float(settings[messages.SCOPE_STRENGTH]),
-            fusion=settings[messages.SCOPE_FUSION],
-            reduction=settings[messages.SCOPE_REDUCTION],
-            floor=float(settings[messages.SCOPE_FLOOR]),
-            normalise=bool(settings.get(messages.SCOPE_NORMALISE, False)),
-            partial=bool(settings.get(messages.SCOPE_PARTIAL, False)),
-            reported=bool(settings.get(messages.SCOPE_REPORTED, True)),
+            strength=float(settings[SCOPE_STRENGTH]),
+            fusion=settings[SCOPE_FUSION],
+            reduction=settings[SCOPE_REDUCTION],
+            floor=float(settings[SCOPE_FLOOR]),
+            normalise=bool(settings.get(SCOPE_NORMALISE, False)),
+            partial=bool(settings.get(SCOPE_PARTIAL, False)),
+            reported=bool(settings.get(SCOPE_REPORTED, True)),
         )

@@ -35,6 +35,7 @@ from fedwsa.scope.weight_scope import (
     variance_from,
 )
 from fedwsa.wire import messages
+from fedwsa.wire.names import CONFIG, SCOPE_ARRAY, SCOPE_PRESENT, SCOPE_TARGET
 
 Target = Literal["fused", "initial"]
 Align = Literal["none", "after"]
@@ -173,7 +174,7 @@ class FedWSA(Wrapper):
         if source == "noised" and sizes is not None:
             raise ValueError("source='noised' needs models of one size; take measured")
         if source == "noised":  # scopes among the arrays are no weights, to be stepped like them
-            self.strategy = spared(strategy, [messages.SCOPE_ARRAY])
+            self.strategy = spared(strategy, [SCOPE_ARRAY])
         self.layers = layers
         self._follows_fused = target == "fused"
         self.target: WeightScope | None = None
@@ -224,7 +225,7 @@ class FedWSA(Wrapper):
             given = given.times(self._root)
         self.target = given
         records = self._instruction(given).to_records()
-        settings, target = records[messages.CONFIG], MetricRecord(records[messages.SCOPE_TARGET])
+        settings, target = records[CONFIG], MetricRecord(records[SCOPE_TARGET])
         if self.source == "noised":
             arrays = self._extended(arrays, self.target)
         configured = list(self.strategy.configure_train(server_round, arrays, config, grid))
@@ -236,9 +237,9 @@ class FedWSA(Wrapper):
             to a copy: FedAvg shares one among all messages of all rounds.
             """
             found = content.config_records.items()
-            name, plain = next(iter(found), (messages.CONFIG, ConfigRecord()))
+            name, plain = next(iter(found), (CONFIG, ConfigRecord()))
             extended = ConfigRecord({**plain, **settings})
-            return RecordDict({**content, name: extended, messages.SCOPE_TARGET: target})
+            return RecordDict({**content, name: extended, SCOPE_TARGET: target})
 
         messages.change_contents(configured, instructed)
         return averaged(self, configured)
@@ -272,8 +273,8 @@ class FedWSA(Wrapper):
             return arrays, metrics
         noised = None
         if self.source == "noised":
-            noised = messages.to_tensors(arrays)[messages.SCOPE_ARRAY].double()
-            arrays = ArrayRecord({k: a for k, a in arrays.items() if k != messages.SCOPE_ARRAY})
+            noised = messages.to_tensors(arrays)[SCOPE_ARRAY].double()
+            arrays = ArrayRecord({k: a for k, a in arrays.items() if k != SCOPE_ARRAY})
         tensors = self._model(arrays, server_round)
         averaged = WeightScope.measure({n: tensors[n] for n in self._names})
         if self.source == "reported":
@@ -292,7 +293,7 @@ class FedWSA(Wrapper):
         """The clients' scopes, and their mean KL to the target, from the averaged metrics."""
         mean, second, kl = (self._take(metrics, key) for key in REPORTED)
         if self._partial:
-            held = self._take(metrics, messages.SCOPE_PRESENT)
+            held = self._take(metrics, SCOPE_PRESENT)
             return self._over_holders(mean, second, held), kl / held
         return WeightScope(self._names, mean, variance_from(mean, second, self.fusion)), kl
 
@@ -312,7 +313,7 @@ class FedWSA(Wrapper):
     def _extended(self, arrays: ArrayRecord, target: WeightScope) -> ArrayRecord:
         """The arrays with the target among them, from which the clients' scopes differ little."""
         moved = torch.stack([target.mean, spread(target.mean, target.variance, self.fusion)])
-        return ArrayRecord({**arrays, **messages.to_arrays({messages.SCOPE_ARRAY: moved.float()})})
+        return ArrayRecord({**arrays, **messages.to_arrays({SCOPE_ARRAY: moved.float()})})
 
     def _model(self, arrays: ArrayRecord, server_round: int) -> dict[str, Tensor]:
         """The model whose layers are aligned: of several sizes the largest."""
