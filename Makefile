@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Two files at a time: much of a test with Ray or real programs is waiting for them to start.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Four files at a time, two a core: much of a test with Ray or real programs is waiting for them to
+# start.
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile
 READY := $(VENV)/.ready
 
 .PHONY: help demo deploy-demo test test-slow check setup clean
