@@ -2,12 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Four files at a time, two a core: much of a test with Ray or real programs is waiting for them to
-# start.
-PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile
+# Several files at a time: much of a test with Ray or real programs is waiting for them to start.
+PYTEST := $(BIN)/python -m pytest --dist loadfile
 READY := $(VENV)/.ready
 
-.PHONY: help demo deploy-demo test test-slow check setup clean
+.PHONY: help demo deploy-demo test coverage test-slow check setup clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -28,11 +27,14 @@ demo: setup  ## FedAvg and FedAvg+WSA on the same non-IID cohorts of digits
 deploy-demo: setup  ## a server and two nodes as separate programs, with TLS and keys
 	$(BIN)/python -m experiments.deploy
 
-test: setup  ## the tests that take seconds, with coverage of fedwsa/
-	$(PYTEST) -m 'not slow' --cov --cov-report=term
+test: setup  ## the tests that take seconds
+	$(PYTEST) -n 4 -m 'not slow'
+
+coverage: setup  ## the same with coverage of fedwsa/, at least 90 %
+	$(PYTEST) -n 4 -m 'not slow' --cov --cov-report=term
 
 test-slow: setup  ## the others: two thousand rounds and broken inputs, deployments, the wheel
-	$(PYTEST) -m slow
+	$(PYTEST) -n 2 -m slow
 
 check: setup  ## lint, format, types, import floors
 	$(BIN)/ruff check .
