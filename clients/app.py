@@ -106,8 +106,8 @@ def _train(config: Config, message: Message, context: Context, received: Receive
     objectives = [kind(weights, received.content, local) for kind in received.kinds]
     # Dropout draws from the global generator: seeded for this client and round, put back after.
     with seeding.seeded(config.seed, "dropout", *key), ExitStack() as around:
-        for objective in objectives:
-            around.enter_context(objective.during(model))
+        for kind in received.kinds:
+            around.enter_context(kind.during(model, received.content))
         drawn = seeding.generator(config.seed, "weight augmentation", *key)
         loss = train_augmented(model, samples, config.local, conditions, objectives, drawn)
     for objective in objectives:

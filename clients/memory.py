@@ -8,18 +8,19 @@ import numpy as np
 from flwr.app import Array, Context, Message, RecordDict
 
 from fedwsa.algorithms.memory import client as memory
+from fedwsa.algorithms.objective import State
 from fedwsa.wire import messages
 from fedwsa.wire.content import find_record
 from fedwsa.wire.names import ACCEPTED_ROUND
 
 
-def recalled(message: Message, context: Context) -> memory.State:
+def recalled(message: Message, context: Context) -> State:
     """What a client goes on from, see :func:`fedwsa.algorithms.memory.client.recall`."""
     kept = {name: messages.to_tensors(r) for name, r in context.state.array_records.items()}
     return memory.recall(message.content, kept)
 
 
-def keep(message: Message, context: Context, begun: memory.State, new: memory.State) -> None:
+def keep(message: Message, context: Context, begun: State, new: State) -> None:
     """Put what is to be kept after a training into the context."""
     kept = memory.keep(message.content, begun, new)
     named = find_record(message.content, ACCEPTED_ROUND) is not None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
@@ -11,6 +12,7 @@ from torch import Tensor
 from clients.memory import keep
 from fedwsa.algorithms.objective import LocalRun, Objective
 from fedwsa.algorithms.objectives import require_numbers
+from fedwsa.config.blame import blaming
 from fedwsa.schema.config import Config
 from fedwsa.wire import messages
 from fedwsa.wire.names import ARRAYS, METRICS, NUM_EXAMPLES, TRAIN_LOSS
@@ -51,15 +53,48 @@ def reply_with(config: Config, message: Message, context: Context, trained: Trai
         metrics[TRAIN_LOSS] = trained.loss
     begun, shared = dict(local.state), trained.weights
     for objective in trained.objectives:
-        shared = objective.share(shared)
-    ended = [objective.end() for objective in trained.objectives]
+        with _told_of(objective, "share"):
+            shared = dict(objective.share(shared))
+    ended = []
+    for objective in trained.objectives:
+        with _told_of(objective, "end"):
+            ended.append(dict(objective.end()))
     for objective, said in zip(trained.objectives, ended, strict=True):
         require_numbers(objective, said)
+        _require_new(objective, "end", said, metrics)
         metrics.update({} if config.private else said)
-        shared = shared | objective.arrays()
+        with _told_of(objective, "arrays"):
+            beside = dict(objective.arrays())
+        _require_new(objective, "arrays", beside, shared)
+        shared |= beside
     reply = RecordDict({ARRAYS: messages.precise_arrays(shared), METRICS: metrics})
     for objective in trained.objectives:
-        for name, tensors in objective.records().items():
-            reply[name] = messages.precise_arrays(tensors)
+        with _told_of(objective, "records"):
+            records = {k: messages.precise_arrays(t) for k, t in objective.records().items()}
+        _require_new(objective, "records", records, reply)
+        for name, record in records.items():
+            reply[name] = record
     keep(message, context, begun, local.state)
     return Message(reply, reply_to=message)
+
+
+def _told_of(objective: Objective, hook: str) -> AbstractContextManager[None]:
+    """Around a hook: what goes wrong in it, or with what it returns, names it."""
+    return blaming(ValueError, f"{type(objective).__name__}.{hook}(): ")
+
+
+def _require_new(
+    objective: Objective, hook: str, said: Iterable[str], there: Container[str]
+) -> None:
+    """Refuse names that the reply has already.
+
+    Raises
+    ------
+    ValueError
+        Names the objective, and the first of them.
+    """
+    if taken := [name for name in said if name in there]:
+        raise ValueError(
+            f"{type(objective).__name__}.{hook}(): the reply has {taken[0]} already; take another "
+            "name (what is sent of the weights is for share())"
+        )

@@ -16,6 +16,7 @@ from clients.received import Received, conditions_of, deadline_of, receive, roun
 from clients.replying import Trained, reply_with
 from clients.samples import local_run, samples_of
 from clients.training import Samples
+from fedwsa.algorithms.objective import stacks
 from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.config import Config
 
@@ -52,8 +53,6 @@ def train_together(
             [drawn[k] for k in order],
             [conditions[k] for k in order],
         )
-        if stacked is None:
-            return None
         replies |= dict(zip(order, stacked, strict=True))
     return [replies[k] for k in range(len(received))]
 
@@ -62,7 +61,7 @@ def _trained_alone(config: Config, message: Message, first: Received) -> bool:
     """Whether the run or the message asks for what stacked models cannot do."""
     return (
         deadline_of(message) is not None
-        or not all(kind.stackable for kind in first.kinds)
+        or not all(map(stacks, first.kinds))
         or cohort.why_not(config.local) is not None
         or first.network.templated
         or asks_to_clip(message)
@@ -78,8 +77,8 @@ def _train_stack(
     contexts: Sequence[Context],
     drawn: Sequence[Samples],
     conditions: Sequence[Conditions],
-) -> list[Message] | None:
-    """Train clients in one stack, those with most samples first; None: an objective cannot be."""
+) -> list[Message]:
+    """Train clients in one stack, those with most samples first."""
     model, content, start = first.network.model, first.content, first.network.state()
     stack = cohort.Stack(model, len(received), padded)
     views = [stack.client(i) for i in range(len(received))]
@@ -98,8 +97,8 @@ def _train_stack(
     ]
     with borrowed(model), ExitStack() as around:
         model.train()
-        for objective in objectives[0]:  # all were told the same, and have one model
-            around.enter_context(objective.during(model))
+        for kind in first.kinds:  # all were told the same, and have one model
+            around.enter_context(kind.during(model, content))
         losses = cohort.train_stack(stack, drawn, config.local, conditions, objectives)
     return [
         reply_with(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.optimizer import ParamsT
 
-from fedwsa.algorithms.objective import Objective
+from fedwsa.algorithms.objective import Objective, overrides
 from fedwsa.data.examples import batch_sizes
 from fedwsa.learngene import wave
 from fedwsa.models.augment import ShadowWeights
@@ -158,7 +158,7 @@ def train(
     bf16 = local.precision == "bf16"
     layout = torch.channels_last if local.channels_last else torch.contiguous_format
     seen = torch.unique(samples.labels) if local.mask_absent else None
-    losing = [objective for objective in objectives if objective.has_loss]
+    losing = [objective for objective in objectives if overrides(type(objective), "loss")]
     total, trained, steps = torch.zeros((), device=device), 0, 0
     sizes = batch_sizes(len(samples), conditions.batch_size)
     for _ in range(conditions.epochs):

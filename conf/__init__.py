@@ -1,1 +1,1 @@
-"""The Hydra tree: every default stands here, the schema in ``fedwsa/schema/compose.py``."""
+"""The Hydra tree: every default stands here, the schema in ``fedwsa/schema/sections.py``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,8 +29,6 @@ from fedwsa.wire import messages
 from server.record import RoundRecord
 from server.rounds import RunError
 from server.sizes import SizedModels
-
-logger = logging.getLogger("fedwsa")
 
 
 @dataclass(frozen=True)

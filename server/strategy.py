@@ -18,7 +18,7 @@ from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.objectives import own_objectives
 from fedwsa.algorithms.privacy import accounted, is_private
 from fedwsa.algorithms.statistics import spared
-from fedwsa.algorithms.traits import traits_of
+from fedwsa.algorithms.traits import Traits, traits_of
 from fedwsa.algorithms.wrapping import chain
 from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config.component import (
@@ -83,6 +83,7 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
     strategy = _make(component, "strategy.args", facts)
     if not isinstance(strategy, Strategy):
         raise ConfigError(f"strategy._target_: {component.target} is no Flower Strategy")
+    _require_heard(strategy, config)
     if is_private(strategy) and not config.private:
         raise ConfigError(
             f"strategy._target_: {component.name} makes a strategy that adds noise: say "
@@ -96,6 +97,32 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
         strategy = accounted(strategy, config.privacy.delta, config.clients.count)
     strategy = spared(strategy, sizes.buffers)
     return _aligned(strategy, config, sizes) if config.wsa.enabled else strategy
+
+
+def _require_heard(strategy: Strategy, config: Config) -> None:
+    """Refuse traits that clients would not hear of; warn of what looks like traits and is none.
+
+    Raises
+    ------
+    ConfigError
+        Says where they must stand.
+    """
+    brought = [kind for part in chain(strategy) for kind in traits_of(part).objectives]
+    name = config.strategy.component.name
+    if set(brought) - set(config.strategy.objectives):
+        raise ConfigError(
+            f"strategy._target_: {name} makes a strategy that brings {brought[0].__name__}: say "
+            f"{name}.traits = Traits(objectives=({brought[0].__name__},)), so that clients know"
+        )
+    for part in chain(strategy):
+        own = vars(part).get("traits")
+        said = getattr(type(part), "traits", None) if own is None else own
+        if own is not None or not isinstance(said, Traits | None):
+            logger.warning(
+                "%s.traits means nothing: it must be a fedwsa.algorithms.traits.Traits, and stand "
+                "in the class",
+                type(part).__name__,
+            )
 
 
 def build_guard(config: Config, strategy: Strategy) -> Guard:

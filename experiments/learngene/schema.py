@@ -6,18 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
-from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.component import Component, ConfigError, Section
 from fedwsa.fleet.devices import Device
 from fedwsa.learngene import METHODS
 from fedwsa.learngene.settings import Init, Pretraining
 from fedwsa.schema.compose import compose_as
 from fedwsa.schema.sections import Dataset
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def _known(name: str) -> str:
@@ -26,7 +22,7 @@ def _known(name: str) -> str:
     return name
 
 
-class Bench(_Section):
+class Bench(Section):
     """The benchmark: a grid of sizes, each initialised by each method."""
 
     folder: str
@@ -41,7 +37,7 @@ class Bench(_Section):
     transfer: Literal["digits", "classes"] | None
 
 
-class LearngeneConfig(_Section):
+class LearngeneConfig(Section):
     """A run of ``fedwsa-learngene``, as ``conf/learngene.yaml`` has it."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]

@@ -1,8 +1,8 @@
-"""Local objectives: what a client adds to its task loss, one algorithm a file.
+"""Objectives: what a client does beside the task loss, the client halves of algorithms.
 
-Each is the client half of the strategy that sends the instructions for it, and does nothing
-when a message has none. An objective knows no Flower: the content of a message reaches it as
-a mapping of records, each a mapping of keys; arrays are tensors.
+Each is made where a message has the instructions for it, which its strategy sends. An objective
+knows no Flower: the content of a message reaches it as a mapping of records, each a mapping of
+keys; arrays are tensors.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class LocalRun:
         Of the client's SGD.
     state : dict
         What the client keeps between rounds: name → tensors. An objective reads the entry of
-        its name, and replaces it in :meth:`Objective.end`.
+        its name, and replaces it in :meth:`Objective.share` or :meth:`Objective.end`.
     examples : int
         How many samples the client trains on.
     pulls : list of callable
@@ -102,10 +102,8 @@ class Objective:
 
     stackable: ClassVar[bool] = True
     """Whether tensors are enough, without a model to call: several clients may then be trained
-    at once, each objective on its client's part of stacked weights."""
-
-    has_loss: ClassVar[bool] = False
-    """Whether :meth:`loss` is to be asked for each batch; such an objective is not stackable."""
+    at once, each objective on its client's part of stacked weights. One with a loss, a look
+    afterwards or weights of its own to begin with is not, whatever it says (:func:`stacks`)."""
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         raise NotImplementedError
@@ -123,8 +121,12 @@ class Objective:
         """
         return {}
 
-    def during(self, model: nn.Module) -> AbstractContextManager[object]:
-        """What surrounds the training; the model is as it was when that ends."""
+    @classmethod
+    def during(cls, model: nn.Module, content: Content) -> AbstractContextManager[object]:
+        """What surrounds the training of a model, of all clients that train it at once.
+
+        When it ends, the model is as it was.
+        """
         return nullcontext()
 
     def loss(self, inputs: Tensor) -> Tensor:
@@ -155,6 +157,21 @@ class Objective:
     def records(self) -> dict[str, dict[str, Tensor]]:
         """Tensors to send beside the model, by the name of their record; after :meth:`end`."""
         return {}
+
+
+def overrides(kind: type[Objective], hook: str) -> bool:
+    """Whether a kind of objective has a hook of its own."""
+    ours, theirs = (getattr(of, hook) for of in (Objective, kind))
+    return getattr(theirs, "__func__", theirs) is not getattr(ours, "__func__", ours)
+
+
+def stacks(kind: type[Objective]) -> bool:
+    """Whether clients may be trained at once with it.
+
+    What is asked of one model, or differs by what a client keeps, is not done in a stack.
+    """
+    alone = ("loss", "after", "begin_with")
+    return kind.stackable and not any(overrides(kind, hook) for hook in alone)
 
 
 def trainable(model: Weights) -> dict[str, Tensor]:

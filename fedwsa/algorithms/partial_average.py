@@ -47,7 +47,6 @@ class PartialAverage:
         self._sums: dict[str, Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._metrics: dict[str, np.ndarray] = {}
-        self._lists: set[str] = set()
         self._rows: dict[str, Tensor] = {}  # Σ w of each row, where some lack a class
         self._total: float = 0
         self._names: tuple[str, str] | None = None
@@ -63,7 +62,7 @@ class PartialAverage:
         [(metrics_name, metrics)] = content.metric_records.items()
         values = {k: np.asarray(v, np.float64) for k, v in metrics.items() if k != by.weight}
         if self._names is None:
-            self._begin((arrays_name, metrics_name), messages.to_tensors(arrays), metrics)
+            self._begin((arrays_name, metrics_name), messages.to_tensors(arrays))
             self._metrics = {k: np.zeros_like(v) for k, v in values.items()}
         shapes = {k: v.shape for k, v in values.items()}
         if shapes != {k: v.shape for k, v in self._metrics.items()}:
@@ -87,11 +86,8 @@ class PartialAverage:
         torch._foreach_add_(sums, added, alpha=weight)
         return None
 
-    def _begin(
-        self, names: tuple[str, str], tensors: dict[str, Tensor], metrics: MetricRecord
-    ) -> None:
+    def _begin(self, names: tuple[str, str], tensors: dict[str, Tensor]) -> None:
         self._names = names
-        self._lists = {k for k, v in metrics.items() if isinstance(v, list)}
         for key, tensor in tensors.items():
             # Half precision adds up in single; whole numbers have a fractional mean.
             kind = tensor.dtype

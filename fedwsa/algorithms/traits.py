@@ -51,7 +51,7 @@ class Traits:
     Raises
     ------
     ValueError
-        If it wants what there is not.
+        If it wants what there is not, or a field is not of its form.
 
     Examples
     --------
@@ -114,6 +114,21 @@ class Traits:
     (:class:`fedwsa.algorithms.run_facts.RunFacts`)."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.objectives, tuple) or not all(
+            isinstance(kind, type) and issubclass(kind, Objective) for kind in self.objectives
+        ):
+            raise ValueError(
+                "objectives must be a tuple of subclasses of "
+                f"{Objective.__module__}.Objective; it is {self.objectives!r}"
+            )
+        if not isinstance(self.answers, tuple) or not all(
+            isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(n, str) for n in pair)
+            for pair in self.answers
+        ):
+            raise ValueError(
+                "answers must be a tuple of pairs (record that is sent, record that answers it); "
+                f"it is {self.answers!r}"
+            )
         if not isinstance(self.wants, tuple) or not set(self.wants) <= set(FACTS):
             raise ValueError(
                 f"wants must be a tuple of names among {', '.join(FACTS)}; it is {self.wants!r}"

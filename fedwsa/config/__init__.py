@@ -1,1 +1,1 @@
-"""What a run is asked to be: its schema, and how it is composed from ``conf/`` and words."""
+"""How parts are named by dotted paths and checked, where ``conf/`` lies, who is to blame."""

@@ -1,1 +1,1 @@
-"""The clients as devices: which size each has, how fast it is, under which conditions it trains."""
+"""The clients as devices, in rules: which size each has, how fast it is, when it is there."""

@@ -10,9 +10,6 @@ from torch.nn.functional import batch_norm
 
 Norm = Literal["none", "group", "batch", "static"]
 
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""Buffers of a BatchNorm that are no weights."""
-
 
 class StaticBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm that gathers nothing in training: its statistics are measured before a score.

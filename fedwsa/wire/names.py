@@ -12,9 +12,13 @@ train, evaluate  ``arrays``              the model's floating-point state, half 
                                          or the ``deadline`` in simulated seconds to stop at; from
                                          strategies whose clients remember ``accepted-round``, the
                                          last one of which the receiver's answer counts, 0 if none
-train (down)     ``config``              ``model-staying``: marks of the tensors that do not travel,
-                                         which a client has built like the server's (JSON);
-                                         ``data-mark``: likewise of the data and their shares
+train, evaluate  ``config``              ``model-staying``: marks of the tensors that do not travel,
+(down)                                   which a client has built like the server's (JSON);
+                                         ``data-mark``: likewise of the data and their shares;
+                                         where nodes have data of their own ``data-reference``
+train            ``config``, ``metrics`` settings and answers of one algorithm: ``proximal-mu``;
+                                         ``moon-…``; ``fednova…``; ``feddyn-alpha``,
+                                         ``feddyn-count``; ``pooled``, a share of all samples
 train (down)     ``wsa-target``          FedWSA: ``mean`` and ``variance``, a number per layer
 train (up)       ``arrays``, ``metrics``  the trained model; ``num-examples``, ``train_loss``; from
                                          FedWSA's clients ``wsa-mean``, ``wsa-spread``,

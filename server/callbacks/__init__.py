@@ -11,7 +11,7 @@ class Callback(Protocol):
     """Called by the server; a callback never changes what is learned."""
 
     def on_round(self, record: RoundRecord) -> None:
-        """After each round, in its order: all that is known of it, which nobody can change."""
+        """After each round, in its order: all that is known of it."""
 
     def on_end(self) -> None:
         """After the last round, or when the run stops on an error."""

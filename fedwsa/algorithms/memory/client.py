@@ -14,10 +14,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedwsa.algorithms.objective import State
 from fedwsa.wire.content import Records, find_record
 from fedwsa.wire.names import ACCEPTED_ROUND, SERVER_ROUND
-
-State = dict[str, dict[str, Tensor]]
 
 _ROUNDS, _NEWEST, _BEGUN = "rounds", "newest", "begun"
 _BEFORE = "before/"
@@ -83,7 +82,19 @@ def keep(
         What the training began with, by :func:`recall`.
     new
         What objectives keep after it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an objective keeps anything but tensors by name, or under a name that is taken.
     """
+    for name, tensors in new.items():
+        if name == _ROUNDS or name.startswith(_BEFORE):
+            raise ValueError(f"an objective cannot keep {name!r} in its state: take another name")
+        if not isinstance(tensors, Mapping) or not all(
+            isinstance(tensor, Tensor) for tensor in tensors.values()
+        ):
+            raise TypeError(f"state[{name!r}] must hold tensors by name, a dict of them")
     record = find_record(content, ACCEPTED_ROUND)
     if record is None:
         return dict(new)

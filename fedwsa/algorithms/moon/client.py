@@ -49,7 +49,6 @@ class Moon(Objective):
     """
 
     stackable = False
-    has_loss = True
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         config = find_record(content, MOON_WEIGHT)

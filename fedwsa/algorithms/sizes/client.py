@@ -18,17 +18,18 @@ class Scaler(Objective):
     """Train with hidden activations as loud as those of the largest model (:func:`scaled`)."""
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
-        named = find_record(content, SIZE_RATE)
-        self.rate = 1.0 if named is None else float(named[SIZE_RATE])
+        """All is done around the training."""
 
     @classmethod
     def asked(cls, content: Content) -> bool:
         """Whether the server says by what to divide."""
         return find_record(content, SIZE_RATE) is not None
 
-    def during(self, model: nn.Module) -> AbstractContextManager[object]:
+    @classmethod
+    def during(cls, model: nn.Module, content: Content) -> AbstractContextManager[object]:
         """Divide what hidden layers put out."""
-        return scaled(model, self.rate)
+        named = find_record(content, SIZE_RATE)
+        return scaled(model, 1.0 if named is None else float(named[SIZE_RATE]))
 
 
 class HeldClasses(Objective):
