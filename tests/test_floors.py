@@ -6,6 +6,7 @@ import ast
 import io
 import re
 import tokenize
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,15 @@ def test_folders_import_those_that_the_page_names_and_all_of_them() -> None:
     assert used == allowed
     for place, room in enumerate(allowed):  # so there is no circle, however long
         assert allowed[room] <= {*list(allowed)[:place]}, f"{room} stands above what it imports"
+
+
+def test_the_wheel_has_every_folder_with_modules() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {".".join(file.parent.relative_to(ROOT).parts) for file in modules()}
+    named = {
+        name.removeprefix("fedwsa._apps.") for name in project["tool"]["setuptools"]["packages"]
+    }
+    assert named == folders | {"conf"}
 
 
 def test_who_imports_within_a_function_says_why() -> None:

@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from tests.given.fedwsa import Nodes
 
 
-class Fleet(Nodes):
+class PartitionNodes(Nodes):
     """A grid whose nodes answer at once, in the order given, each with its partition."""
 
     def __init__(self, partitions: dict[int, int | None], late: int = 0) -> None:

@@ -29,7 +29,7 @@ from fedwsa.wire import messages
 from server.federation import Federation
 from server.nodes import PartitionGrid
 from tests.given.apps import Loopback
-from tests.given.nodes import Fleet
+from tests.given.nodes import PartitionNodes
 from tests.given.training import data, local, net
 
 pytestmark = pytest.mark.usefixtures("all_cores", "task_identity")
@@ -302,7 +302,7 @@ def test_our_engine_counts_what_no_runtime_counts(cache: str, tmp_path: Path) ->
 
 
 def test_who_is_away_is_not_shown_and_counts_for_the_size_of_the_fleet() -> None:
-    grid = PartitionGrid(Fleet({77: 2, 5: 0, 31: 1}), 3)
+    grid = PartitionGrid(PartitionNodes({77: 2, 5: 0, 31: 1}), 3)
     with grid.only({0, 2}):
         assert grid.get_node_ids() == [5, 77]
         assert len(list(grid.get_nodes())) == 3

@@ -7,19 +7,19 @@ from flwr.app import Message, MessageType, RecordDict
 
 from fedwsa.config.component import ConfigError
 from server.nodes import PartitionGrid
-from tests.given.nodes import Fleet
+from tests.given.nodes import PartitionNodes
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 
 
 def test_nodes_are_awaited_and_stand_in_the_order_of_their_partitions() -> None:
-    grid = PartitionGrid(Fleet({77: 2, 5: 0, 31: 1}, late=2), 3)
+    grid = PartitionGrid(PartitionNodes({77: 2, 5: 0, 31: 1}, late=2), 3)
     assert grid.get_node_ids() == [5, 31, 77]
     assert [grid.client(node) for node in (77, 5, 31)] == [2, 0, 1]
 
 
 def test_replies_come_in_the_order_of_partitions() -> None:
-    grid = PartitionGrid(Fleet({77: 2, 5: 0, 31: 1}), 3)
+    grid = PartitionGrid(PartitionNodes({77: 2, 5: 0, 31: 1}), 3)
     sent = [Message(RecordDict(), node, MessageType.QUERY) for node in (77, 31, 5)]
     replies = grid.send_and_receive(sent)
     assert [r.metadata.src_node_id for r in replies] == [5, 31, 77]
@@ -28,7 +28,7 @@ def test_replies_come_in_the_order_of_partitions() -> None:
 def test_a_node_that_vanishes_is_not_waited_for_without_end() -> None:
     asked = []
 
-    class Vanishing(Fleet):
+    class Vanishing(PartitionNodes):
         def send_and_receive(self, messages, *, timeout=None):
             asked.append(timeout)
             return super().send_and_receive(messages, timeout=timeout)
@@ -53,4 +53,4 @@ def test_a_node_that_vanishes_is_not_waited_for_without_end() -> None:
 )
 def test_a_fleet_that_cannot_be_is_refused(partitions, count, message) -> None:
     with pytest.raises(ConfigError, match=message):
-        PartitionGrid(Fleet(partitions), count, patience=0.2)
+        PartitionGrid(PartitionNodes(partitions), count, patience=0.2)
