@@ -106,7 +106,8 @@ class Objective:
     afterwards or weights of its own to begin with is not, whatever it says (:func:`stacks`)."""
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
-        raise NotImplementedError
+        name = type(self).__name__
+        raise NotImplementedError(f"{name} needs a constructor that takes (model, content, local)")
 
     @classmethod
     def asked(cls, content: Content) -> bool:

@@ -62,8 +62,12 @@ def require(strategy: Strategy, run: RunFacts) -> None:
         In the words of the one that refuses it; they begin with the key of the configuration.
     """
     for part in chain(strategy):
-        if traits_of(part).requires:
-            cast(_Requiring, part).require(run)
+        if not traits_of(part).requires:
+            continue
+        if not callable(getattr(part, "require", None)):
+            name = type(part).__name__
+            raise ValueError(f"strategy: {name} says requires=True, and has no method require(run)")
+        cast(_Requiring, part).require(run)
 
 
 def require_no_noise(strategy: Strategy, run: RunFacts) -> None:

@@ -90,7 +90,7 @@ def test_the_templates_of_a_learngene_are_taken_as_they_are() -> None:
         wave.random_scalers(model, dict.fromkeys(wave.scalers_of(model), 0.01), draw)
         wave.materialise(model)
     aggregator = strategy()
-    aggregator.begin_with(given)
+    aggregator.take_templates(given)
     joined = aggregator.join(states(made))
     assert torch.equal(messages.to_tensors(joined)["templates/mlp.fc1"], given["mlp.fc1"])
     for size, model in made.items():
@@ -99,7 +99,7 @@ def test_the_templates_of_a_learngene_are_taken_as_they_are() -> None:
             torch.testing.assert_close(back[name], tensor, rtol=1e-3, atol=1e-5)
     before = aggregator.shapes
     with pytest.raises(ValueError, match="not made of whole templates of 7x7"):
-        aggregator.begin_with(dict.fromkeys(known.groups, torch.randn(2, 7, 7)))
+        aggregator.take_templates(dict.fromkeys(known.groups, torch.randn(2, 7, 7)))
     assert aggregator.shapes is before
 
 

@@ -26,8 +26,8 @@ class FedWave(SizedFedAvg):
     its weights made from them in every step (:mod:`fedwsa.learngene.wave`). So sizes of any
     width and depth learn from each other without being parts of one another.
 
-    It begins with the templates of a learngene (:meth:`begin_with`), by which networks that were
-    made of it are met exactly; or with those that come closest to the initial weights of all
+    It begins with the templates of a learngene (:meth:`take_templates`), by which networks that
+    were made of it are met exactly; or with those that come closest to the initial weights of all
     sizes, of each group the N principal blocks, the variance of each layer kept.
 
     Source: the rule is WAVE's, arXiv 2406.17503; its federation is ours.
@@ -101,9 +101,9 @@ class FedWave(SizedFedAvg):
     def learn_from(self, learned: Mapping[str, Tensor]) -> None:
         """Begin with the templates of a learngene, if it has any."""
         if templates := wave.templates_in(learned):
-            self.begin_with(templates)
+            self.take_templates(templates)
 
-    def begin_with(self, templates: Mapping[str, Tensor]) -> None:
+    def take_templates(self, templates: Mapping[str, Tensor]) -> None:
         """Take these templates, whatever their size and number, instead of finding some.
 
         Parameters
