@@ -41,6 +41,16 @@ settings.register_profile("fedwsa", deadline=None, derandomize=True)
 settings.load_profile("fedwsa")
 
 
+@pytest.fixture(autouse=True)
+def _as_many_as_a_slow_test_needs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All cores for tests that are marked slow: many start several programs."""
+    own = os.sched_getaffinity(0)
+    if request.node.get_closest_marker("slow"):
+        os.sched_setaffinity(0, CORES)
+    yield
+    os.sched_setaffinity(0, own)
+
+
 @pytest.fixture
 def task_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let messages be made outside a run: Flower asks who is speaking (no public setter)."""
