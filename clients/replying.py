@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
@@ -12,7 +12,7 @@ from torch import Tensor
 from clients.memory import keep
 from fedwsa.algorithms.objective import LocalRun, Objective
 from fedwsa.algorithms.objectives import require_numbers
-from fedwsa.config.blame import blaming
+from fedwsa.config.blame import place_of, told
 from fedwsa.schema.config import Config
 from fedwsa.wire import messages
 from fedwsa.wire.names import ARRAYS, METRICS, NUM_EXAMPLES, TRAIN_LOSS
@@ -78,9 +78,15 @@ def reply_with(config: Config, message: Message, context: Context, trained: Trai
     return Message(reply, reply_to=message)
 
 
-def _told_of(objective: Objective, hook: str) -> AbstractContextManager[None]:
-    """Around a hook: what goes wrong in it, or with what it returns, names it."""
-    return blaming(ValueError, f"{type(objective).__name__}.{hook}(): ")
+@contextmanager
+def _told_of(objective: Objective, hook: str) -> Iterator[None]:
+    """Around a hook: what is wrong with what it returns names it; what it raises has a place."""
+    try:
+        yield
+    except Exception as error:
+        if place_of(error) is not None:
+            raise
+        raise ValueError(f"{type(objective).__name__}.{hook}(): {told(error)}") from error
 
 
 def _require_new(
