@@ -28,10 +28,10 @@ deploy-demo: setup  ## a server and two nodes as separate programs, with TLS and
 	$(BIN)/python -m experiments.deploy
 
 test: setup  ## the tests that take seconds
-	$(PYTEST) -n 3 -m 'not slow'
+	$(PYTEST) -n 2 -m 'not slow'
 
 coverage: setup  ## the same with coverage of fedwsa/, at least 90 %
-	$(PYTEST) -n 3 -m 'not slow' --cov --cov-report=term
+	$(PYTEST) -n 2 -m 'not slow' --cov --cov-report=term
 
 test-slow: setup  ## the others: two thousand rounds and broken inputs, deployments, the wheel
 	$(PYTEST) -n 2 -m slow

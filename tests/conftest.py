@@ -13,7 +13,6 @@ os.environ.pop("HYDRA_FULL_ERROR", None)  # which the command sets, here and in 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Ray's workers have the other core
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray on 127.0.0.1 only
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # of a busy machine
 os.environ.setdefault("RAY_worker_niceness", "0")  # else its workers wait for all that is busy
 
 # Each of several pytest processes keeps to a core: its runs have one worker, which does not have to
