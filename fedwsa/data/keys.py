@@ -263,16 +263,16 @@ def _of_place(path: Path) -> str | None:
 def _inside(folder: Path, around: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
     """All that is in a folder, through links too, but not around in a circle of them."""
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        entries = sorted(folder.iterdir())
         around |= {_identity(folder.stat())}
     except OSError:  # nor can anybody else here read it
         return
-    for entry in entries:
-        if not entry.is_dir():
-            yield Path(entry.path)
-        elif _identity(entry.stat()) not in around:
-            yield Path(entry.path)
-            yield from _inside(Path(entry.path), around)
+    for path in entries:
+        if not path.is_dir():  # nor is a link that leads to itself
+            yield path
+        elif _identity(path.stat()) not in around:
+            yield path
+            yield from _inside(path, around)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

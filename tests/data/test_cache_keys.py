@@ -88,6 +88,19 @@ def test_what_a_link_in_a_folder_leads_to_is_in_the_key_and_circles_end(written)
     assert len(set(found)) == 4
 
 
+@pytest.mark.parametrize("target", ["itself", "nowhere"])
+def test_a_link_that_leads_nowhere_hides_nothing_else(written, target: str) -> None:
+    folder = written / "named"
+    folder.mkdir()
+    (folder / "itself").symlink_to(target)
+    found = []
+    for text in ("one", "two"):
+        (folder / "n.txt").write_text(text)
+        found.append(of_arguments({"where": str(folder)}))
+    assert None not in found
+    assert found[0] != found[1]
+
+
 def test_strings_that_can_name_nothing_are_passed_by(written) -> None:
     odd = "HALVES = '[\\ud800-\\udbff]'\nNUL = 'a\\0b'\nDEEP = 'x/' * 9 + '\\udfff'\n"
     (written / "keyed_helper.py").write_text(odd)
