@@ -42,7 +42,7 @@ settings.load_profile("fedwsa")
 
 
 @pytest.fixture(autouse=True)
-def _as_many_as_a_slow_test_needs(request: pytest.FixtureRequest) -> Iterator[None]:
+def _all_cores_for_slow_tests(request: pytest.FixtureRequest) -> Iterator[None]:
     """All cores for tests that are marked slow: many start several programs."""
     own = os.sched_getaffinity(0)
     if request.node.get_closest_marker("slow"):

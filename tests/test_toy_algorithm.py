@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.given.runtimes import environment
+from tests.given.runtimes import environment, ran
 
 COMMAND = Path(sys.executable).with_name("fedwsa")
 
@@ -110,15 +110,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fedwsa(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     own = ["strategy=toy", "rounds=3", "clients.count=4", "clients.table=true", *words]
-    return subprocess.run(
-        [COMMAND, *own],
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    return ran([COMMAND, *own], folder, environment(folder))
 
 
 def test_it_has_state_records_both_ways_and_a_part_in_the_run(mine: Path) -> None:

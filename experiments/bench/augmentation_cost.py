@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from experiments.bench.timing import in_turn
+from experiments.bench.timing import calls_in_turn
 from fedwsa.models import build_model
 from fedwsa.models.augment import ShadowWeights, Transform
 from fedwsa.schema.compose import compose
@@ -63,7 +63,7 @@ def measure(model: nn.Module, steps: int) -> dict[str, float]:
         return step
 
     wanted: tuple[Transform | None, ...] = (None, *TRANSFORMS)
-    return in_turn({kind or "off": stepping(kind) for kind in wanted}, steps)
+    return calls_in_turn({kind or "off": stepping(kind) for kind in wanted}, steps)
 
 
 if __name__ == "__main__":

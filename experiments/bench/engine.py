@@ -14,7 +14,6 @@ import argparse
 import json
 import logging
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ import experiments.commands.simulate
 from experiments.bench import workloads
 from experiments.bench.loop import loop_seconds
 from experiments.bench.memory import peak_memory
+from experiments.bench.timing import in_turn
 from experiments.bench.workloads import TRAININGS, Training
 from fedwsa.runfolder.files import write_text
 from fedwsa.schema.compose import compose
@@ -126,7 +126,7 @@ def _training(name: str, training: Training, folder: Path, repeat: int, device: 
         sides["loop"] = lambda _: loop_seconds(config("ray"), training.rounds)
     if name == "cnn" and device == "cpu" and find_spec("pfl"):
         sides["pfl"] = lambda _: _pfl_seconds(training.rounds)
-    times = _in_turn(sides, repeat)
+    times = in_turn(sides, repeat, _told)
     ratios = {side: seconds / times["ours"] for side, seconds in times.items()}
     return Result(name, times["ours"], ratios["flower"], ratios.get("loop"), ratios.get("pfl"))
 
@@ -148,15 +148,8 @@ def _pfl_seconds(rounds: int) -> list[float]:
     return seconds
 
 
-def _in_turn(sides: dict[str, Callable[[int], list[float]]], repeat: int) -> dict[str, float]:
-    """Median seconds of each side; neither always runs first."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(repeat):
-        order = list(sides) if turn % 2 == 0 else list(sides)[::-1]
-        for name in order:
-            seconds[name] += sides[name](turn)
-            console.print(f"  {name}: {statistics.median(seconds[name]):.3f} s")
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def _told(name: str, seconds: float) -> None:
+    console.print(f"  {name}: {seconds:.3f} s")
 
 
 def _echo(repeat: int) -> Result:
@@ -184,7 +177,7 @@ def _echo(repeat: int) -> Result:
         )
         return seconds[1:]
 
-    times = _in_turn({"ours": ours, "flower": flowers}, repeat)
+    times = in_turn({"ours": ours, "flower": flowers}, repeat, _told)
     return Result("echo", times["ours"], times["flower"] / times["ours"])
 
 
@@ -198,7 +191,7 @@ def _start(folder: Path, repeat: int) -> Result:
         return run
 
     _first_round("ray", folder / "warm", folder / "cache")  # decodes the data
-    times = _in_turn({"ours": side("ray"), "flower": side("flower")}, repeat)
+    times = in_turn({"ours": side("ray"), "flower": side("flower")}, repeat, _told)
     return Result("start", times["ours"], times["flower"] / times["ours"])
 
 

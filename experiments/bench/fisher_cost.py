@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from experiments.bench.timing import in_turn
+from experiments.bench.timing import calls_in_turn
 from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.models import build_model
 from fedwsa.schema.compose import compose
@@ -60,7 +60,7 @@ def measure(model: nn.Module, samples: int, repeats: int) -> dict[str, float]:
     }
     for side in sides.values():
         side(min(samples, BATCH))
-    return in_turn({name: partial(side, samples) for name, side in sides.items()}, repeats, 0)
+    return calls_in_turn({name: partial(side, samples) for name, side in sides.items()}, repeats, 0)
 
 
 def _pass(model: nn.Module, images: Tensor, labels: Tensor) -> None:

@@ -12,7 +12,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from rich.console import Console
 
-from experiments.bench.timing import in_turn
+from experiments.bench.timing import calls_in_turn
 from fedwsa.algorithms.guard.replies import Rules, unusable_reply, update_size
 from fedwsa.algorithms.wsa.instruction import REPORTED, ScopeInstruction
 from fedwsa.scope.weight_scope import WeightScope
@@ -47,7 +47,7 @@ def main() -> None:
         "with scopes, which are measured": lambda: unusable_reply(aligned, asked, rules),
         "the norm of its update, in addition": lambda: update_size(plain, sent),
     }
-    for name, seconds in in_turn(cases, REPEATS).items():
+    for name, seconds in calls_in_turn(cases, REPEATS).items():
         Console().print(f"{name}: {1000 * seconds:.2f} ms", highlight=False)
 
 

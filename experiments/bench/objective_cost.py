@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from experiments.bench.timing import in_turn
+from experiments.bench.timing import calls_in_turn
 from fedwsa.algorithms.feddyn.client import FedDyn
 from fedwsa.algorithms.fedprox.client import Proximal
 from fedwsa.algorithms.objective import LocalRun, Objective
@@ -82,7 +82,7 @@ def measure(model: nn.Module, steps: int) -> dict[str, float]:
         return step
 
     kinds = {"FedAvg": None, **instructions(model)}
-    return in_turn({name: stepping(kind) for name, kind in kinds.items()}, steps)
+    return calls_in_turn({name: stepping(kind) for name, kind in kinds.items()}, steps)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from experiments.bench.timing import in_turn
+from experiments.bench.timing import calls_in_turn
 from fedwsa import seeding
 from fedwsa.config.component import Component
 from fedwsa.data.examples import Examples
@@ -100,7 +100,7 @@ def step_seconds(steps: int) -> tuple[float, float]:
         return step
 
     sides = {"ordinary": stepping(ordinary), "scalers": stepping(templated())}
-    times = in_turn(sides, steps, warm_up=2)
+    times = calls_in_turn(sides, steps, warm_up=2)
     return times["ordinary"], times["scalers"]
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # pandas and matplotlib are imported when a run has ended: they would hold up its first round.
 
 
-def read_config(folder: Path) -> Config:
+def composed_config(folder: Path) -> Config:
     """The configuration of a run, from its folder.
 
     Raises

@@ -214,11 +214,11 @@ def resume(folder: Path) -> dict[str, Any]:
     RunError
         If the run cannot go on.
     """
-    from experiments.commands.runs import read_config
+    from experiments.commands.runs import composed_config
     from server.folder import require_begun
 
     require_begun(folder)
-    return simulate(read_config(folder), folder, resumed=True)
+    return simulate(composed_config(folder), folder, resumed=True)
 
 
 def _resume(words: list[str]) -> None:

@@ -6,8 +6,7 @@ guessed: its other attributes and parameters may have any name.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +26,7 @@ from flwr.serverapp.strategy import (
 )
 
 from fedwsa.algorithms.objective import Objective
+from fedwsa.config.component import asked_for
 
 FACTS = (
     "shapes",
@@ -198,8 +198,4 @@ def _taken(traits: Traits, maker: Any) -> Traits:
     """Traits with what the maker of a strategy takes of what it wants."""
     if not traits.wants:
         return traits
-    try:
-        takes: Collection[str] = inspect.signature(maker).parameters
-    except (TypeError, ValueError):  # as many that are written in C
-        takes = ()
-    return replace(traits, wants=tuple(name for name in traits.wants if name in takes))
+    return replace(traits, wants=tuple(asked_for(maker, traits.wants, "strategy")))

@@ -152,4 +152,7 @@ def test_our_models_answer_by_a_linear_layer(name: str) -> None:
     component = options("model")[name].model_copy(update={"width": 0.25})
     text = takes(locate(component.target, "model")) == 1
     shape = (8,) if text else (3, 32, 32)
-    require_classifier(build_model(component, shape, 10, 0), blank_inputs(shape, 2))
+    model = build_model(component, shape, 10, 0).train()
+    require_classifier(model, blank_inputs(shape, 2))
+    assert model.training  # as it was
+    assert not any(module._forward_hooks for module in model.modules())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import pickle
 from dataclasses import fields, replace
 from typing import Any, ClassVar
 
@@ -274,7 +273,6 @@ def test_the_judge_is_told_what_answers_what_also_at_the_workers() -> None:
 
     reduction: Any = averaged(Averaging(), []).reduction  # type: ignore[attr-defined]
     assert reduction.rules.answers == pairs
-    assert pickle.loads(pickle.dumps(reduction)) == reduction
 
 
 def test_no_app_asks_for_the_kind_of_one_of_our_strategies() -> None:

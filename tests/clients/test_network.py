@@ -221,7 +221,9 @@ def test_networks_of_ours_are_shareable(name: str) -> None:
     component = options("model")[name]
     shape = (8,) if takes(locate(component.target, "model")) == 1 else (3, 32, 32)
     small = component.model_copy(update={"width": 0.25})
-    state.require_shareable(build_model(small, shape, 10, 0), "model")
+    model = build_model(small, shape, 10, 0)
+    state.require_shareable(model, "model")
+    assert dict(model.named_parameters()).keys() <= state.travelling(model).keys()
 
 
 _loose = np.random.default_rng(0)

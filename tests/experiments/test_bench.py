@@ -12,6 +12,7 @@ import pytest
 from experiments.bench import engine, wave_cost
 from experiments.bench.engine import Result
 from experiments.bench.loop import loop_seconds
+from experiments.bench.timing import in_turn
 from experiments.bench.workloads import TRAININGS
 from experiments.commands import simulate
 from experiments.commands.descendants import Usage, family, usage
@@ -51,7 +52,7 @@ def test_sides_take_turns_and_medians_are_compared() -> None:
 
         return run
 
-    times = engine._in_turn({"a": side("a", [1.0, 3.0]), "b": side("b", [2.0, 2.0])}, 2)
+    times = in_turn({"a": side("a", [1.0, 3.0]), "b": side("b", [2.0, 2.0])}, 2)
     assert order == ["a", "b", "b", "a"]
     assert times == {"a": 2.0, "b": 2.0}
 

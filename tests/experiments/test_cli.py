@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from experiments.commands import simulate
+from tests.given.runtimes import ran
 
 COMMAND = Path(sys.executable).with_name("fedwsa")
 
@@ -24,15 +25,7 @@ COMMAND = Path(sys.executable).with_name("fedwsa")
 def fedwsa(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
     variables = {**inherited, "FEDWSA_CACHE": str(folder / "cache"), "COLUMNS": "100"}
-    return subprocess.run(
-        [COMMAND, *arguments],
-        cwd=folder,
-        env={**variables, **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    return ran([COMMAND, *arguments], folder, {**variables, **environment})
 
 
 def test_help_explains_groups_keys_and_examples(tmp_path: Path) -> None:

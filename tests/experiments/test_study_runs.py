@@ -15,6 +15,7 @@ import pytest
 
 from experiments.commands.descendants import family
 from tests.given.processes import all_end, started
+from tests.given.runtimes import ran
 
 COMMAND = Path(sys.executable).with_name("fedwsa-study")
 TINY = "base: [rounds=2, clients.count=4, local.epochs=1, runtime.cohort=off]\n"
@@ -40,15 +41,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def fedwsa_study(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [COMMAND, *arguments],
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    return ran([COMMAND, *arguments], folder, environment(folder))
 
 
 def result_times(folder: Path) -> dict[str, int]:
