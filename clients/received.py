@@ -12,6 +12,7 @@ from clients.network import Network, network_for
 from clients.node import open_data, require_same_data
 from fedwsa.algorithms.objective import Objective, State
 from fedwsa.algorithms.objectives import OBJECTIVES, own_objectives
+from fedwsa.config.component import Component
 from fedwsa.data.federated import FederatedData
 from fedwsa.fleet.devices import resolve_device
 from fedwsa.fleet.systems import Task
@@ -56,8 +57,7 @@ def receive(config: Config, message: Message, context: Context) -> Received:
     """The network with the received weights, and the client's own, in memory of its own."""
     data = open_data(config, message.content, context)
     device = resolve_device(config.device)
-    named = find_record(message.content, SIZE)
-    component = config.model_of(None if named is None else str(named[SIZE]))
+    component = _component(config, message)
     arrays = messages.model_arrays(message.content)
     if arrays is None:
         raise ValueError("the message must hold one ArrayRecord, or one named arrays")
@@ -76,6 +76,12 @@ def receive(config: Config, message: Message, context: Context) -> Received:
     network.require_built_alike(content)
     network.load(tensors)
     return Received(data, network, device, content, state, kinds)
+
+
+def _component(config: Config, message: Message) -> Component:
+    """What builds the network of the size that a message is for."""
+    named = find_record(message.content, SIZE)
+    return config.model_of(None if named is None else str(named[SIZE]))
 
 
 def kinds_of(config: Config, content: Content) -> list[type[Objective]]:
@@ -112,8 +118,7 @@ def in_time(
     deadline = deadline_of(message)
     if deadline is None:
         return conditions
-    named = find_record(message.content, SIZE)
-    component = config.model_of(None if named is None else str(named[SIZE]))
+    component = _component(config, message)
     task = Task(
         Fleet(config).device(client),
         messages.payload(message.content),
