@@ -2,8 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Several files at a time: much of a test with Ray or real programs is waiting for them to start.
-PYTEST := $(BIN)/python -m pytest --dist loadfile
+PYTEST := $(BIN)/python -m pytest
 READY := $(VENV)/.ready
 
 .PHONY: help demo deploy-demo test coverage test-slow check setup clean
@@ -28,13 +27,14 @@ deploy-demo: setup  ## a server and two nodes as separate programs, with TLS and
 	$(BIN)/python -m experiments.deploy
 
 test: setup  ## the tests that take seconds
-	$(PYTEST) -n 2 -m 'not slow'
+	$(PYTEST) -n 2 --dist loadfile -m 'not slow'
 
 coverage: setup  ## the same with coverage of fedwsa/, at least 90 %
-	$(PYTEST) -n 2 -m 'not slow' --cov --cov-report=term
+	$(PYTEST) -n 2 --dist loadfile -m 'not slow' --cov --cov-report=term
 
-test-slow: setup  ## the others: two thousand rounds and broken inputs, deployments, the wheel
-	$(PYTEST) -n 2 -m slow
+# Four at a time: much of them is waiting for programs to start and to end.
+test-slow: setup  ## the others: commands and what kills them, deployments, studies, the wheel
+	$(PYTEST) -n 4 --dist loadgroup -m slow
 
 check: setup  ## lint, format, types, import floors
 	$(BIN)/ruff check .

@@ -51,6 +51,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("extend")
 def test_all_parts_took_part(done: Path) -> None:
     run = done / "first"
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -63,11 +65,15 @@ def test_all_parts_took_part(done: Path) -> None:
     assert [line.split()[0] for line in lines] == ["1", "2", "3", "result"]
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("extend")
 def test_the_objective_kept_its_state_and_told_its_metric(done: Path) -> None:
     table = pd.read_csv(done / "first" / "clients.csv")
     assert (table["my-trainings"] == table["round"]).all()  # each client trains in each round
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("extend")
 def test_the_operator_merged(done: Path) -> None:
     first, second, both = (
         load_file(done / name)

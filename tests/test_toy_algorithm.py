@@ -11,6 +11,8 @@ import pytest
 
 from tests.given.runtimes import environment, ran
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("toy")]
+
 COMMAND = Path(sys.executable).with_name("fedwsa")
 
 CLIENT = '''
@@ -131,7 +133,7 @@ def test_it_has_state_records_both_ways_and_a_part_in_the_run(mine: Path) -> Non
 def test_its_constraints_refuse_a_run_before_anything_is_written(
     words: str, line: str, mine: Path
 ) -> None:
-    done = fedwsa(mine, words, "hydra.run.dir=refused")
+    done = fedwsa(mine, words, "hydra.run.dir=refused", "runtime=flower")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert line in done.stderr

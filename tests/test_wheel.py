@@ -35,6 +35,9 @@ def run(words: list[str | Path], where: Path) -> subprocess.CompletedProcess[str
     )
 
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
+
+
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with the wheel; what it depends on is borrowed from the tests' own."""
@@ -58,7 +61,6 @@ def pip(environment: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return run([sys.executable, "-m", "pip", "--python", python, *words], environment)
 
 
-@pytest.mark.slow
 def test_it_takes_one_name_in_site_packages_and_leaves_nothing_out(environment) -> None:
     [info] = environment.glob("lib/python*/site-packages/fedwsa-*.dist-info")
     files = {str(file) for file in PathDistribution(info).files or ()}
@@ -77,7 +79,6 @@ def test_it_takes_one_name_in_site_packages_and_leaves_nothing_out(environment) 
     assert wanted - inside == set()
 
 
-@pytest.mark.slow
 def test_every_command_says_its_version(environment, tmp_path) -> None:
     assert len(COMMANDS) == 7
     for command in COMMANDS:
@@ -85,13 +86,11 @@ def test_every_command_says_its_version(environment, tmp_path) -> None:
         assert said.stdout == f"fedwsa {PROJECT['project']['version']}\n", said.stderr
 
 
-@pytest.mark.slow
 def test_dependencies_are_met(environment) -> None:
     said = pip(environment, "check")
     assert said.returncode == 0, said.stdout
 
 
-@pytest.mark.slow
 def test_runs_and_studies_work_where_there_is_no_checkout(environment, tmp_path) -> None:
     # With a strategy of one's own, and a yaml that names it, both in the working directory.
     (tmp_path / "mine.py").write_text(STRATEGY)

@@ -77,7 +77,7 @@ def _attempt(composed: DictConfig, folder: Path) -> float:
     interruption.check()
     swept = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
-        return _to_choose_by(simulate(parse(composed), folder))
+        return _to_choose_by(simulate(parse(composed), folder, pictures=True))
     except (ConfigError, RunError) as error:
         if _TRACEBACK:
             raise
@@ -113,7 +113,11 @@ def _to_choose_by(result: dict[str, Any]) -> float:
 
 
 def simulate(
-    config: Config, folder: Path, client_app: ClientApp | None = None, resumed: bool = False
+    config: Config,
+    folder: Path,
+    client_app: ClientApp | None = None,
+    resumed: bool = False,
+    pictures: bool = False,
 ) -> dict[str, Any]:
     """Run a federation and leave a run folder.
 
@@ -130,6 +134,8 @@ def simulate(
     resumed
         Whether the folder holds the beginning of this run, which goes on from its newest
         checkpoint.
+    pictures
+        Whether to draw them: a third of a second.
 
     Returns
     -------
@@ -158,15 +164,16 @@ def simulate(
             with telling_theirs(RunError, ConfigError):
                 runtimes.run(federation, client_app)
         except BaseException as error:
-            _leave(folder, label, error)
+            _leave(folder, label, error, pictures)
             raise
-        draw_pictures(folder, label)
+        if pictures:
+            draw_pictures(folder, label)
     result = read_json(folder / "result.json")
     _show(result, folder)
     return result
 
 
-def _leave(folder: Path, label: str, error: BaseException) -> None:
+def _leave(folder: Path, label: str, error: BaseException, pictures: bool) -> None:
     """Why a run ended early, and its pictures so far; what fails here does not hide the reason."""
     from experiments.commands.runs import draw_pictures
     from fedwsa.runfolder.write import write_failure
@@ -175,7 +182,8 @@ def _leave(folder: Path, label: str, error: BaseException) -> None:
     try:
         if isinstance(error, RunError):
             write_failure(folder, str(error))
-        draw_pictures(folder, label)
+        if pictures:
+            draw_pictures(folder, label)
     except Exception as other:
         logger.warning("the run folder is incomplete: %s", told(other))
 
@@ -218,7 +226,7 @@ def resume(folder: Path) -> dict[str, Any]:
     from server.folder import require_begun
 
     require_begun(folder)
-    return simulate(composed_config(folder), folder, resumed=True)
+    return simulate(composed_config(folder), folder, resumed=True, pictures=True)
 
 
 def _resume(words: list[str]) -> None:

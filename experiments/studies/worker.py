@@ -91,7 +91,7 @@ def _run(config: dict[str, Any], folder: str) -> dict[str, Any]:
     from fedwsa.schema.config import Config
 
     start = time.perf_counter()
-    result = simulate(Config.model_validate(config), Path(folder))
+    result = simulate(Config.model_validate(config), Path(folder), pictures=True)
     return {"seconds": time.perf_counter() - start, "result": result}
 
 

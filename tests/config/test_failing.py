@@ -205,7 +205,7 @@ def test_pictures_that_fail_do_not_hide_why_a_run_ended(tmp_path: Path, monkeypa
     monkeypatch.setattr("experiments.commands.runtimes.await_ray", lambda start: None)
     monkeypatch.setattr("experiments.commands.runs.draw_pictures", no_pictures)
     with pytest.raises(RunError, match="the reason"):
-        simulate(composed(tmp_path), tmp_path / "run")
+        simulate(composed(tmp_path), tmp_path / "run", pictures=True)
     assert "the reason" in (tmp_path / "run" / "failed.json").read_text()
 
 

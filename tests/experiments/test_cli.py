@@ -20,6 +20,7 @@ from experiments.commands import simulate
 from tests.given.runtimes import ran
 
 COMMAND = Path(sys.executable).with_name("fedwsa")
+NO_RAY = "runtime=flower"  # what is refused needs none; starting one takes seconds
 
 
 def fedwsa(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -99,7 +100,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
 
 
 def test_an_error_has_exit_code_one_and_a_traceback_only_on_request(tmp_path: Path) -> None:
-    done = fedwsa(tmp_path, "rounds=0")
+    done = fedwsa(tmp_path, "rounds=0", NO_RAY)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "fedwsa: rounds: input should be greater than 0 (got 0)\n"
     done = fedwsa(tmp_path, "rounds=0", HYDRA_FULL_ERROR="1")
@@ -163,11 +164,12 @@ def test_a_refused_run_removes_only_what_it_made(tmp_path: Path) -> None:
     mine.mkdir(parents=True)
     for folder in (mine, mine.parent):
         os.utime(folder, (0, 0))
-    done = fedwsa(tmp_path, "rounds=0", "hydra.run.dir=mine/empty")
+    done = fedwsa(tmp_path, "rounds=0", "hydra.run.dir=mine/empty", NO_RAY)
     assert done.returncode == 1
     assert mine.is_dir()
 
 
+@pytest.mark.slow
 def test_a_failing_run_of_a_sweep_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     done = fedwsa(
         tmp_path, "--multirun", "clients.count=3000,2", "rounds=1", "local.epochs=1", "wsa=on"
@@ -181,6 +183,7 @@ def test_a_failing_run_of_a_sweep_is_named_and_the_others_go_on(tmp_path: Path) 
     assert re.search(r"^ 2 +1 +\d+\.\d{2} ", done.stdout, re.M)
 
 
+@pytest.mark.slow
 def test_a_sweep_over_runtimes_and_addresses_fails_where_nobody_answers(tmp_path: Path) -> None:
     done = fedwsa(
         tmp_path,
@@ -206,6 +209,7 @@ def test_a_sweep_over_runtimes_and_addresses_fails_where_nobody_answers(tmp_path
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_with_a_comparison_on_the_same_cohorts(tmp_path: Path) -> None:
     done = fedwsa(
         tmp_path,

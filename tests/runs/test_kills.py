@@ -20,6 +20,8 @@ from fedwsa.schema.compose import compose
 from tests.given.checkpoint import assert_same_run
 from tests.given.processes import all_end, started
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kills")]
+
 FEDWSA = [sys.executable, "-m", "experiments.commands.start"]
 ROUNDS = 10
 RUN = [
@@ -85,7 +87,6 @@ def all_killed(runs: dict[Path, list[str]]) -> list[int]:
         return list(pool.map(killed, runs, runs.values(), shares))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_run_killed_at_ten_random_moments_ends_as_one_that_was_not(cache, tmp_path) -> None:
     words = [*RUN, "strategy=scaffold", "wsa=on", f"cache_dir={cache}"]
@@ -127,7 +128,6 @@ def words_of(options: str, cache: str) -> list[str]:
     return [*RUN, *shlex.split(options), f"cache_dir={cache}"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", MEMORIES)
 def test_so_does_one_of_each_strategy_with_a_memory(options, cache, once_killed, tmp_path) -> None:
     run, whole = once_killed[options], tmp_path / "whole"

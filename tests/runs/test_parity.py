@@ -33,6 +33,8 @@ from fedwsa.simulation import run_simulation
 from fedwsa.simulation.cluster import connect
 from server.federation import Federation
 
+pytestmark = pytest.mark.xdist_group("parity")
+
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "fedavg": FedAvg,
     "fedavg+wsa": lambda: FedWSA(FedAvg()),
@@ -100,7 +102,7 @@ def all_of(config: Config, sized: dict[str, Config], folder: Path) -> ServerApp:
     return app
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
+@pytest.fixture(scope="module", params=["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
 def runs(request, tmp_path_factory, no_ray) -> Path:
     """Run folders RUNTIME/STRATEGY of one model."""
     folder = tmp_path_factory.mktemp(request.param)

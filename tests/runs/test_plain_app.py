@@ -15,6 +15,7 @@ from fedwsa import WeightScope
 from tests.given import ROOT, plain_app, plain_sized_app
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_ray")
 def test_it_runs_in_flower_s_simulation_with_flower_s_own_start() -> None:
     run_simulation(
@@ -32,6 +33,7 @@ def test_it_runs_in_flower_s_simulation_with_flower_s_own_start() -> None:
     assert report["scopes"].kl[0] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_ray")
 def test_a_plain_app_of_two_widths_runs_there_too() -> None:
     run_simulation(
@@ -57,6 +59,7 @@ def test_docs_show_exactly_the_lines_of_the_app_of_two_widths() -> None:
     assert [line for line in code if line.strip() and line.strip() not in app] == []
 
 
+@pytest.mark.slow
 def test_the_page_for_strangers_runs_as_it_stands_and_shows_its_lines(tmp_path) -> None:
     page = (ROOT / "docs" / "plug-in.md").read_text()
     *shown, app, loop = [part.removeprefix("python\n") for part in page.split("```")[1::2]]

@@ -21,14 +21,15 @@ from safetensors.torch import load_file
 from clients.measure import choose_cohort
 from experiments.commands.descendants import family
 from experiments.commands.ray_start import expects_local_ray
-from experiments.commands.simulate import simulate
+from experiments.commands.simulate import main, simulate
 from fedwsa.schema.fleet import Fleet
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
 from fedwsa.data.federated import open_federated
 from fedwsa.simulation.cluster import SimulationError, connect
+from tests.given.commands import Called, called
 from tests.given.processes import all_end, catches, started
-from tests.given.runtimes import environment
+from tests.given.runtimes import environment, ran
 
 COMMAND = [sys.executable, "-m", "fedwsa"]
 
@@ -36,6 +37,16 @@ COMMAND = [sys.executable, "-m", "fedwsa"]
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Called:
+    """The command in this process, which has imported and started what takes seconds."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDWSA_CACHE", str(tmp_path / "cache"))
+    return called("fedwsa", main, monkeypatch, capsys)
 
 
 def small(cache: str, *overrides: str) -> Config:
@@ -60,6 +71,7 @@ def test_what_was_settled_stands_in_the_run_folder(cache: str, tmp_path: Path) -
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_a_cluster_of_two_nodes_gives_the_same_model_and_each_node_reads_its_own_data(
     cache: str, tmp_path: Path
 ) -> None:
@@ -87,6 +99,7 @@ def test_a_cluster_of_two_nodes_gives_the_same_model_and_each_node_reads_its_own
         assert list((tmp_path / node / "data").glob("*.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_at_once_with_the_history_and_without_a_process(
     number: signal.Signals, tmp_path: Path
@@ -111,14 +124,9 @@ def test_a_signal_ends_it_at_once_with_the_history_and_without_a_process(
     assert all_end(processes)
 
 
-def test_a_run_that_is_repeated_goes_where_runs_go(tmp_path: Path) -> None:
-    def fedwsa(*words: str) -> None:
-        command = [*COMMAND, *words]
-        places = {"cwd": tmp_path, "env": environment(tmp_path)}
-        subprocess.run(command, check=True, capture_output=True, timeout=600, **places)
-
-    fedwsa("rounds=1", "clients.count=2", "local.epochs=1", "hydra.run.dir=first")
-    fedwsa("-cp", str(tmp_path / "first"), "-cn", "config")
+def test_a_run_that_is_repeated_goes_where_runs_go(command: Called, tmp_path: Path) -> None:
+    assert command("rounds=1", "clients.count=2", "local.epochs=1", "hydra.run.dir=first")[0] == 0
+    assert command("-cp", str(tmp_path / "first"), "-cn", "config")[0] == 0
     [again] = (tmp_path / "runs").glob("*/*/model.safetensors")
     models = [load_file(file) for file in (tmp_path / "first" / "model.safetensors", again)]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
@@ -126,6 +134,7 @@ def test_a_run_that_is_repeated_goes_where_runs_go(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(".hydra"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["imports", "Ray starts", "the folder is there"])
 def test_ctrl_c_before_the_first_round_leaves_nothing(moment: str, tmp_path: Path) -> None:
     def come(pid: int) -> bool:
@@ -155,32 +164,32 @@ def test_ctrl_c_before_the_first_round_leaves_nothing(moment: str, tmp_path: Pat
         ("runtime.workers=0", "runtime.workers: input should be greater than 0 (got 0)"),
         ("runtime.cohort=0", "runtime.cohort: must be auto, off, or a number above 0 (got 0)"),
         ("runtime.gpus_per_worker=0.5", "runtime.gpus_per_worker: there is no CUDA GPU here"),
-        ("runtime.address=127.0.0.1:9", "runtime.address=127.0.0.1:9: nobody answers there"),
-        ("runtime.address=nowhere", "runtime.address=nowhere: must be auto or HOST:PORT"),
         ("runtime=flower runtime.cohort=4", "runtime: cohort needs runtime=ray"),
         ("runtime.cohort=4 local.precision=bf16", "runtime.cohort needs local.precision=fp32"),
         (
             "runtime.cohort=4 model=cnn_pfl",
             "runtime.cohort=4: clients cannot be trained at once: its",
         ),
+        ("runtime.address=127.0.0.1:9", "runtime.address=127.0.0.1:9: nobody answers there"),
+        ("runtime.address=nowhere", "runtime.address=nowhere: must be auto or HOST:PORT"),
     ],
 )
 def test_what_cannot_be_ends_in_one_line_before_anything_is_written(
-    override: str, line: str, tmp_path: Path
+    override: str, line: str, command: Called, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [*COMMAND, *override.split()],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=600,
-        env=environment(tmp_path),
-        check=False,
-    )
+    code, _, errors = command(*override.split())
+    assert code == 1
+    assert errors.startswith("fedwsa: ")
+    assert len(errors.splitlines()) == 1
+    assert line in errors
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_refused_while_ray_starts_ends_with_it(tmp_path: Path) -> None:
+    done = ran([*COMMAND, "runtime.gpus_per_worker=0.5"], tmp_path, environment(tmp_path))
     assert done.returncode == 1
-    assert done.stderr.startswith("fedwsa: ")
-    assert len(done.stderr.splitlines()) == 1
-    assert line in done.stderr
+    assert done.stderr == "fedwsa: runtime.gpus_per_worker: there is no CUDA GPU here\n"
     assert not list(tmp_path.glob("runs/*/*"))
 
 

@@ -34,7 +34,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 def aligned(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """FedAvg+WSA with two workers; several tests look at its folder."""
     folder = tmp_path_factory.mktemp("aligned") / "run"
-    simulate(configured(cache, "wsa=on", "runtime.workers=2"), folder)
+    simulate(configured(cache, "wsa=on", "runtime.workers=2"), folder, pictures=True)
     return folder
 
 

@@ -82,6 +82,7 @@ def test_control_variates_and_clients_memory_are_in_the_checkpoint(
     assert config.checkpoint.every == 1
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_by_the_command(cache: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.commands.start"]
     plain = {**os.environ, "HYDRA_FULL_ERROR": "0"}  # which the tests' own process has set

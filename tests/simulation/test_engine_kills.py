@@ -49,6 +49,9 @@ class Mortal(Worker):
                 yield thing
 
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine kills")]
+
+
 @pytest.fixture(scope="module")
 def ray_of_mortals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     place = tmp_path_factory.mktemp("kills")
@@ -119,7 +122,6 @@ def test_a_worker_killed_at_each_object_of_its_stream_loses_nothing(
     assert (place / "killed").read_text().split() == kinds
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["moon", "feddyn", "scaffold"])
 def test_a_run_whose_worker_is_killed_at_each_object_ends_as_one_that_nobody_disturbs(
     strategy: str, place: Path, tmp_path: Path
