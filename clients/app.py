@@ -19,7 +19,7 @@ from clients.received import (
     round_of,
 )
 from clients.replying import Trained, reply_with
-from clients.samples import local_run, samples_of, seen
+from clients.samples import DROPOUT, local_run, samples_of, seen
 from clients.together import train_together
 from clients.training import train_augmented
 from fedwsa import seeding
@@ -77,7 +77,7 @@ def build(config: Config | None = None) -> CohortApp:
     @app.cohort
     def train_clients(
         received: Sequence[Message], contexts: Sequence[Context]
-    ) -> list[Message] | None:
+    ) -> list[Message] | str:
         run = of_run(contexts[0])
         return train_together(run, received, contexts)
 
@@ -104,12 +104,13 @@ def _train(config: Config, message: Message, context: Context, received: Receive
     local = local_run(config, received, conditions, samples, received.state, key)
     weights = received.network.weights()
     objectives = [kind(weights, received.content, local) for kind in received.kinds]
-    # Dropout draws from the global generator: seeded for this client and round, put back after.
-    with seeding.seeded(config.seed, "dropout", *key), ExitStack() as around:
+    # What a model may draw from the global generators: seeded for this, put back after.
+    with seeding.seeded(config.seed, DROPOUT, *key), ExitStack() as around:
         for kind in received.kinds:
             around.enter_context(kind.during(model, received.content))
         drawn = seeding.generator(config.seed, "weight augmentation", *key)
-        loss = train_augmented(model, samples, config.local, conditions, objectives, drawn)
+        number = seeding.key(config.seed, DROPOUT, *key)
+        loss = train_augmented(model, samples, config.local, conditions, objectives, drawn, number)
     for objective in objectives:
         objective.after(model)
     trained = Trained(received.network.state(), loss, objectives, local)

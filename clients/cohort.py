@@ -6,19 +6,21 @@ shares the calls. Each client's sums are those of training it alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
-from clients.training import Samples
+from clients.optimisers import StackedOptimiser, clip_each
+from clients.training import Samples, absent_classes
 from fedwsa.algorithms.objective import Objective
 from fedwsa.data.examples import batch_sizes
+from fedwsa.models.dropout import Masks
 from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.sections import Local
+from fedwsa.scope.moments import precise
 
 MOST_BYTES = 1 << 28
 """Inputs of an epoch, of all clients together, that are held at once."""
@@ -28,16 +30,8 @@ def why_not(local: Local) -> str | None:
     """Why clients that train like this cannot be trained at once; None if they can."""
     if local.precision != "fp32":
         return "local.precision is not fp32"
-    if local.channels_last:
-        return "local.channels_last is set"
-    if local.mask_absent:
-        return "local.mask_absent is set"
     if local.weight_augmentation != "off":
         return "local.weight_augmentation is set"
-    if local.clip_norm is not None:
-        return "local.clip_norm is set"
-    if local.optimisers or local.optimiser != "sgd":
-        return "the optimiser is not sgd"
     return None
 
 
@@ -53,22 +47,57 @@ class Stack:
     padded
         Whether batches of several lengths may be filled up to one. Not where a model looks across
         a batch: those of one length are then one call.
+    keeping
+        Buffers that change in training, of which each client has its own.
+
+    Attributes
+    ----------
+    weights, gradients : dict
+        Of what is trained, by name: ``(K, …)``.
+    buffers : dict
+        Those that each client has for itself.
     """
 
     @torch.no_grad()
-    def __init__(self, model: nn.Module, count: int, padded: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, count: int, padded: bool = True, keeping: Collection[str] = ()
+    ) -> None:
         self.padded = padded
-        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.weights = {k: p.detach().expand(count, *p.shape).clone() for k, p in named.items()}
-        self.gradients = {k: torch.zeros_like(w) for k, w in self.weights.items()}
-        self._momenta = {k: torch.zeros_like(w) for k, w in self.weights.items()}
+        self.weights = {
+            name: p.detach().expand(count, *p.shape).clone()
+            for name, p in model.named_parameters()
+            if p.requires_grad
+        }
+        self.gradients = {name: torch.zeros_like(w) for name, w in self.weights.items()}
+        self.buffers = {
+            name: b.detach().expand(count, *b.shape).clone()
+            for name, b in model.named_buffers()
+            if name in keeping
+        }
+        self.masks = Masks(model)
 
-        def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor, share: Tensor) -> Tensor:
-            each = cross_entropy(functional_call(model, weights, (x,)), y, reduction="none")
+        def loss(
+            weights: dict[str, Tensor],
+            buffers: dict[str, Tensor],
+            x: Tensor,
+            y: Tensor,
+            share: Tensor,
+            key: Tensor,
+            seen: Tensor | None,
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            after = {name: b.clone() for name, b in buffers.items()}
+            if self.masks:
+                self.masks.begin(key, self._step)
+            logits = precise(functional_call(model, {**weights, **after}, (x,)))
+            if seen is not None:
+                others = pad(~seen, (0, logits.shape[1] - len(seen)), value=True)
+                logits = logits.masked_fill(others.view(-1, *[1] * (logits.dim() - 2)), 0.0)
+            each = cross_entropy(logits, y, reduction="none")
             # A sequence has a loss at each position.
-            return (each if each.dim() == 1 else each.mean(1)) @ share.to(each.dtype)
+            return (each if each.dim() == 1 else each.mean(1)) @ share.to(each.dtype), after
 
-        self._gradient = vmap(grad_and_value(loss))
+        self._loss = grad_and_value(loss, has_aux=True)
+        self._step = 0
 
     def client(self, k: int) -> dict[str, Tensor]:
         """The weights of client k, with their gradients, as views."""
@@ -79,75 +108,128 @@ class Stack:
         return views
 
     @torch.no_grad()
-    def backward(self, x: Tensor, y: Tensor, sizes: Sequence[int]) -> Tensor:
+    def set(self, k: int, tensors: Mapping[str, Tensor]) -> None:
+        """Give client k other values of some tensors.
+
+        Raises
+        ------
+        KeyError
+            If all clients have one in common.
+        """
+        held = self.weights | self.buffers
+        for name, tensor in tensors.items():
+            held[name][k].copy_(tensor)
+
+    def state(self, k: int, rest: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All that client k has: its own tensors, and of the rest what all have in common."""
+        held = self.weights | self.buffers
+        return {name: held[name][k] if name in held else t for name, t in rest.items()}
+
+    @torch.no_grad()
+    def backward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        sizes: Sequence[int],
+        step: int = 0,
+        keys: Tensor | None = None,
+        seen: Tensor | None = None,
+    ) -> Tensor:
         """Gradients of the first A clients; returns their losses, ``(A,)``.
 
         Parameters
         ----------
         x, y
             Inputs ``(A, B, …)`` and labels: ``sizes[k]`` of client k, then padding.
+        step, keys
+            Which step of the training, and a number of each client, int64 ``(A,)``: what dropout
+            follows from. None: zeros.
+        seen
+            Which classes each client has, bool ``(A, C)``; the logits of others count as 0.
         """
         kinds = [max(sizes)] if self.padded else sorted(set(sizes))
         losses = torch.zeros(len(sizes), device=y.device)
         counts = torch.tensor(sizes, device=y.device)
-        for longest in kinds:
-            rows = [k for k, size in enumerate(sizes) if self.padded or size == longest]
-            every = len(rows) == len(sizes)  # a slice copies nothing
-            chosen = slice(len(sizes)) if every else torch.tensor(rows, device=y.device)
-            lengths = counts[chosen]
-            share = (torch.arange(longest, device=y.device) < lengths[:, None]) / lengths[:, None]
-            active = {k: w[chosen] for k, w in self.weights.items()}
-            gradients, found = self._gradient(
-                active, x[chosen, :longest], y[chosen, :longest], share
-            )
-            for name, gradient in gradients.items():
-                self.gradients[name][chosen] = gradient
-            losses[chosen] = found.to(losses.dtype)
+        keys = torch.zeros_like(counts) if keys is None else keys
+        self._step = step
+        gradient = vmap(self._loss, in_dims=(0, 0, 0, 0, 0, 0, None if seen is None else 0))
+        with self.masks:
+            for longest in kinds:
+                rows = [k for k, size in enumerate(sizes) if self.padded or size == longest]
+                every = len(rows) == len(sizes)  # a slice copies nothing
+                chosen = slice(len(sizes)) if every else torch.tensor(rows, device=y.device)
+                lengths = counts[chosen]
+                share = torch.arange(longest, device=y.device) < lengths[:, None]
+                gradients, (found, after) = gradient(
+                    {name: w[chosen] for name, w in self.weights.items()},
+                    {name: b[chosen] for name, b in self.buffers.items()},
+                    x[chosen, :longest],
+                    y[chosen, :longest],
+                    share / lengths[:, None],
+                    keys[chosen],
+                    None if seen is None else seen[chosen],
+                )
+                for name, each in gradients.items():
+                    self.gradients[name][chosen] = each
+                for name, each in after.items():
+                    self.buffers[name][chosen] = each
+                losses[chosen] = found.to(losses.dtype)
         return losses
 
-    @torch.no_grad()
-    def step(self, active: int, lr: Tensor, decay: Tensor, momentum: float) -> None:
-        """A step of SGD of the first ``active`` clients, each with its own rate and decay."""
-        for name, weight in self.weights.items():
-            w, g, m = (t[name][:active] for t in (self.weights, self.gradients, self._momenta))
-            column = (-1, *[1] * (weight.dim() - 1))
-            g.add_(w * decay[:active].view(column))
-            m.mul_(momentum).add_(g)
-            w.sub_(m * lr[:active].view(column))
+
+class _Batches:
+    """The batches of several clients, each at its own place in its own epoch.
+
+    Inputs and labels of an epoch are ``(K, T, B, …)``, padded with zeros, and a client's are drawn
+    as when it trains alone, when its epoch begins.
+    """
+
+    def __init__(self, clients: Sequence[Samples], sizes: Sequence[list[int]]) -> None:
+        self._clients, self._sizes = clients, sizes
+        self._steps, self._widest = max(map(len, sizes)), max(map(max, sizes))
+        self._places = [self._place(own).to(clients[0].labels.device) for own in sizes]
+        self._held: tuple[Tensor, Tensor] | None = None
+
+    def _place(self, sizes: Sequence[int]) -> Tensor:
+        """Where each sample of an epoch stands among the padded ones."""
+        counts = torch.tensor(sizes)
+        rank = torch.arange(len(counts)).repeat_interleave(counts)
+        first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        return rank * self._widest + torch.arange(len(first)) - first
+
+    def at(self, step: int, active: int) -> tuple[Tensor, Tensor, list[int]]:
+        """Inputs ``(A, B, …)``, labels and sizes of the batches of the first A clients."""
+        places = [step % len(own) for own in self._sizes[:active]]
+        for k, place in enumerate(places):
+            if not place:
+                self._draw(k)
+        assert self._held is not None
+        x, y = (
+            t[:active].view(active, self._steps, self._widest, *t.shape[2:]) for t in self._held
+        )
+        sizes = [own[place] for own, place in zip(self._sizes, places, strict=False)]
+        if len(set(places)) == 1:
+            return x[:, places[0]], y[:, places[0]], sizes
+        rows, at = (torch.tensor(i, device=y.device) for i in (range(active), places))
+        return x[rows, at], y[rows, at], sizes
+
+    def _draw(self, k: int) -> None:
+        pieces = list(self._clients[k].epoch(self._sizes[k]))
+        parts = [
+            torch.cat(part) if len(part) > 1 else part[0] for part in zip(*pieces, strict=True)
+        ]
+        if self._held is None:
+            shape = (len(self._clients), self._steps * self._widest)
+            x, y = (part.new_zeros(*shape, *part.shape[1:]) for part in parts)
+            self._held = x, y
+        for held, part in zip(self._held, parts, strict=True):
+            held[k, self._places[k]] = part
 
 
-@dataclass
-class _Epoch:
-    """An epoch of several clients: inputs and labels ``(K, T, B, …)``, padded with zeros."""
-
-    inputs: Tensor
-    labels: Tensor
-
-    @classmethod
-    def of(cls, clients: Sequence[Samples], sizes: Sequence[list[int]]) -> _Epoch:
-        steps, widest = max(map(len, sizes)), max(map(max, sizes))
-        parts = [_whole(samples, own) for samples, own in zip(clients, sizes, strict=True)]
-        x, y = parts[0]
-        inputs = x.new_zeros(len(parts), steps * widest, *x.shape[1:])
-        labels = y.new_zeros(len(parts), steps * widest, *y.shape[1:])
-        for k, ((x, y), own) in enumerate(zip(parts, sizes, strict=True)):
-            counts = torch.tensor(own)
-            rank = torch.arange(len(counts)).repeat_interleave(counts)
-            first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-            place = rank * widest + torch.arange(len(y)) - first
-            place = place.to(y.device)
-            inputs[k, place], labels[k, place] = x, y
-        shape = (len(parts), steps, widest)
-        return cls(inputs.view(*shape, *x.shape[1:]), labels.view(*shape, *y.shape[1:]))
-
-
-def _whole(samples: Samples, sizes: list[int]) -> tuple[Tensor, Tensor]:
-    """An epoch in one piece, drawn as when the client trains alone."""
-    pieces = list(samples.epoch(sizes))
-    if len(pieces) == 1:
-        return pieces[0]
-    inputs, labels = zip(*pieces, strict=True)
-    return torch.cat(inputs), torch.cat(labels)
+def count_steps(samples: int, conditions: Conditions) -> int:
+    """Steps of a client's training."""
+    steps = len(batch_sizes(samples, conditions.batch_size)) * conditions.epochs
+    return steps if conditions.steps is None else min(steps, conditions.steps)
 
 
 def train_stack(
@@ -156,6 +238,7 @@ def train_stack(
     local: Local,
     conditions: Sequence[Conditions],
     objectives: Sequence[Sequence[Objective]],
+    keys: Sequence[int] | None = None,
 ) -> list[float]:
     """Train the clients of a stack in place, as :func:`clients.training.train` would each.
 
@@ -166,7 +249,9 @@ def train_stack(
     clients
         Ordered by number of steps, most first: those that are done drop out at the end.
     conditions
-        Of each; batch size and epochs are the same.
+        Of each; the optimiser is the same.
+    keys
+        A number of each, which dropout follows from; None: zeros.
 
     Returns
     -------
@@ -174,28 +259,44 @@ def train_stack(
         Mean task loss of each.
     """
     device = clients[0].labels.device
-    epochs, batch_size = conditions[0].epochs, conditions[0].batch_size
-    if any((c.epochs, c.batch_size) != (epochs, batch_size) for c in conditions):
-        raise ValueError("the clients must have one batch size and number of epochs")
-    sizes = [batch_sizes(len(samples), batch_size) for samples in clients]
-    if sorted(map(len, sizes), reverse=True) != list(map(len, sizes)):
+    sizes = [
+        batch_sizes(len(samples), own.batch_size)
+        for samples, own in zip(clients, conditions, strict=True)
+    ]
+    steps = [
+        count_steps(len(samples), own) for samples, own in zip(clients, conditions, strict=True)
+    ]
+    if sorted(steps, reverse=True) != steps:
         raise ValueError("the clients must be ordered by their number of steps, most first")
-    lr = torch.tensor([c.lr for c in conditions], device=device)
-    decay = torch.tensor([c.weight_decay for c in conditions], device=device)
+    weights, gradients = (list(held.values()) for held in (stack.weights, stack.gradients))
+    optimiser = StackedOptimiser(weights, gradients, conditions, local.momentum)
+    batches = _Batches(clients, sizes)
+    numbers = torch.tensor(list(keys) if keys is not None else [0] * len(clients), device=device)
+    seen = _seen(clients) if local.mask_absent else None
     total = torch.zeros(len(clients), device=device)
-    for _ in range(epochs):
-        epoch = _Epoch.of(clients, sizes)
-        for t in range(len(sizes[0])):
-            active = sum(len(own) > t for own in sizes)
-            counts = [own[t] for own in sizes[:active]]
-            losses = stack.backward(epoch.inputs[:active, t], epoch.labels[:active, t], counts)
-            for own in objectives[:active]:
-                for objective in own:
-                    objective.add_gradient()
-            stack.step(active, lr, decay, local.momentum)
-            total[:active] += losses * torch.tensor(counts, device=device)
-    lengths = torch.tensor([len(samples) for samples in clients], device=device)
-    return (total / (lengths * epochs)).tolist()
+    trained = [0] * len(clients)
+    active = len(clients)
+    for step in range(steps[0]):
+        while steps[active - 1] <= step:
+            active -= 1
+        x, y, counts = batches.at(step, active)
+        classes = None if seen is None else seen[:active]
+        losses = stack.backward(x, y, counts, step, numbers[:active], classes)
+        for own in objectives[:active]:
+            for objective in own:
+                objective.add_gradient()
+        if local.clip_norm is not None:
+            clip_each([g[:active] for g in gradients], local.clip_norm)
+        optimiser.step(active)
+        total[:active] += losses * torch.tensor(counts, device=device)
+        trained = [n + counts[k] if k < active else n for k, n in enumerate(trained)]
+    return (total / torch.tensor(trained, device=device)).tolist()
+
+
+def _seen(clients: Sequence[Samples]) -> Tensor:
+    """Which classes each client has: bool ``(K, C)``, up to the last that any has."""
+    last = max(int(samples.labels.max()) for samples in clients)
+    return torch.stack([~absent_classes(torch.unique(s.labels), last + 1) for s in clients])
 
 
 def fits(clients: Sequence[Samples]) -> bool:

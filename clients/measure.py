@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from clients.cohort import Stack, fits, train_stack, why_not
-from clients.stacking import stacking
+from clients.stacking import Stacking, stacking
 from clients.training import Samples, train
 from fedwsa.data.federated import FederatedData
 from fedwsa.fleet.devices import resolve_device
@@ -50,8 +50,6 @@ def choose_cohort(
         One: train them one by one. The reason is fit for a person.
     """
     [(size, count)] = Counter(sizes).most_common(1)
-    if config.clients.cuts:
-        return 1, "one by one, since clients.late=cut stops each where its time is over"
     of_size = "" if count == len(sizes) else f" of size {size}, which most have"
     share = math.ceil(count * config.clients.fraction / workers)
     if share < COUNTS[0]:
@@ -72,7 +70,7 @@ def choose_cohort(
         times = {}
         for number in [n for n in COUNTS if n <= share]:
             if fits([_samples(config, data, device)] * number):
-                times[number] = _together(config, data, model, device, number, found.padded)
+                times[number] = _together(config, data, model, device, number, found)
     finally:
         torch.set_num_threads(threads)
     # The clock must not decide between equals: a run is to be the same tomorrow.
@@ -110,7 +108,12 @@ def _alone(config: Config, data: FederatedData, model: nn.Module, device: str) -
 
 
 def _together(
-    config: Config, data: FederatedData, model: nn.Module, device: str, size: int, padded: bool
+    config: Config,
+    data: FederatedData,
+    model: nn.Module,
+    device: str,
+    size: int,
+    found: Stacking,
 ) -> float:
     """Seconds for a client, of ``size`` at once."""
     local = config.local.model_copy(update={"epochs": 1})
@@ -118,7 +121,8 @@ def _together(
     def run() -> None:
         clients = [_samples(config, data, device) for _ in range(size)]
         conditions = [_conditions(local)] * size
-        train_stack(Stack(model, size, padded), clients, local, conditions, [[]] * size)
+        stack = Stack(model, size, found.padded, found.keeping)
+        train_stack(stack, clients, local, conditions, [[]] * size)
 
     return _fastest(run, device) / size
 

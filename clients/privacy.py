@@ -12,7 +12,7 @@ from fedwsa.schema.config import Config
 from fedwsa.wire.content import find_record
 
 
-def asks_to_clip(message: Message) -> bool:
+def _asks_to_clip(message: Message) -> bool:
     """Whether the server names a clipping norm."""
     return find_record(message.content, KEY_CLIPPING_NORM) is not None
 
@@ -24,7 +24,7 @@ def clip_if_asked(message: Message, context: Context, call_next: ClientAppCallab
     The adaptive one clips as the fixed one, and tells whether it had to, which the wrappers of
     fixed clipping leave alone.
     """
-    if not asks_to_clip(message):
+    if not _asks_to_clip(message):
         return call_next(message, context)
     return adaptiveclipping_mod(message, context, call_next)
 
@@ -50,3 +50,14 @@ def noise_if_wished(
     # The training is over when the noise is drawn: it draws from generators of its own.
     with seeding.noise(config.seed, config.privacy.noise, "local privacy", *key):
         return mod(message, context, call_next)
+
+
+def clipped_and_noised(
+    config: Config, message: Message, context: Context, reply: Message, key: tuple[int, int]
+) -> Message:
+    """The answer to a message, as both would have it of a client that trains alone."""
+
+    def noised(message: Message, context: Context) -> Message:
+        return noise_if_wished(config, message, context, lambda *_: reply, *key)
+
+    return clip_if_asked(message, context, noised)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from flwr.app import ArrayRecord, Context, Message
+from torch import Tensor
 
 from clients.memory import recalled
 from clients.network import Network, network_for
@@ -41,6 +43,8 @@ class Received:
         The message as objectives see it.
     state : dict
         What the client keeps between rounds.
+    sent : dict
+        The tensors that were sent, before objectives put others in their place.
     kinds : list of type
         The objectives that the message asks for; the run's own, who ask for themselves, come last.
     """
@@ -50,6 +54,7 @@ class Received:
     device: str
     content: Content
     state: State
+    sent: dict[str, Tensor]
     kinds: list[type[Objective]]
 
 
@@ -63,10 +68,9 @@ def receive(config: Config, message: Message, context: Context) -> Received:
         raise ValueError("the message must hold one ArrayRecord, or one named arrays")
     content, state = content_of(message), recalled(message, context)
     kinds = kinds_of(config, content)
-    tensors = messages.to_tensors(arrays)
-    for kind in kinds:
-        tensors |= kind.begin_with(content, state)
-    tensors.pop(SCOPE_ARRAY, None)  # no part of the model
+    sent = messages.to_tensors(arrays)
+    sent.pop(SCOPE_ARRAY, None)  # no part of the model
+    tensors = sent | begun_with(kinds, content, state)
     layout = torch.channels_last if config.local.channels_last else torch.contiguous_format
     whole = data.whole
     network = network_for(
@@ -75,7 +79,17 @@ def receive(config: Config, message: Message, context: Context) -> Received:
     require_same_data(data, content)
     network.require_built_alike(content)
     network.load(tensors)
-    return Received(data, network, device, content, state, kinds)
+    return Received(data, network, device, content, state, sent, kinds)
+
+
+def begun_with(
+    kinds: Sequence[type[Objective]], content: Content, state: State
+) -> dict[str, Tensor]:
+    """What objectives let a client begin with, instead of what was sent."""
+    own: dict[str, Tensor] = {}
+    for kind in kinds:
+        own |= kind.begin_with(content, state)
+    return own
 
 
 def _component(config: Config, message: Message) -> Component:

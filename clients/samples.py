@@ -21,6 +21,9 @@ from fedwsa.schema.config import Config
 from fedwsa.wire.content import find_record
 from fedwsa.wire.names import POOLED
 
+DROPOUT = "dropout"
+"""What a network draws in a training is keyed by it, the round and the client."""
+
 
 def samples_of(config: Config, received: Received, key: tuple[int, int]) -> Samples:
     """A client's training samples in a round, drawn by (seed, round, client)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +15,12 @@ from torch.nn.functional import cross_entropy
 
 from clients.borrowed import borrowed
 from clients.cohort import Stack
+from clients.optimisers import StackedOptimiser
 from fedwsa import seeding
 from fedwsa.config.blame import told
 from fedwsa.models import InputShape
+from fedwsa.models.dropout import Masks
+from fedwsa.schema.conditions import Conditions
 
 _FEWEST, _MOST = 4, 64  # of a batch; larger ones cost time, and show no more
 _TRIES = 3
@@ -35,10 +38,13 @@ class Stacking:
         Why they cannot be; None: they can.
     padded : bool
         Whether batches may be padded: nothing in the model looks across a batch.
+    keeping : tuple of str
+        Buffers that change in training, of which each client has its own.
     """
 
     reason: str | None = None
     padded: bool = True
+    keeping: tuple[str, ...] = ()
 
 
 def stacking(model: nn.Module, shape: InputShape, classes: int, batch: int = 4) -> Stacking:
@@ -70,19 +76,20 @@ def stacking(model: nn.Module, shape: InputShape, classes: int, batch: int = 4) 
     with seeding.seeded(0, "stacking"), _kept(model), borrowed(model):
         _move(model, draw)
         try:
-            alone = [_alone(model, own) for own in examples]
+            alone = [_alone(model, own, key) for key, own in enumerate(examples)]
         except _Unstackable as error:
             return Stacking(str(error))
         except (Exception, SystemExit) as error:  # a stranger's code may raise anything
             return Stacking(f"it cannot be trained on examples drawn at random: {told(error)}")
+        keeping = _keeping(model, alone)
         for padded in (True, False):
             try:
-                stacked = _stacked(model, examples, padded)
+                stacked = _stacked(model, examples, padded, keeping)
             except (Exception, SystemExit) as error:
                 return Stacking(f"torch cannot stack it: {told(error)}")
             other = _differing(alone, stacked)
             if not other:
-                return Stacking(padded=padded)
+                return Stacking(padded=padded, keeping=keeping)
     return Stacking(f"stacked, {other} is trained in another way than alone")
 
 
@@ -146,42 +153,54 @@ def _move(model: nn.Module, draw: torch.Generator) -> None:
             weight.add_(noise.to(weight))
 
 
-def _alone(model: nn.Module, batches: Batches) -> dict[str, Tensor]:
-    """How far plain SGD takes each weight.
+def _alone(model: nn.Module, batches: Batches, key: int) -> dict[str, Tensor]:
+    """How far plain SGD takes each weight, and training each buffer.
 
     Raises
     ------
     _Unstackable
-        If the model draws random numbers, or a buffer changes: each client would need its own.
+        If the model draws random numbers, or a buffer changes its shape.
     """
     for _ in range(_TRIES):  # other threads of the process draw from the same generators
         before = _generators(batches[0][0].device)
-        moved = _moved(model, batches)
+        moved = _moved(model, batches, key)
         if _generators(batches[0][0].device) == before:
             return moved
-    raise _Unstackable("its dropout, or what else it draws, would be another")
+    raise _Unstackable("what it draws would be another")
 
 
-def _moved(model: nn.Module, batches: Batches) -> dict[str, Tensor]:
+def _moved(model: nn.Module, batches: Batches, key: int) -> dict[str, Tensor]:
     """The same, whatever it draws."""
     start = {name: t.detach().clone() for name, t in _tensors(model)}
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    number = torch.tensor(key, device=batches[0][0].device)
     model.train()
-    for x, y in batches:
-        loss = cross_entropy(model(x), y)
-        found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-        with torch.no_grad():
-            for weight, gradient in zip(weights.values(), found, strict=True):
-                if gradient is not None:
-                    weight.sub_(gradient, alpha=_RATE)
-    for prefix, module in model.named_modules():
-        for leaf, buffer in module.named_buffers(recurse=False):
-            before = start.get(f"{prefix}.{leaf}".lstrip("."))
-            if before is not None and not torch.equal(before, buffer):
-                raise _Unstackable(f"{type(module).__name__} keeps statistics")
-    moved = {name: (w.detach() - start[name]) for name, w in weights.items()}
+    with Masks(model) as masks:
+        for step, (x, y) in enumerate(batches):
+            masks.begin(number, step)
+            loss = cross_entropy(model(x), y)
+            found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            with torch.no_grad():
+                for weight, gradient in zip(weights.values(), found, strict=True):
+                    if gradient is not None:
+                        weight.sub_(gradient, alpha=_RATE)
+    now = dict(_tensors(model))
+    for name, before in start.items():
+        if name not in now or now[name].shape != before.shape:
+            raise _Unstackable(f"{name} does not keep its shape")
+    moved = {name: _way(before, now[name].detach()) for name, before in start.items()}
     _restore(model, start)
     return moved
+
+
+def _way(before: Tensor, now: Tensor) -> Tensor:
+    return before ^ now if now.dtype == torch.bool else now - before
+
+
+def _keeping(model: nn.Module, alone: Sequence[dict[str, Tensor]]) -> tuple[str, ...]:
+    """The buffers that training has changed."""
+    buffers = [name for name, _ in model.named_buffers()]
+    return tuple(name for name in buffers if any(bool(moved[name].any()) for moved in alone))
 
 
 def _generators(device: torch.device) -> tuple[object, ...]:
@@ -195,22 +214,23 @@ def _generators(device: torch.device) -> tuple[object, ...]:
 
 
 def _stacked(
-    model: nn.Module, examples: Sequence[Batches], padded: bool
+    model: nn.Module, examples: Sequence[Batches], padded: bool, keeping: Collection[str]
 ) -> list[dict[str, Tensor]]:
     """The same of several clients at once."""
     count = len(examples)
-    stack = Stack(model, count, padded)
-    start = {name: w.clone() for name, w in stack.weights.items()}
-    device = examples[0][0][0].device
-    lr, decay = (torch.full((count,), rate, device=device) for rate in (_RATE, 0.0))
-    for step in zip(*examples, strict=True):  # a batch of each
+    stack = Stack(model, count, padded, keeping)
+    held = stack.weights | stack.buffers
+    start = {name: t.clone() for name, t in held.items()}
+    keys = torch.arange(count, device=examples[0][0][0].device)
+    plain = Conditions(_RATE, 0.0, 1, 1)
+    weights, gradients = (list(of.values()) for of in (stack.weights, stack.gradients))
+    optimiser = StackedOptimiser(weights, gradients, [plain] * count, momentum=0.0)
+    for number, step in enumerate(zip(*examples, strict=True)):  # a batch of each
         sizes = [len(y) for _, y in step]
         x, y = (torch.stack([_padded(batch[i], max(sizes)) for batch in step]) for i in (0, 1))
-        stack.backward(x, y, sizes)
-        stack.step(count, lr, decay, 0.0)
-    return [
-        {name: w[k] - start[name][k] for name, w in stack.weights.items()} for k in range(count)
-    ]
+        stack.backward(x, y, sizes, number, keys)
+        optimiser.step(count)
+    return [{name: _way(start[name][k], t[k]) for name, t in held.items()} for k in range(count)]
 
 
 def _padded(batch: Tensor, length: int) -> Tensor:
@@ -223,9 +243,10 @@ def _differing(
 ) -> str | None:
     """The first weight that is not moved alike, but for rounding."""
     for one, other in zip(alone, stacked, strict=True):
-        largest = max(float(moved.norm()) for moved in one.values())
-        for name, moved in one.items():
-            apart = float((moved - other[name]).norm())
+        largest = max(float(one[name].float().norm()) for name in other)
+        for name, t in other.items():
+            moved = one[name].float()
+            apart = float((moved - t.float()).norm())
             if not apart <= _ALIKE * float(moved.norm()) + 1e-3 * largest + 1e-6:
                 return name
     return None

@@ -16,6 +16,7 @@ from fedwsa.data.examples import batch_sizes
 from fedwsa.learngene import wave
 from fedwsa.models.augment import ShadowWeights
 from fedwsa.models.batch_norm import reestimate
+from fedwsa.models.dropout import Masks
 from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.sections import Local
 from fedwsa.scope.moments import precise
@@ -70,11 +71,11 @@ def _pieces(sizes: Sequence[int]) -> Iterator[list[int]]:
         yield piece
 
 
-def _absent(seen: Tensor, logits: Tensor) -> Tensor:
-    """Which classes are not among those that were seen, along the second dimension of logits."""
-    absent = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+def absent_classes(seen: Tensor, classes: int) -> Tensor:
+    """Which classes are not among those that were seen: bool ``(classes,)``."""
+    absent = torch.ones(classes, dtype=torch.bool, device=seen.device)
     absent[seen] = False
-    return absent.view(-1, *[1] * (logits.dim() - 2))
+    return absent
 
 
 def _batches(samples: Samples, size: int) -> Iterator[Tensor]:
@@ -138,6 +139,7 @@ def train(
     local: Local,
     conditions: Conditions,
     objectives: Sequence[Objective],
+    key: int = 0,
 ) -> float:
     """Train a model in place for ``conditions.epochs`` passes, or ``conditions.steps`` steps.
 
@@ -145,6 +147,8 @@ def train(
     ----------
     model
         With the received weights; ``objectives`` were made for it.
+    key
+        A number of this training, which dropout follows from.
 
     Returns
     -------
@@ -159,6 +163,7 @@ def train(
     layout = torch.channels_last if local.channels_last else torch.contiguous_format
     seen = torch.unique(samples.labels) if local.mask_absent else None
     losing = [objective for objective in objectives if overrides(type(objective), "loss")]
+    masks, number = Masks(model), torch.tensor(key, device=device)
     total, trained, steps = torch.zeros((), device=device), 0, 0
     sizes = batch_sizes(len(samples), conditions.batch_size)
     for _ in range(conditions.epochs):
@@ -172,10 +177,12 @@ def train(
                 end = start + next(remaining)
                 batch = slice(start, end)
                 model.zero_grad(set_to_none=True)
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                masks.begin(number, steps)
+                with masks, torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     logits = precise(model(inputs[batch]))
                     if seen is not None:
-                        logits = logits.masked_fill(_absent(seen, logits), 0.0)
+                        absent = absent_classes(seen, logits.shape[1])
+                        logits = logits.masked_fill(absent.view(-1, *[1] * (logits.dim() - 2)), 0.0)
                     loss = cross_entropy(logits, labels[batch])
                     extra = [objective.loss(inputs[batch]) for objective in losing]
                 torch.autograd.backward([loss, *extra])
@@ -197,6 +204,7 @@ def train_augmented(
     conditions: Conditions,
     objectives: Sequence[Objective],
     random: torch.Generator,
+    key: int = 0,
 ) -> float:
     """As :func:`train`, under weight augmentation if ``local`` asks for it.
 
@@ -211,8 +219,8 @@ def train_augmented(
         Draws the transforms.
     """
     if local.weight_augmentation == "off":
-        return train(model, samples, local, conditions, objectives)
+        return train(model, samples, local, conditions, objectives, key)
     shadow = ShadowWeights(model, local.weight_augmentation, random)
-    loss = train(shadow, samples, local, conditions, objectives)
+    loss = train(shadow, samples, local, conditions, objectives, key)
     reestimate(model, _batches(samples, conditions.batch_size))
     return loss

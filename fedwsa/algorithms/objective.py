@@ -102,8 +102,8 @@ class Objective:
 
     stackable: ClassVar[bool] = True
     """Whether tensors are enough, without a model to call: several clients may then be trained
-    at once, each objective on its client's part of stacked weights. One with a loss, a look
-    afterwards or weights of its own to begin with is not, whatever it says (:func:`stacks`)."""
+    at once, each objective on its client's part of stacked weights. One with a loss or a look
+    afterwards is not, whatever it says (:func:`stacks`)."""
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         name = type(self).__name__
@@ -169,9 +169,9 @@ def overrides(kind: type[Objective], hook: str) -> bool:
 def stacks(kind: type[Objective]) -> bool:
     """Whether clients may be trained at once with it.
 
-    What is asked of one model, or differs by what a client keeps, is not done in a stack.
+    What is asked of one model is not done in a stack.
     """
-    alone = ("loss", "after", "begin_with")
+    alone = ("loss", "after")
     return kind.stackable and not any(overrides(kind, hook) for hook in alone)
 
 

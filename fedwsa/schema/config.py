@@ -71,12 +71,6 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _refuse_cohorts_of_cut_clients(self) -> Config:
-        if isinstance(self.runtime.cohort, int) and self.clients.cuts:
-            raise ValueError("runtime.cohort needs clients.late=drop, or no clients.deadline")
-        return self
-
-    @model_validator(mode="after")
     def _refuse_splits_without_images_for_clients(self) -> Config:
         if self.init.public + self.evaluation.validation >= 1:
             raise ValueError("init.public and evaluation.validation leave no images for clients")

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-CohortTraining = Callable[[Sequence[Message], Sequence[Context]], list[Message] | None]
+CohortTraining = Callable[[Sequence[Message], Sequence[Context]], list[Message] | str]
 """Messages, and the contexts of their receivers → the replies.
 
 The messages have records of the same names and kinds, and the same arrays; what else they say
-may differ. None: these cannot be trained together; they are then trained one by one.
+may differ. A string says why these cannot be trained together, as in "their models differ"; they
+are then trained one by one.
 """
 
 

@@ -270,7 +270,8 @@ class Worker:
             received = [_message(order, own_copy(content)) for order, content in pairs]
             with limit(end):
                 replies = self._app.train_cohort(received, [o.context for o in own])
-            if replies is None:
+            if isinstance(replies, str):
+                self._warnings.append(f"clients are trained one by one, since {replies}")
                 return None
             checked = [_checked(r, o) for r, o in zip(replies, group, strict=True)]
             return [(r, o.changed()) for r, o in zip(checked, own, strict=True)]

@@ -34,11 +34,9 @@ def test_what_is_asked_of_one_model_is_not_stacked_whatever_it_says() -> None:
     assert stacks(Quiet)
     for hook in ("loss", "after"):
         assert not stacks(type("Alone", (Quiet,), {hook: lambda self, given: None}))
-    own = type("Own", (Quiet,), {"begin_with": classmethod(lambda cls, content, state: {})})
-    assert not stacks(own)
     assert not stacks(type("Silent", (Quiet,), {"stackable": False}))
     alone = {kind.__name__ for kind in OBJECTIVES if not stacks(kind)}
-    assert alone == {"OwnPart", "FisherInformation", "Moon"}
+    assert alone == {"FisherInformation", "Moon"}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from torch.nn.functional import cross_entropy
 from clients.training import Samples, train
 from fedwsa.algorithms.sizes.client import scaled
 from fedwsa.schema.conditions import Conditions
-from tests.given.cohort import settings
 from tests.given.training import local, net
 
 
@@ -32,12 +31,6 @@ def test_absent_classes_are_left_out_of_the_loss() -> None:
         torch.testing.assert_close(new, old - 0.1 * old.grad, msg=name)
     assert torch.equal(model[2].weight[1], before[2].weight[1])
     assert not torch.equal(model[2].weight[0], before[2].weight[0])
-
-
-def test_cohorts_do_not_mask() -> None:
-    from clients.cohort import why_not
-
-    assert why_not(settings(mask_absent=True)) == "local.mask_absent is set"
 
 
 def test_the_scaler_divides_hidden_activations_in_training_alone() -> None:

@@ -44,9 +44,9 @@ def counted(model: Layers, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("between", "reason"),
     [
-        (lambda m, x: dropout(x), "its dropout, or what else it draws"),
-        (lambda m, x: x if random.random() < 0.5 else 2 * x, "its dropout, or what else it draws"),
-        (counted, "Layers keeps statistics"),
+        (lambda m, x: dropout(x), "what it draws would be another"),
+        (lambda m, x: x if random.random() < 0.5 else 2 * x, "what it draws would be another"),
+        (counted, "stacked, count is trained in another way"),
     ],
 )
 def test_what_each_client_needs_for_itself_cannot_be_stacked(between: object, reason: str) -> None:
@@ -78,7 +78,9 @@ def test_what_looks_across_large_batches_alone_is_found_at_the_run_s() -> None:
 
 
 def test_a_buffer_that_looks_at_a_weight_and_a_weight_held_elsewhere_are_found() -> None:
-    assert stacking(Layers(), IMAGE, 3).reason == "Layers keeps statistics"  # part moves
+    assert (
+        stacking(Layers(), IMAGE, 3).reason == "stacked, part is trained in another way than alone"
+    )
     model = Layers(lambda m, x: x + m.held[0])
     model.part = torch.zeros(2)
     assert "a.bias is trained in another way" in str(stacking(model, IMAGE, 3).reason)

@@ -73,3 +73,19 @@ class _Inside(nn.Module):
 def inside(image: ImageShape, classes: int) -> nn.Module:
     """A network that calls its only part ``module``, as DataParallel does."""
     return _Inside(image[0] * image[1] * image[2], classes)
+
+
+class _Drawing(nn.Module):
+    """A linear layer that sees its inputs through noise."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(inputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1) + 0.1 * torch.randn(x.shape[1:].numel()))
+
+
+def drawing(image: ImageShape, classes: int) -> nn.Module:
+    """A network that draws from torch's generator in each pass."""
+    return _Drawing(image[0] * image[1] * image[2], classes)

@@ -147,14 +147,14 @@ def test_a_cohort_goes_to_the_app_at_once_and_one_that_fails_is_trained_one_by_o
     app._registered_funcs = alone._registered_funcs  # trains one by one as the others here
 
     @app.cohort
-    def together(messages: list[Message], contexts: list[Context]) -> list[Message] | None:
+    def together(messages: list[Message], contexts: list[Context]) -> list[Message] | str:
         partitions = [int(c.node_config["partition-id"]) for c in contexts]
         with (tmp_path / "calls").open("a") as file:
             file.write(f"{partitions}\n")
         if 2 in partitions:
             raise RuntimeError("cannot stack these")
         if 0 in partitions:
-            return None
+            return "one of them is the first"
         return [alone(m, c) for m, c in zip(messages, contexts, strict=True)]
 
     def body(grid: Grid) -> None:
@@ -170,8 +170,9 @@ def test_a_cohort_goes_to_the_app_at_once_and_one_that_fails_is_trained_one_by_o
     assert calls == [[0, 1], [2, 3], [4, 5]] * 2
     # By identity: where the logger has a handler of its own, caplog sees a record twice.
     warned = {id(r): r.getMessage() for r in caplog.records if r.name == "fedwsa"}
-    [line] = warned.values()
-    assert line.startswith(
+    asked, failed = warned.values()
+    assert asked == "clients are trained one by one, since one of them is the first"
+    assert failed.startswith(
         "clients could not be trained at once, and are trained one by one: "
         "RuntimeError: cannot stack these ("
     )

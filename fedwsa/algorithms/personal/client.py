@@ -19,8 +19,6 @@ class OwnPart(Objective):
     The tensors that the server names are never sent.
     """
 
-    stackable = False  # buffers stay too, which those of a stack have in common
-
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         if local is None:
             raise ValueError("a client that keeps a part of the model needs its state")
