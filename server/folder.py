@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from fedwsa.config.component import ConfigError
 from fedwsa.data import skew
 from fedwsa.data.partition import Partition
+from fedwsa.data.partition_files import MOST_AS_TEXT, write_partition
 from fedwsa.launcher import APPS
 from fedwsa.runfolder.files import write_text
 from fedwsa.runfolder.locks import locked
@@ -58,8 +59,10 @@ def describe_run(config: Config, partition: Partition, folder: Path, sizes: Sequ
     with locked(folder / "run.log", f"{folder}: another process begins a run in it"):
         _require_free(folder)  # still: another one may have been faster
         write_json(folder / "environment.json", environment())
-        write_json(folder / "partition.json", partition.as_dict(), indent=None)
-        if (draws := skew.drawn(config.skew, config.seed, config.clients.count))[0]:
+        write_partition(folder / "partition.json", partition)
+        clients = config.clients.count
+        if clients <= MOST_AS_TEXT and skew.drawn(config.skew, config.seed, 1)[0]:
+            draws = skew.drawn(config.skew, config.seed, clients)
             _write_rows(folder / "skew.csv", [{"client": k, **own} for k, own in enumerate(draws)])
         if config.clients.sizes is not None:
             models = {s: config.model_of(s).model_dump(by_alias=True) for s in config.size_names}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -14,6 +15,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedwsa.config.component import ConfigError
+from fedwsa.simulation.numbered import NumberedNodes
 from fedwsa.simulation.reduce import AveragedReplies
 from fedwsa.wire.content import find_record
 from fedwsa.wire.names import DATA_REFERENCE, NUM_EXAMPLES, PARTITION_ID, REFUSED
@@ -59,7 +61,7 @@ class PartitionGrid(Grid):
 
     Attributes
     ----------
-    known_partitions : dict of int to int
+    known_partitions : mapping of int to int
         Node id → partition.
     examples : dict of int to int
         Partition → samples, of nodes that say it.
@@ -78,16 +80,11 @@ class PartitionGrid(Grid):
         # Our engine knows the partitions; of other fleets every node is asked.
         known = getattr(grid, "known_partitions", None)
         self._longest = _LONGEST if known is None else None  # it sees who dies, and waits for none
-        found = known or self._ask(count, patience, reference)
-        self._client: dict[int, int] = found
+        found: Mapping[int, int] = known or self._ask(count, patience, reference)
         self.known_partitions = found
-        self._nodes = sorted(found, key=lambda node: found[node])
-        partitions = [found[node] for node in self._nodes]
-        if len(set(partitions)) < len(partitions):
-            twice = next(p for p in partitions if partitions.count(p) > 1)
-            raise ConfigError(f"two nodes have partition {twice}")
-        if len(partitions) < count:
-            raise ConfigError(f"{count - len(partitions)} of {count} nodes did not answer")
+        self._nodes = found.nodes if isinstance(found, NumberedNodes) else _in_order(found)
+        if len(found) < count:
+            raise ConfigError(f"{count - len(found)} of {count} nodes did not answer")
 
     def _ask(self, count: int, patience: float, reference: str | None) -> dict[int, int]:
         """Wait for the nodes, and ask each for its partition."""
@@ -125,13 +122,14 @@ class PartitionGrid(Grid):
 
     def client(self, node_id: int) -> int:
         """The partition of a node; "client" means partition everywhere."""
-        return self._client[node_id]
+        return self.known_partitions[node_id]
 
     @contextmanager
-    def only(self, clients: Container[int]) -> Iterator[None]:
+    def only(self, clients: Collection[int]) -> Iterator[None]:
         """Show only these clients to whoever asks for node ids inside: the others are away."""
-        everyone = self._nodes
-        self._nodes = [node for node in everyone if self._client[node] in clients]
+        everyone, partition = self._nodes, self.known_partitions
+        if len(clients) < len(everyone):
+            self._nodes = [node for node in everyone if partition[node] in clients]
         try:
             yield
         finally:
@@ -162,7 +160,8 @@ class PartitionGrid(Grid):
 
     def _client_of(self, reply: Message) -> int:
         # Of a node that nobody knows: last, and for the guard to leave out.
-        return self._client.get(reply.metadata.src_node_id, len(self._client))
+        known = self.known_partitions
+        return known.get(reply.metadata.src_node_id, len(known))
 
     def set_run(self, run: Run) -> None:
         """Set the run of the wrapped grid."""
@@ -191,3 +190,12 @@ class PartitionGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Fetch the replies that are there."""
         return self._grid.pull_messages(message_ids)
+
+
+def _in_order(partitions: Mapping[int, int]) -> Sequence[int]:
+    """The nodes in the order of their partitions, which differ."""
+    nodes = sorted(partitions, key=lambda node: partitions[node])
+    for node, other in pairwise(nodes):
+        if partitions[node] == partitions[other]:
+            raise ConfigError(f"two nodes have partition {partitions[node]}")
+    return nodes

@@ -232,7 +232,7 @@ def _set_sampling(strategy: Strategy, config: Config) -> None:
     count = config.clients.count
     sampling = {
         "fraction_train": config.clients.fraction,
-        "fraction_evaluate": 1.0,
+        "fraction_evaluate": min(1.0, config.evaluation.clients_most / count),
         "min_train_nodes": 1,
         "min_evaluate_nodes": 1,
         "min_available_nodes": 1,  # all were awaited; who is away in a round is not waited for

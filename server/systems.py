@@ -97,9 +97,11 @@ class Systems:
         """Sizes of the batches of a whole training."""
         return self._conditions(client).batches(len(self._data.split(client)[0]))
 
-    def there(self, number: int) -> frozenset[int]:
+    def there(self, number: int) -> Collection[int]:
         """The clients that are there in a round."""
         share = systems.share_of_round(self._wish.availability, number)
+        if share >= 1:
+            return range(self._wish.count)
         return frozenset(systems.available(self._seed, number, self._wish.count, share))
 
     def plan(

@@ -18,10 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 from rich.console import Console
@@ -30,7 +31,7 @@ from rich.table import Table
 import experiments.commands.simulate
 from experiments.bench import workloads
 from experiments.bench.loop import loop_seconds
-from experiments.bench.memory import peak_memory
+from experiments.bench.memory import fleet, peak_memory
 from experiments.bench.timing import in_turn
 from experiments.bench.workloads import TRAININGS, Training
 from fedwsa.runfolder.files import write_text
@@ -40,6 +41,11 @@ from fedwsa.schema.config import Config
 # Ray and Flower's simulation are imported where a side is timed: each side starts its own.
 
 console = Console(stderr=True)
+
+FLEETS = {"fleet-100000": 100_000, "fleet-1000000": 1_000_000}
+"""Numbers of clients, of whom 500 train in the round that is timed."""
+
+_SAMPLED = 500
 
 
 @dataclass
@@ -51,7 +57,7 @@ class Result:
     workload : str
         Its name.
     seconds : float
-        Ours: of a round, to the end of round 1 (``start``), or, of ``memory``, megabytes.
+        Ours: of a round, to the end of round 1 (``start``, fleets), or, of ``memory``, megabytes.
     flower_ratio, loop_ratio, pfl_ratio : float or None
         Speed over that of Flower's simulation, a plain loop, pfl; None where not run.
     """
@@ -65,7 +71,7 @@ class Result:
 
 def main() -> None:
     """Run the benchmark and print its table."""
-    names = [*TRAININGS, "echo", "start", "memory"]
+    names = [*TRAININGS, "echo", "start", "memory", *FLEETS]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workload", choices=names, action="append", help="default: all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
@@ -93,6 +99,8 @@ def _run(name: str, repeat: int, device: str) -> Result:
             return _start(Path(folder), repeat)
         if name == "memory":
             return _memory(Path(folder))
+        if name in FLEETS:
+            return _fleet(name, Path(folder), repeat)
         return _training(name, TRAININGS[name], Path(folder), repeat, device)
 
 
@@ -186,17 +194,35 @@ def _start(folder: Path, repeat: int) -> Result:
 
     def side(runtime: str) -> Callable[[int], list[float]]:
         def run(turn: int) -> list[float]:
-            return [_first_round(runtime, folder / f"{runtime}-{turn}", folder / "cache")]
+            words = [f"runtime={runtime}", "rounds=1"]
+            return [_first_round(words, folder / f"{runtime}-{turn}", folder / "cache")]
 
         return run
 
-    _first_round("ray", folder / "warm", folder / "cache")  # decodes the data
+    _first_round(["rounds=1"], folder / "warm", folder / "cache")  # decodes the data
     times = in_turn({"ours": side("ray"), "flower": side("flower")}, repeat, _told)
     return Result("start", times["ours"], times["flower"] / times["ours"])
 
 
-def _first_round(runtime: str, folder: Path, cache: Path) -> float:
-    overrides = ["rounds=1", f"runtime={runtime}", f"hydra.run.dir={folder}", f"cache_dir={cache}"]
+def _fleet(name: str, folder: Path, repeat: int) -> Result:
+    """From the command to the end of round 1 with very many clients, and their memory."""
+    cache = folder / "cache"
+    many, few = (
+        [*fleet(count, _SAMPLED, 2 * FLEETS[name]), "rounds=1"] for count in (FLEETS[name], 1000)
+    )
+    _first_round(many, folder / "warm", cache)  # decodes the data
+    seconds = [_first_round(many, folder / f"many-{turn}", cache) for turn in range(repeat)]
+    _told("ours", median(seconds))
+    peaks = [
+        peak_memory(words, folder / f"memory-{number}", cache)
+        for number, words in enumerate((few, many))
+    ]
+    console.print(f"  1,000 clients: {peaks[0]:.0f} MB, {FLEETS[name]:,}: {peaks[1]:.0f} MB")
+    return Result(name, median(seconds))
+
+
+def _first_round(words: Sequence[str], folder: Path, cache: Path) -> float:
+    overrides = [*words, f"hydra.run.dir={folder}", f"cache_dir={cache}"]
     start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.commands.start", *overrides],
@@ -215,7 +241,10 @@ def _first_round(runtime: str, folder: Path, cache: Path) -> float:
 
 def _memory(folder: Path) -> Result:
     """Peak memory with 10,000 clients over that with 100; 100 a round in both."""
-    few, many = (peak_memory(count, folder) for count in (100, 10_000))
+    few, many = (
+        peak_memory([*fleet(count, 100, 50_000), "rounds=5"], folder / str(count), folder / "cache")
+        for count in (100, 10_000)
+    )
     console.print(f"  100 clients: {few:.0f} MB, 10,000 clients: {many:.0f} MB")
     console.print(f"  ratio {many / few:.3f} (at most 1.15)")
     return Result("memory", many / few)
@@ -228,6 +257,8 @@ def _table(results: list[Result]) -> Table:
         "echo": "flower ≥ 12",
         "start": "flower ≥ 1.43",
         "memory": "ratio ≤ 1.15",
+        "fleet-100000": "12 s at most",
+        "fleet-1000000": "25 s at most",
     }
     for r in results:
         ratios = [

@@ -5,22 +5,34 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.commands.descendants import usage
 
 
-def peak_memory(clients: int, folder: Path) -> float:
-    """Peak in MB of a run with so many clients, a hundred of them a round."""
-    overrides = [
+def fleet(clients: int, sampled: int, samples: int) -> list[str]:
+    """Overrides of a run in which only the number of clients matters.
+
+    Parameters
+    ----------
+    sampled
+        How many of them train in a round.
+    samples
+        Of all together, 8 × 8 pixels.
+    """
+    return [
         f"clients.count={clients}",
-        f"clients.fraction={100 / clients}",
+        f"clients.fraction={sampled / clients}",
         *("partition=iid", "dataset._target_=experiments.bench.workloads.random_images"),
-        *("+dataset.samples=50000", "+dataset.channels=1", "+dataset.side=8"),
-        *("model=mlp", "rounds=5", "local.epochs=1", "strategy.args.fraction_evaluate=0.0"),
-        f"cache_dir={folder / 'cache'}",
-        f"hydra.run.dir={folder / f'memory-{clients}'}",
+        *(f"+dataset.samples={samples}", "+dataset.channels=1", "+dataset.side=8"),
+        *("model=mlp", "local.epochs=1", "strategy.args.fraction_evaluate=0.0"),
     ]
+
+
+def peak_memory(words: Sequence[str], folder: Path, cache: Path) -> float:
+    """Peak in MB of all processes of a run."""
+    overrides = [*words, f"cache_dir={cache}", f"hydra.run.dir={folder}"]
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.commands.start", *overrides],
         stdout=subprocess.DEVNULL,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from contextlib import suppress
@@ -18,7 +17,7 @@ from experiments.commands.help import partition_help
 from experiments.commands.preamble import composing, fail, in_one_line
 from fedwsa import interruption
 from fedwsa.data.federated import open_federated
-from fedwsa.runfolder.files import write_text
+from fedwsa.data.partition_files import write_partition
 from fedwsa.runfolder.tensors import require_writable
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
@@ -36,7 +35,8 @@ def report(config: Config, folder: Path) -> None:
         If the partition cannot be made, or the folder holds one already; nothing is written then.
     """
     with console.status("making the partition ..."):
-        partition = open_federated(config.data_spec).partition.as_dict()
+        partition = open_federated(config.data_spec).partition
+        described = {**partition.described(), "label_counts": partition.label_counts}
     file, picture = folder / "partition.json", folder / "partition.png"
     for place in (file, picture):
         require_writable(place, "out")
@@ -45,9 +45,9 @@ def report(config: Config, folder: Path) -> None:
     )
 
     with console.status("drawing ..."):
-        plot_labels(partition, picture)
-    write_text(file, json.dumps(partition) + "\n")
-    _show(partition, folder)
+        plot_labels(described, picture)
+    write_partition(file, partition)
+    _show(described, folder)
 
 
 def _show(partition: dict[str, Any], folder: Path) -> None:

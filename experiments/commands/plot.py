@@ -14,7 +14,7 @@ from experiments.commands.table import warn
 from experiments.reports.tables.build import Request, Row, build
 from experiments.reports.tables.collect import collect
 from fedwsa.config.component import ConfigError
-from fedwsa.runfolder.read import read_json
+from fedwsa.data.partition_files import read_described
 
 _EXAMPLES = """\
 examples:
@@ -107,7 +107,7 @@ def _partitions(rows: Sequence[Row], out: Path) -> list[Path]:
     first.pop(None, None)
     files = []
     for number, folder in enumerate(reversed(first.values())):
-        values = read_json(folder / "partition.json")
+        values = read_described(folder / "partition.json")
         if "label_counts" not in values:  # of a deployment, where nobody knows them
             continue
         name = f"partition-{values['name']}" + (f"-{number}" if len(first) > 1 else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from fedwsa.config.component import ConfigError
+from fedwsa.data.partition_files import read_described
 from fedwsa.runfolder.files import whole_lines
 from fedwsa.schema.compose import parse
 from fedwsa.schema.config import Config
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # pandas and matplotlib are imported when a run has ended: they would hold up its first round.
+
+
+_DRAWN_APART = 200  # clients, each with a bar of its own
 
 
 def composed_config(folder: Path) -> Config:
@@ -53,9 +56,11 @@ def read_history(folder: Path) -> pd.DataFrame:
 
 def draw_pictures(folder: Path, label: str) -> None:
     """``partition.png``, and ``curves.png`` if at least a round went by."""
+    from experiments.reports.partition_pictures import plot_labels
     from experiments.reports.pictures import plot_curves, plot_partition
 
-    partition = json.loads((folder / "partition.json").read_text(encoding="utf-8"))
-    plot_partition(partition, folder / "partition.png")
+    partition = read_described(folder / "partition.json")
+    draw = plot_partition if partition["clients"] <= _DRAWN_APART else plot_labels
+    draw(partition, folder / "partition.png")
     if (folder / "history.csv").exists() and len(history := read_history(folder)):
         plot_curves([(label, history)], folder / "curves.png")

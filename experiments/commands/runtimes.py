@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -160,13 +161,16 @@ def _run_on_ray(federation: Federation, client_app: ClientApp | None) -> None:
     )
 
 
-def _work(federation: Federation) -> list[float]:
-    """What a training costs each client: samples, passes over them, size of the model."""
+def _work(federation: Federation) -> Callable[[int], float]:
+    """What a training costs a client: samples, passes over them, size of the model."""
     fleet, sizes = Fleet(federation.config), federation.sizes
-    return [
-        len(share) * fleet.conditions(client).epochs * sizes.costs[sizes.of_client[client]]
-        for client, share in enumerate(federation.data.partition.shares)
-    ]
+    samples = federation.data.partition.shares.sizes
+
+    def work(client: int) -> float:
+        cost = sizes.costs[sizes.of_client[client]]
+        return float(samples[client]) * fleet.conditions(client).epochs * cost
+
+    return work
 
 
 def _run_on_flower(federation: Federation, client_app: ClientApp | None) -> None:

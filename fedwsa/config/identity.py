@@ -11,7 +11,7 @@ from fedwsa.config.component import flat
 # learned does not depend on them. (evaluation.validation is none: clients lose those images.)
 _BESIDE = (
     *("runtime.", "cache_dir", "device", "tracker", "checkpoint."),
-    *("evaluation.every", "evaluation.clients_every", "evaluation.batch_size"),
+    *("evaluation.every", "evaluation.clients_", "evaluation.batch_size"),
 )
 _SHOWN = 4  # differing keys that are named
 

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from fedwsa.config.component import ConfigError
-from fedwsa.data.partition import Labels, Shares, empty_clients, leaves_out
-from fedwsa.data.partitioners import by_owner, equal_sizes, shuffled_order
+from fedwsa.data.partition import Labels, empty_clients, leaves_out
+from fedwsa.data.partitioners import equal_sizes, shuffled_order
+from fedwsa.data.shares import Shares
 
 
 def iid(labels: Labels, clients: int, seed: int) -> Shares:
@@ -69,8 +70,7 @@ def _by_parts(labels: Labels, seed: int, parts: NDArray[np.float64]) -> Shares:
 
 
 def _by_size(labels: Labels, seed: int, sizes: Sequence[int]) -> Shares:
-    order = shuffled_order(len(labels), seed)[: sum(sizes)]
-    return by_owner(order, np.repeat(np.arange(len(sizes)), sizes), len(sizes))
+    return Shares(shuffled_order(len(labels), seed)[: sum(sizes)], sizes)
 
 
 def proportional(total: int, parts: Sequence[float] | NDArray[np.float64]) -> list[int]:

@@ -19,7 +19,8 @@ from fedwsa.data.cache import fetch, keep, place
 from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.keys import digest, of_component, versions
 from fedwsa.data.loading import Source, load, open_source
-from fedwsa.data.partition import Facts, Partition, Shares, describe, fingerprint, make_shares
+from fedwsa.data.partition import Facts, Partition, describe, fingerprint, make_shares
+from fedwsa.data.shares import Shares
 from fedwsa.remembered import in_run
 
 logger = logging.getLogger("fedwsa")
@@ -159,11 +160,10 @@ def open_federated(spec: DataSpec) -> FederatedData:
         private = np.setdiff1d(np.arange(len(strata)), kept.numpy())
         facts, labels = _facts(whole, private), strata[private]
         shares = make_shares(spec.partition, labels, whole.strata, spec.clients, seed, facts)
-        shares = [private[share] for share in shares]
-        indices = torch.cat([torch.from_numpy(s) for s in shares])
-        sizes = torch.tensor([len(s) for s in shares])
+        shares = Shares(private[shares.indices], shares.sizes)
         if file is not None:
-            keep(file, {"indices": indices, "sizes": sizes}, {})
+            made = {"indices": shares.indices, "sizes": shares.sizes}
+            keep(file, {name: torch.from_numpy(array) for name, array in made.items()}, {})
     described_shares = describe(spec.partition, shares, strata, whole.strata, seed)
     return FederatedData(whole, described_shares, public, validating, seed)
 
@@ -187,7 +187,7 @@ def _as_shares(cached: tuple[dict[str, Tensor], dict[str, str]] | None, pool: in
     indices, sizes = cached[0]["indices"], cached[0]["sizes"]
     if int(sizes.sum()) != len(indices) or int(indices.min()) < 0 or int(indices.max()) >= pool:
         return None
-    return [part.numpy() for part in torch.split(indices, sizes.tolist())]
+    return Shares(indices.numpy(), sizes.numpy())
 
 
 def _facts(whole: LabelledData, private: NDArray[np.int64]) -> Facts:

@@ -5,18 +5,19 @@ They take None for the number of clients: as many as there are.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
-from pydantic import ValidationError as PydanticError
+from pydantic import PositiveInt
 
 from fedwsa import seeding
 from fedwsa.config.component import ConfigError
 from fedwsa.data.cache import place
-from fedwsa.data.partition import Labels, Shares, leaves_out
+from fedwsa.data.partition import Labels, leaves_out
+from fedwsa.data.partition_files import read_shares
+from fedwsa.data.shares import Indices, Shares
 
 Ids = NDArray[np.int64]
 
@@ -88,7 +89,7 @@ def grouped_natural(
     return _drawn(shares, clients, seed, f"groups of {group_size} natural ids")
 
 
-def _by_id(ids: Ids | None, name: str) -> tuple[Ids, Shares]:
+def _by_id(ids: Ids | None, name: str) -> tuple[Ids, list[Indices]]:
     """The ids there are, and the samples of each."""
     if ids is None:
         raise ConfigError(
@@ -99,30 +100,15 @@ def _by_id(ids: Ids | None, name: str) -> tuple[Ids, Shares]:
     return names, np.split(np.argsort(ids, kind="stable"), np.cumsum(counts)[:-1])
 
 
-def _drawn(shares: Shares, clients: int | None, seed: int, what: str) -> Shares:
+def _drawn(shares: Sequence[Indices], clients: int | None, seed: int, what: str) -> Shares:
     """All shares, or as many as there are to be clients, in their order."""
     if clients is None:
-        return shares
+        return Shares.of(shares)
     if clients > len(shares):
         raise ConfigError(f"clients.count: {clients} clients, but there are {len(shares)} {what}")
     random = np.random.default_rng(seeding.key(seed, "natural clients"))
-    return [shares[i] for i in np.sort(random.choice(len(shares), clients, replace=False))]
-
-
-class _Data(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    samples: int
-    labels: str
-
-
-class _Saved(BaseModel):
-    """What is read of a ``partition.json``."""
-
-    model_config = ConfigDict(strict=True)
-
-    data: _Data
-    indices: list[list[NonNegativeInt]]
+    chosen = np.sort(random.choice(len(shares), clients, replace=False))
+    return Shares.of(shares[i] for i in chosen)
 
 
 @leaves_out
@@ -143,34 +129,21 @@ def from_file(
         If it was made for other data, or gives a client samples that are public here.
     """
     file = place(path)
-    try:
-        saved = _Saved.model_validate_json(file.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"partition.path: cannot read {file}: {error.strerror}") from None
-    except (PydanticError, json.JSONDecodeError) as error:
-        entry = error.errors()[0] if isinstance(error, PydanticError) else {"msg": str(error)}
-        key = ".".join(str(part) for part in entry.get("loc", ()))
+    data, saved = read_shares(file, "partition.path")
+    if data.labels != fingerprint:
         raise ConfigError(
-            f"partition.path: {file} is no partition.json: {key}{': ' * bool(key)}{entry['msg']}"
-        ) from None
-    if saved.data.labels != fingerprint:
-        raise ConfigError(
-            f"partition.path: {file} was made for other data: {saved.data.samples} training "
-            f"samples, labels {saved.data.labels[:12]}; these have labels {fingerprint[:12]}"
+            f"partition.path: {file} was made for other data: {data.samples} training "
+            f"samples, labels {data.labels[:12]}; these have labels {fingerprint[:12]}"
         )
-    if clients not in (None, len(saved.indices)):
+    if clients not in (None, len(saved)):
         raise ConfigError(
-            f"clients.count: {clients} clients, but {file} has {len(saved.indices)}; null takes "
+            f"clients.count: {clients} clients, but {file} has {len(saved)}; null takes "
             "as many as there are"
         )
-    shares = []
-    for indices in saved.indices:
-        share = np.searchsorted(positions, np.array(indices, dtype=np.int64))
-        found = positions[np.minimum(share, len(positions) - 1)]
-        if not np.array_equal(found, indices):
-            raise ConfigError(
-                f"partition.path: {file} gives clients samples that are public here or that "
-                "there are not; the seed and init.public that it was made with keep them apart"
-            )
-        shares.append(share)
-    return shares
+    found = np.searchsorted(positions, saved.indices)
+    if not np.array_equal(positions[np.minimum(found, len(positions) - 1)], saved.indices):
+        raise ConfigError(
+            f"partition.path: {file} gives clients samples that are public here or that "
+            "there are not; the seed and init.public that it was made with keep them apart"
+        )
+    return Shares(found, saved.sizes)

@@ -28,7 +28,8 @@ from fedwsa.data.federated import (
 from fedwsa.data.images import ImageData
 from fedwsa.data.keys import digest
 from fedwsa.data.loading import KINDS, Source, load, open_source
-from fedwsa.data.partition import Labels, Partition, Shares, describe
+from fedwsa.data.partition import Labels, Partition, describe
+from fedwsa.data.shares import Shares
 from fedwsa.remembered import in_run
 
 
@@ -103,8 +104,8 @@ class Elsewhere(Partition):
             "name": self.name,
             "arguments": self.arguments,
             "clients": len(self.shares),
-            "samples": self.pool,
-            "sizes": [len(s) for s in self.shares],
+            "samples": len(self.shares.indices),
+            "sizes": self.shares.sizes.tolist(),
             "hash": self.hash,
         }
 
@@ -123,11 +124,9 @@ def open_server(
     """
     public = public_share(len(whole.train), spec.public, spec.seed)
     validating = validation_share(len(whole.train), spec.validation, spec.seed, public)
-    ends = np.cumsum(sizes)
-    shares = [np.arange(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-    unknown = np.zeros((len(shares), whole.classes), dtype=np.int64)
+    shares = Shares(np.arange(sum(sizes)), sizes)
     arguments = {"clients": len(shares), "seed": spec.seed}
-    partition = Elsewhere("own", arguments, shares, unknown, int(ends[-1]), "")
+    partition = Elsewhere("own", arguments, shares, np.arange(0), whole.classes, "")
     reference = told.model_dump_json()
     return FederatedData(whole, partition, public, validating, spec.seed, reference)
 
@@ -166,8 +165,9 @@ def open_node(spec: DataSpec, path: str, client: int, clients: int, told: str) -
         )
     kind = KINDS[reference.kind]
     whole = kind(whole.train, whole.test, reference.classes, **reference.facts)
-    shares: Shares = [np.arange(0)] * clients
-    shares[client] = np.arange(len(whole.train))
+    sizes = np.zeros(clients, dtype=np.int64)
+    sizes[client] = len(whole.train)
+    shares = Shares(np.arange(len(whole.train)), sizes)
     none, strata = torch.arange(0), whole.train.strata.numpy()
     partition = describe(spec.partition, shares, strata, whole.strata, spec.seed)
     return FederatedData(whole, partition, none, none, spec.seed)

@@ -10,6 +10,7 @@ import logging
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,9 +27,9 @@ from fedwsa.config.component import (
     signature_of,
 )
 from fedwsa.data.severity import severity
+from fedwsa.data.shares import Shares
 
 Labels = NDArray[np.int64]
-Shares = list[NDArray[np.int64]]
 Facts = Mapping[str, Callable[[], Any]]
 """What a partition function may ask for of the data, by the name of a parameter.
 
@@ -50,12 +51,12 @@ class Partition:
         Of the function that made it.
     arguments : dict
         What it was made with, the seed among them.
-    shares : list of ndarray
-        Sorted indices into the training set, an array per client.
-    label_counts : ndarray
-        Shape ``(clients, classes)``.
-    pool : int
-        Size of the training set.
+    shares : Shares
+        Sorted indices into the training set.
+    labels : ndarray
+        Of the training set, ``(N,)``.
+    classes : int
+        How many there are.
     fingerprint : str
         Of the training set's labels, see :func:`fingerprint`.
     """
@@ -63,31 +64,45 @@ class Partition:
     name: str
     arguments: dict[str, Any]
     shares: Shares
-    label_counts: NDArray[np.int64]
-    pool: int
+    labels: Labels
+    classes: int
     fingerprint: str
+
+    @property
+    def pool(self) -> int:
+        """Size of the training set."""
+        return len(self.labels)
+
+    @cached_property
+    def label_counts(self) -> NDArray[np.int32]:
+        """How many samples of each class each client has: ``(clients, classes)``."""
+        cells = self.shares.owners * self.classes + self.labels[self.shares.indices]
+        counts = np.bincount(cells, minlength=len(self.shares) * self.classes)
+        return counts.reshape(len(self.shares), self.classes).astype(np.int32)
 
     @property
     def hash(self) -> str:
         """SHA-256 of the shares: the same hash, the same samples at the same clients."""
-        digest = hashlib.sha256()
-        for share in self.shares:
-            digest.update(len(share).to_bytes(8, "little"))
-            digest.update(share.astype("<i8").tobytes())
-        return digest.hexdigest()
+        return self.shares.hash
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values, for ``partition.json``."""
         return {
+            **self.described(),
+            "label_counts": self.label_counts.tolist(),
+            "indices": [s.tolist() for s in self.shares],
+        }
+
+    def described(self) -> dict[str, Any]:
+        """What there is to say of it beside who has what."""
+        return {
             "name": self.name,
             "arguments": self.arguments,
             "clients": len(self.shares),
-            "samples": int(sum(len(s) for s in self.shares)),
+            "samples": len(self.shares.indices),
             "hash": self.hash,
             "data": {"samples": self.pool, "labels": self.fingerprint},
             "severity": severity(self.label_counts),
-            "label_counts": self.label_counts.tolist(),
-            "indices": [s.tolist() for s in self.shares],
         }
 
 
@@ -121,8 +136,8 @@ def make_shares(
 
     Returns
     -------
-    list of ndarray
-        Sorted indices, an array per client.
+    Shares
+        Sorted indices of each client.
 
     Raises
     ------
@@ -158,13 +173,15 @@ def make_shares(
 
 def _as_shares(made: Any, where: str) -> Shares:
     """What a partition returned, sorted, if it is arrays of indices."""
+    if isinstance(made, Shares):
+        return made.sorted()
     with blaming(ConfigError, f"{where}: "):  # it may be a generator
         arrays = [np.asarray(s) for s in made] if isinstance(made, Iterable) else None
     if arrays is None or not all(
         a.ndim == 1 and (a.dtype.kind in "iu" or not a.size) for a in arrays
     ):
         raise ConfigError(f"{where}: must return a list of arrays of indices, one for each client")
-    return [np.sort(a.astype(np.int64)) for a in arrays]
+    return Shares.of(a.astype(np.int64) for a in arrays).sorted()
 
 
 def _knows_its_clients(function: Callable[..., Any]) -> bool:
@@ -176,9 +193,9 @@ def _knows_its_clients(function: Callable[..., Any]) -> bool:
 
 def _check(shares: Shares, labels: Labels, classes: int, where: str, may_lose: bool) -> list[int]:
     """Refuse shares that cannot be; the classes that nobody has, where some may be left out."""
-    if empty := sum(len(s) == 0 for s in shares):
+    if empty := int((shares.sizes == 0).sum()):
         raise ConfigError(f"{where}: {empty_clients(empty, len(shares))}")
-    everything = np.concatenate(shares)
+    everything = shares.indices
     if everything.min() < 0 or everything.max() >= len(labels):
         raise ConfigError(f"{where}: an index is outside of 0 … {len(labels) - 1}")
     holders = np.bincount(everything, minlength=len(labels))
@@ -214,6 +231,5 @@ def describe(
     component: Component, shares: Shares, labels: Labels, classes: int, seed: int
 ) -> Partition:
     """A partition with its arguments and statistics; ``labels`` are the training set's."""
-    counts = np.stack([np.bincount(labels[s], minlength=classes) for s in shares])
     arguments = {**component.arguments, "clients": len(shares), "seed": seed}
-    return Partition(component.name, arguments, shares, counts, len(labels), fingerprint(labels))
+    return Partition(component.name, arguments, shares, labels, classes, fingerprint(labels))

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from fedwsa import seeding
 from fedwsa.config.component import ConfigError, locate
-from fedwsa.data.partition import Labels, Shares
+from fedwsa.data.partition import Labels
+from fedwsa.data.shares import Shares
 
 NOBODY = -1
 TRIES = 11
@@ -43,7 +44,7 @@ def by_owner(order: NDArray[np.int64], owners: Owners, clients: int) -> Shares:
     grouped = np.argsort(owners, kind="stable")
     owned = grouped[np.count_nonzero(owners == NOBODY) :]
     sizes = np.bincount(owners[owned], minlength=clients)
-    return np.split(order[owned], np.cumsum(sizes)[:-1])
+    return Shares(order[owned], sizes)
 
 
 def _by_class(
@@ -104,7 +105,7 @@ def dirichlet(
             seed,
             lambda _, count: _cut(random.dirichlet([alpha] * clients), count),
         )
-        if min(map(len, shares)) >= min_size:
+        if shares.sizes.min() >= min_size:
             return shares
     raise ValueError(
         f"no draw with alpha={alpha:g} gives each of {clients} clients {min_size} samples; "

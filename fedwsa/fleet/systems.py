@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedwsa import seeding
 
@@ -125,16 +126,18 @@ def available(seed: int, number: int, clients: int, share: float) -> list[int]:
     """
     if share >= 1:
         return list(range(clients))
-    draws = [_uniform(seed, "availability", number, client) for client in range(clients)]
-    there = [client for client, draw in enumerate(draws) if draw < share]
+    keys = seeding.keys(seed, "availability", number, range(clients))
+    draws = _uniform(keys)
+    there: list[int] = np.flatnonzero(draws < share).tolist()
     return there or [int(np.argmin(draws))]
 
 
 def drops_out(seed: int, number: int, client: int, probability: float) -> bool:
     """Whether a client that is asked in a round gives no answer."""
-    return probability > 0 and _uniform(seed, "client-dropout", number, client) < probability
+    key = np.array(seeding.key(seed, "client-dropout", number, client))
+    return probability > 0 and bool(_uniform(key) < probability)
 
 
-def _uniform(seed: int, purpose: str, *parts: int) -> float:
-    """A number from 0 to below 1."""
-    return (seeding.key(seed, purpose, *parts) >> 10) / 2.0**53
+def _uniform(keys: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Numbers from 0 to below 1."""
+    return (keys >> 10) / 2.0**53

@@ -182,6 +182,7 @@ class Evaluation(Section):
 
     every: PositiveInt
     clients_every: PositiveInt
+    clients_most: PositiveInt
     batch_size: PositiveInt
     validation: Annotated[float, Field(ge=0, lt=1)]
     patience: PositiveInt | None

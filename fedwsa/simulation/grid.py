@@ -17,6 +17,7 @@ from fedwsa import interruption
 from fedwsa.simulation.contexts import Kept
 from fedwsa.simulation.jobs import Parcels
 from fedwsa.simulation.mailbox import Mailbox, seconds_left
+from fedwsa.simulation.numbered import NumberedNodes
 from fedwsa.simulation.pool import Pool
 from fedwsa.simulation.reduce import Averaged, AveragedReplies, Reduction
 from fedwsa.simulation.transport import pack, shell, unpack
@@ -27,7 +28,6 @@ logger = logging.getLogger("fedwsa")
 WORKER_DIED = 8
 """Error code of Flower's runtimes for a ClientApp that crashed."""
 
-_FIRST_NODE = 2  # 1 is the server's
 _POLL = 0.5  # seconds between looks at the clock while waiting
 
 
@@ -56,7 +56,8 @@ class RayGrid(Grid):
     partitions
         How many nodes there are.
     work
-        What each partition has to do in a training, in any unit; None: all the same.
+        What each partition has to do in a training, in any unit, or a function that says it; None:
+        all the same.
     cohort
         How many clients a worker may train at once.
     """
@@ -66,12 +67,12 @@ class RayGrid(Grid):
         pool: Pool,
         run: Run,
         partitions: int,
-        work: Sequence[float] | None = None,
+        work: Sequence[float] | Callable[[int], float] | None = None,
         cohort: int = 1,
     ) -> None:
         self._pool, self._run, self._cohort = pool, run, cohort
-        self._work = [1.0] * partitions if work is None else list(work)
-        self.known_partitions = {_FIRST_NODE + i: i for i in range(partitions)}
+        self._work = _work_of(work)
+        self.known_partitions = NumberedNodes(partitions)
         """The partition of each node."""
         self._on_progress: Callable[[int, int], None] = lambda done, total: None
         self._mail = Mailbox(run.run_id, self.known_partitions)
@@ -109,7 +110,7 @@ class RayGrid(Grid):
 
     def restore(self, states: Mapping[int, RecordDict]) -> None:
         """Let the clients keep this, by partition; the others keep nothing."""
-        nodes = {partition: node for node, partition in self.known_partitions.items()}
+        nodes = self.known_partitions.nodes
         kept = {nodes[p]: ray.put(Kept(pack(content))) for p, content in states.items()}
         with self._pool.lock:
             self._pool.kept = kept
@@ -281,6 +282,12 @@ class RayGrid(Grid):
         """The partial averages in the order of their jobs, as replies to a message in them."""
         found = self._pool.take_averages(exchange)
         return [Message(unpack(content), reply_to=message) for message, content in found]
+
+
+def _work_of(work: Sequence[float] | Callable[[int], float] | None) -> Callable[[int], float]:
+    if work is None:
+        return lambda partition: 1.0
+    return work if callable(work) else work.__getitem__
 
 
 def _reduction(messages: Iterable[Message]) -> Reduction | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import ray
@@ -73,7 +73,7 @@ class Parcels:
     def jobs(
         self,
         partitions: Mapping[int, int],
-        work: Sequence[float],
+        work: Callable[[int], float],
         ends: Sequence[float],
         pool: Workers,
     ) -> list[Job]:
@@ -86,7 +86,7 @@ class Parcels:
         partitions
             Of each node.
         work
-            What each partition has to do.
+            What a partition has to do.
         ends
             When the time of each message is over, by ``time.monotonic()``.
         pool
@@ -104,7 +104,7 @@ class Parcels:
                 (first if free else later).append(i)
                 seen.add(node)
         kinds = None if self._kinds is None else [self._kinds[i] for i in first]
-        planned = plan([work[orders[i].partition] for i in first], pool.size, kinds)
+        planned = plan([work(orders[i].partition) for i in first], pool.size, kinds)
         chosen = [[first[k] for k in job] for job in planned] + [[i] for i in later]
         return [self._job([orders[i] for i in job]) for job in chosen]
 

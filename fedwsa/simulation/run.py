@@ -35,7 +35,7 @@ def run_simulation(
     workers: int | None = None,
     gpus_per_worker: float = 0.0,
     address: str | None = None,
-    work: Sequence[float] | None = None,
+    work: Sequence[float] | Callable[[int], float] | None = None,
     cohort: int = 1,
     keep_workers: bool = False,
     run_config: UserConfig | None = None,
@@ -74,7 +74,8 @@ def run_simulation(
         ``auto`` or ``HOST:PORT`` of a Ray cluster to join. None: start Ray here, on 127.0.0.1,
         and shut it down at the end; a Ray that this process runs already is used, and stays.
     work
-        What each client has to do in a training, in any unit, so that the longest start first.
+        What each client has to do in a training, in any unit, so that the longest start first;
+        or a function that says it of a client, which is asked of those that train.
     cohort
         How many clients a worker may train at once, if ``client_app`` is a
         :class:`~fedwsa.simulation.cohort.CohortApp`.
@@ -166,16 +167,21 @@ def _checked(run_config: UserConfig) -> UserConfig:
 
 
 def _check_numbers(
-    num_supernodes: int, workers: int | None, cohort: int, work: Sequence[float] | None
+    num_supernodes: int,
+    workers: int | None,
+    cohort: int,
+    work: Sequence[float] | Callable[[int], float] | None,
 ) -> None:
     """Refuse numbers with which nothing could run."""
     counts = {"num_supernodes": num_supernodes, "workers": workers, "cohort": cohort}
     for name, value in counts.items():
         if value is not None and not (isinstance(value, int) and value >= 1):
             raise SimulationError(f"{name}={value!r}: must be a whole number, at least 1")
-    if work is not None and len(work) != num_supernodes:
+    if work is None or callable(work):
+        return
+    if len(work) != num_supernodes:
         raise SimulationError(f"work has {len(work)} entries for {num_supernodes} clients")
-    if work is not None and not all(0 <= amount < math.inf for amount in work):
+    if not all(0 <= amount < math.inf for amount in work):
         raise SimulationError("work: must be numbers that are not negative")
 
 

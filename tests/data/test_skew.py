@@ -176,7 +176,7 @@ def test_clients_train_on_what_they_see_and_the_test_set_is_left_alone(tmp_path:
     config = compose([*words, "skew=colour"])
     data = open_federated(config.data_spec)
     pool, network = data.whole.train.inputs, network_of(config, data)
-    received = Received(data, network, "cpu", {}, {}, [])
+    received = Received(data, network, "cpu", {}, {}, {}, [])
     samples = own_samples.samples_of(config, received, (1, 2))
     chosen, held = data.split(2)
     assert torch.equal(samples.inputs, skewed(config.skew, pool[chosen], 0, 2, held=False))
@@ -193,7 +193,7 @@ def test_the_centralised_reference_pools_what_the_clients_see(tmp_path: Path) ->
     data = open_federated(config.data_spec)
     seen_by = [own_samples.seen(config, data, k, held=False).inputs for k in range(4)]
     content = {POOLED: {POOLED: 1.0}}
-    received = Received(data, network_of(config, data), "cpu", content, {}, [])
+    received = Received(data, network_of(config, data), "cpu", content, {}, {}, [])
     assert torch.equal(own_samples.samples_of(config, received, (1, 0)).inputs, torch.cat(seen_by))
 
 

@@ -181,10 +181,6 @@ def test_jain_is_one_for_equals_and_one_nth_where_one_has_all() -> None:
         ("clients.speed_spread=-1", "clients.speed_spread: input should be greater than or"),
         ("clients.flops_per_second=0", "clients.flops_per_second: input should be greater"),
         (
-            "runtime.cohort=4 clients.deadline=3 clients.late=cut",
-            "runtime.cohort needs clients.late=drop",
-        ),
-        (
             "init.public=0.5 evaluation.validation=0.5",
             "init.public and evaluation.validation leave no images",
         ),

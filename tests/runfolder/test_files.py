@@ -251,7 +251,7 @@ def test_a_link_stays_a_link_and_a_pipe_is_written_to(tmp_path: Path) -> None:
 
 def described(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     config = compose(["clients.sizes={S: 0.5, L: 0.5}", "strategy=heterofl", "skew=noise"])
-    partition: Any = SimpleNamespace(as_dict=lambda: {"hash": "0"})
+    partition: Any = SimpleNamespace(as_dict=lambda: {"hash": "0"}, shares=[])
     monkeypatch.setattr(server.folder, "environment", dict)  # asks git, in a process of its own
     return lambda: describe_run(config, partition, folder, ["S"] * config.clients.count)
 
