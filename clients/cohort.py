@@ -86,8 +86,7 @@ class Stack:
             seen: Tensor | None,
         ) -> tuple[Tensor, dict[str, Tensor]]:
             after = {name: b.clone() for name, b in buffers.items()}
-            if self.masks:
-                self.masks.begin(key, self._step)
+            self.masks.begin(key, self._step)
             logits = precise(functional_call(model, {**weights, **after}, (x,)))
             if seen is not None:
                 others = pad(~seen, (0, logits.shape[1] - len(seen)), value=True)

@@ -45,7 +45,7 @@ def train_together(
     number, clients = round_of(received[0]), [client_of(context) for context in contexts]
     drawn = [samples_of(config, first, (number, client)) for client in clients]
     if not cohort.fits(drawn):
-        return "an epoch of all of them takes too much memory"
+        return _halves(config, received, contexts)
     conditions = [
         in_time(conditions_of(config, first.content, client), config, first.data, message, client)
         for message, client in zip(received, clients, strict=True)
@@ -68,6 +68,21 @@ def train_together(
         )
         replies |= dict(zip(order, stacked, strict=True))
     return [replies[k] for k in range(len(received))]
+
+
+def _halves(
+    config: Config, received: Sequence[Message], contexts: Sequence[Context]
+) -> list[Message] | str:
+    """Train one half after the other, where an epoch of all of them takes too much memory."""
+    if len(received) < 2:
+        return "an epoch of two of them takes too much memory"
+    middle, replies = len(received) // 2, list[Message]()
+    for half in (slice(middle), slice(middle, None)):
+        trained = train_together(config, received[half], contexts[half])
+        if isinstance(trained, str):
+            return trained
+        replies += trained
+    return replies
 
 
 def _why_alone(config: Config, first: Received) -> str | None:

@@ -86,8 +86,10 @@ class Trainer:
         model = self.network(pair.seed, pair.init, side).to(self.device)
         objectives = [ScopeAlignment(model, self._target(pair))] if pair.wsa else []
         samples = self._samples(self._share(condition, pair.seed)[side], pair.seed, side)
-        with seeding.seeded(pair.seed, "dropout of a pair", side):
-            train(model, samples, self.config.local, conditions, objectives)
+        purpose = "dropout of a pair"
+        with seeding.seeded(pair.seed, purpose, side):
+            key = seeding.key(pair.seed, purpose, side)
+            train(model, samples, self.config.local, conditions, objectives, key)
         return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
 
     def _target(self, pair: Pair) -> Content:

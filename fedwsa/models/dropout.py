@@ -85,7 +85,8 @@ class Masks:
         step
             From 0.
         """
-        self._key, self._calls = key + _int64(step * _STEP), [0] * len(self._layers)
+        if self._layers:
+            self._key, self._calls = key + _int64(step * _STEP), [0] * len(self._layers)
 
     def drop(self, x: Tensor, layer: int, p: float, shape: tuple[int, ...]) -> Tensor:
         """An input without some of its elements, the others 1/(1 − p) times as large."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -62,7 +63,7 @@ class Strategy(Section):
         """Path and arguments in the form that other parts have."""
         return Component.of(self.target, **self.args)
 
-    @property
+    @cached_property
     def traits(self) -> list[Traits]:
         """What it says of itself, then what one that it wraps does, to the innermost."""
         found, component = [], self.component

@@ -10,9 +10,11 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from inspect import signature
 from typing import Any
+from unittest.mock import patch
 
 # Ray is imported after keep_local(): importing it reads what that has set.
 
@@ -83,7 +85,7 @@ def connect(address: str | None, **init: Any) -> bool:
     # Not catch_warnings: in a thread it would put back filters that others have set meanwhile.
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     try:
-        with _as_before(address is None):
+        with _as_before(address is None), _lean(init) if address is None else nullcontext():
             ray.init(**init)
     except Exception as error:  # of many kinds, of its own and of others
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -110,6 +112,32 @@ def _as_before(local: bool) -> Iterator[None]:
             del os.environ["PYTHONPATH"]
         elif local and paths is not None:
             os.environ["PYTHONPATH"] = paths
+
+
+@contextmanager
+def _lean(init: Mapping[str, Any]) -> Iterator[None]:
+    """Around the start of a Ray of one machine: without programs that nobody asks anything.
+
+    The autoscaler's monitor, the dashboard's server, and the reader of the workers' logs where
+    these are not shown: each is a Python of its own, together a third of what the start takes. Ray
+    has the switches, but no public way to them; one that has them no more starts as it always does.
+    """
+    from ray._private import node, parameter
+
+    usual = parameter.RayParams
+    wanted = {"no_monitor": True, "include_log_monitor": bool(init["log_to_driver"])}
+    known = wanted.keys() <= signature(usual).parameters.keys()
+    if not known or not hasattr(node.Node, "start_api_server"):
+        yield
+        return
+
+    def lean(*words: Any, **named: Any) -> Any:
+        return usual(*words, **{**named, **wanted})
+
+    with patch.object(parameter, "RayParams", lean), ExitStack() as more:
+        if not init["include_dashboard"]:
+            more.enter_context(patch.object(node.Node, "start_api_server", lambda *_, **__: None))
+        yield
 
 
 def search_path() -> list[str]:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import sys
 from pathlib import Path
 
 import pytest
+import ray
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from experiments.commands.descendants import family
 from fedwsa.simulation import SimulationError, run_simulation
+from fedwsa.simulation.cluster import connect
 
+PROGRAMS = ("raylet/raylet", "gcs_server", "/log_monitor.py", "/monitor.py", "dashboard.py")
 pytestmark = pytest.mark.usefixtures("two_workers")
 
 
@@ -104,3 +109,17 @@ def test_a_module_that_only_the_driver_finds(tmp_path: Path, monkeypatch) -> Non
     finally:
         del sys.modules["only_the_driver_s"]
     assert found == [{}, {"x": 1}, {"x": 1}]
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_ray_starts_no_program_that_nobody_asks_anything(shown: bool) -> None:
+    ray.shutdown()
+    connect(None, num_cpus=1, log_to_driver=shown)
+    lines = [Path(f"/proc/{pid}/cmdline").read_text() for pid in family(os.getpid())]
+    running = {name for name in PROGRAMS for line in lines if name in line}
+    assert running == {"raylet/raylet", "gcs_server"} | ({"/log_monitor.py"} if shown else set())
+    found: list[dict[str, object]] = []
+    run_simulation(asking(found), telling(), 2, workers=1, run_config={"lr": 0.1})
+    assert found == [{"lr": 0.1}] * 3
+    ray.shutdown()
+    connect(None, num_cpus=2)  # as the other tests found it
