@@ -192,6 +192,8 @@ def skewed(component: Component, pixels: Tensor, seed: int, client: int, held: b
         Whether they are its hold-out, whose noise is its own.
     """
     skew = _opened(component)
+    if isinstance(skew, NoSkew):  # a generator would cost more than a step of a small client
+        return pixels
     own = _draw(skew, seed, client)
     if not own:
         return pixels

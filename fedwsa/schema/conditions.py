@@ -43,6 +43,8 @@ class Conditions:
 
 def draw_conditions(local: Local, seed: int, client: int) -> Conditions:
     """A client's conditions, keyed by (seed, client)."""
+    if local.alike:  # a generator would cost more than a step of a small client
+        return Conditions.usual(local)
     draw = np.random.default_rng(seeding.key(seed, "conditions", client))
     # In this order: a list that is added does not change what the others give.
     factor = draw.choice(local.lr_factors)

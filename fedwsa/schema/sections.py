@@ -135,6 +135,12 @@ class Local(Section):
     fused: bool
 
     @property
+    def alike(self) -> bool:
+        """Whether all clients train under the usual conditions."""
+        lists = (self.weight_decays, self.batch_sizes, self.optimisers)
+        return not any(lists) and self.lr_factors == self.epoch_factors == [1.0]
+
+    @property
     def largest_batch(self) -> int:
         """The most samples that a client takes at once."""
         return max(self.batch_sizes or [self.batch_size])
