@@ -30,7 +30,7 @@ from fedwsa.models import state as model_state
 from fedwsa.remembered import enter
 from fedwsa.schema.compose import from_run_config
 from fedwsa.schema.config import Config
-from fedwsa.simulation.cohort import CohortApp
+from fedwsa.simulation.cohort import CohortApp, CohortReply
 from fedwsa.wire.names import ACCURACY, CONFIG, LOSS, LOST_MEMORY, METRICS, NUM_EXAMPLES, REFUSED
 
 
@@ -77,7 +77,7 @@ def build(config: Config | None = None) -> CohortApp:
     @app.cohort
     def train_clients(
         received: Sequence[Message], contexts: Sequence[Context]
-    ) -> list[Message] | str:
+    ) -> list[Message] | CohortReply | str:
         run = of_run(contexts[0])
         return train_together(run, received, contexts)
 

@@ -124,6 +124,14 @@ class Stack:
         held = self.weights | self.buffers
         return {name: held[name][k] if name in held else t for name, t in rest.items()}
 
+    def arrays(self, rest: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As :meth:`state`, of all clients: ``(K, …)``."""
+        held, count = self.weights | self.buffers, len(next(iter(self.weights.values())))
+        return {
+            name: held[name] if name in held else t.expand(count, *t.shape)
+            for name, t in rest.items()
+        }
+
     @torch.no_grad()
     def backward(
         self,

@@ -119,7 +119,7 @@ def clip_each(gradients: Sequence[Tensor], most: float) -> None:
     """Shorten the gradients ``(A, …)`` of each client to a norm, as ``clip_grad_norm_`` would."""
     if not gradients:
         return
-    squares = [g.flatten(1).square().sum(1) for g in gradients]
+    squares = [g.reshape(len(g), -1).square().sum(1) for g in gradients]
     factor = (most / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(factor.view(-1, *[1] * (gradient.dim() - 1)))

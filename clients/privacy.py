@@ -12,7 +12,7 @@ from fedwsa.schema.config import Config
 from fedwsa.wire.content import find_record
 
 
-def _asks_to_clip(message: Message) -> bool:
+def asks_to_clip(message: Message) -> bool:
     """Whether the server names a clipping norm."""
     return find_record(message.content, KEY_CLIPPING_NORM) is not None
 
@@ -24,7 +24,7 @@ def clip_if_asked(message: Message, context: Context, call_next: ClientAppCallab
     The adaptive one clips as the fixed one, and tells whether it had to, which the wrappers of
     fixed clipping leave alone.
     """
-    if not _asks_to_clip(message):
+    if not asks_to_clip(message):
         return call_next(message, context)
     return adaptiveclipping_mod(message, context, call_next)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from torch import Tensor
@@ -47,10 +48,7 @@ def reply_with(config: Config, message: Message, context: Context, trained: Trai
     let the server know beside.
     """
     local = trained.local
-    examples = 1 if config.private else local.examples
-    metrics = MetricRecord({NUM_EXAMPLES: examples})
-    if not config.withheld:
-        metrics[TRAIN_LOSS] = trained.loss
+    metrics = MetricRecord(_told(config, trained))
     begun, shared = dict(local.state), trained.weights
     for objective in trained.objectives:
         with _told_of(objective, "share"):
@@ -76,6 +74,32 @@ def reply_with(config: Config, message: Message, context: Context, trained: Trai
             reply[name] = record
     keep(message, context, begun, local.state)
     return Message(reply, reply_to=message)
+
+
+def _told(config: Config, trained: Trained) -> dict[str, Any]:
+    """The metrics that are no objective's."""
+    told: dict[str, Any] = {NUM_EXAMPLES: 1 if config.private else trained.local.examples}
+    if not config.withheld:
+        told[TRAIN_LOSS] = trained.loss
+    return told
+
+
+def told_with(
+    config: Config, message: Message, context: Context, trained: Trained
+) -> dict[str, float | list[float]]:
+    """As :func:`reply_with`, where a client's arrays are answered with those of others.
+
+    Its objectives send nothing but metrics.
+    """
+    begun, metrics = dict(trained.local.state), _told(config, trained)
+    for objective in trained.objectives:
+        with _told_of(objective, "end"):
+            said = dict(objective.end())
+        require_numbers(objective, said)
+        _require_new(objective, "end", said, metrics)
+        metrics.update({} if config.private else said)
+    keep(message, context, begun, trained.local.state)
+    return metrics
 
 
 @contextmanager

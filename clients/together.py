@@ -11,7 +11,7 @@ from clients import cohort
 from clients.borrowed import borrowed
 from clients.memory import alike_but_for_memory, recalled
 from clients.node import client_of
-from clients.privacy import clipped_and_noised
+from clients.privacy import asks_to_clip, clipped_and_noised
 from clients.received import (
     Received,
     begun_with,
@@ -20,19 +20,20 @@ from clients.received import (
     receive,
     round_of,
 )
-from clients.replying import Trained, reply_with
+from clients.replying import Trained, reply_with, told_with
 from clients.samples import DROPOUT, local_run, samples_of
 from clients.stacking import Stacking
 from clients.training import Samples
 from fedwsa import seeding
-from fedwsa.algorithms.objective import State, stacks
+from fedwsa.algorithms.objective import State, overrides, stacks
 from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.config import Config
+from fedwsa.simulation.cohort import CohortReply
 
 
 def train_together(
     config: Config, received: Sequence[Message], contexts: Sequence[Context]
-) -> list[Message] | str:
+) -> list[Message] | CohortReply | str:
     """Train several clients at once; or say why they cannot be."""
     if not alike_but_for_memory(received):
         return "their messages differ"
@@ -53,11 +54,11 @@ def train_together(
     alike: dict[tuple[int, str], list[int]] = {}  # those who may stand in one stack
     for k, own in enumerate(conditions):
         alike.setdefault((own.batch_size, own.optimiser), []).append(k)
-    replies: dict[int, Message] = {}
+    parts: list[_Part] = []
     for together in alike.values():
         steps = {k: cohort.count_steps(len(drawn[k]), conditions[k]) for k in together}
         order = sorted(together, key=lambda k: -steps[k])
-        stacked = _train_stack(
+        trained = _train_stack(
             config,
             first,
             stacking,
@@ -66,23 +67,39 @@ def train_together(
             [drawn[k] for k in order],
             [conditions[k] for k in order],
         )
-        replies |= dict(zip(order, stacked, strict=True))
-    return [replies[k] for k in range(len(received))]
+        parts.append((trained, order))
+    return _joined(parts)
 
 
 def _halves(
     config: Config, received: Sequence[Message], contexts: Sequence[Context]
-) -> list[Message] | str:
+) -> list[Message] | CohortReply | str:
     """Train one half after the other, where an epoch of all of them takes too much memory."""
     if len(received) < 2:
         return "an epoch of two of them takes too much memory"
-    middle, replies = len(received) // 2, list[Message]()
-    for half in (slice(middle), slice(middle, None)):
-        trained = train_together(config, received[half], contexts[half])
+    middle, parts = len(received) // 2, list[_Part]()
+    for half in (range(middle), range(middle, len(received))):
+        place = slice(half.start, half.stop)
+        trained = train_together(config, received[place], contexts[place])
         if isinstance(trained, str):
             return trained
-        replies += trained
-    return replies
+        parts.append((trained, half))
+    return _joined(parts)
+
+
+_Part = tuple[list[Message] | CohortReply, Sequence[int]]
+"""Answers, and which of the clients gave them."""
+
+
+def _joined(parts: Sequence[_Part]) -> list[Message] | CohortReply:
+    """The answers of all clients, in their order: of one kind, as the message asks for it."""
+    clients = [k for _, own in parts for k in own]
+    pieces = [answers for answers, _ in parts if isinstance(answers, CohortReply)]
+    if pieces:
+        return CohortReply.joined(pieces, clients)
+    replies = [reply for answers, _ in parts if isinstance(answers, list) for reply in answers]
+    pairs = dict(zip(clients, replies, strict=True))
+    return [pairs[k] for k in sorted(pairs)]
 
 
 def _why_alone(config: Config, first: Received) -> str | None:
@@ -102,7 +119,7 @@ def _train_stack(
     contexts: Sequence[Context],
     drawn: Sequence[Samples],
     conditions: Sequence[Conditions],
-) -> list[Message]:
+) -> list[Message] | CohortReply:
     """Train clients in one stack, those with most steps first."""
     network, content = first.network, first.content
     keys = [(round_of(received[0]), client_of(context)) for context in contexts]
@@ -128,10 +145,21 @@ def _train_stack(
     trained = [
         Trained(stack.state(k, rest), losses[k], objectives[k], run) for k, run in enumerate(runs)
     ]
+    answered = zip(received, contexts, trained, strict=True)
+    if _plain(config, first, received[0]):
+        metrics = [told_with(config, *each) for each in answered]
+        return CohortReply(stack.arrays(rest), metrics)
     return [
         clipped_and_noised(config, message, context, reply_with(config, message, context, own), key)
-        for message, context, own, key in zip(received, contexts, trained, keys, strict=True)
+        for (message, context, own), key in zip(answered, keys, strict=True)
     ]
+
+
+def _plain(config: Config, first: Received, message: Message) -> bool:
+    """Whether a client answers with the trained model and metrics, and nothing else."""
+    hooks = ("share", "arrays", "records")
+    beside = any(overrides(kind, hook) for kind in first.kinds for hook in hooks)
+    return not (beside or asks_to_clip(message) or config.privacy.local is not None)
 
 
 def _begin(stack: cohort.Stack, first: Received, states: Sequence[State]) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from flwr.app import MetricRecord, RecordDict
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fedwsa.algorithms.guard.replies import Rules, unusable_reply
+from fedwsa.algorithms.guard.replies import (
+    Rules,
+    asks_beside,
+    unusable_reply,
+    unusable_stack,
+)
 from fedwsa.algorithms.sizes.overlap import by_row
+from fedwsa.simulation.cohort import CohortReply
 from fedwsa.wire import messages
 from fedwsa.wire.content import find_record
 from fedwsa.wire.names import CLASS_ROWS, CLASSES
@@ -66,7 +74,7 @@ class PartialAverage:
             self._metrics = {k: np.zeros_like(v) for k, v in values.items()}
         shapes = {k: v.shape for k, v in values.items()}
         if shapes != {k: v.shape for k, v in self._metrics.items()}:
-            return f"its metrics are not those of the other clients: {', '.join(sorted(shapes))}"
+            return _other_metrics(shapes)
         weight = messages.number(metrics, by.weight)
         raw = metrics[by.weight]
         self._total += raw if isinstance(raw, int) else weight
@@ -74,7 +82,7 @@ class PartialAverage:
             self._metrics[key] += weight * value
         tensors = messages.to_tensors(arrays)
         sums = [self._sums[k] for k in tensors]
-        added = [t.to(s.dtype) for t, s in zip(tensors.values(), sums, strict=True)]
+        added = [t.to(s.device, s.dtype) for t, s in zip(tensors.values(), sums, strict=True)]
         rows = find_record(sent, CLASS_ROWS)
         if rows is not None and CLASSES in values:
             held = torch.from_numpy(values[CLASSES])
@@ -86,6 +94,56 @@ class PartialAverage:
         torch._foreach_add_(sums, added, alpha=weight)
         return None
 
+    def add_stack(self, stack: CohortReply, sent: RecordDict) -> list[str | None]:
+        """Add the replies of several clients; those that cannot be averaged are left out.
+
+        The sum over a stack is a product with the weights, where it lies.
+        """
+        by = self._by
+        if asks_beside(sent, by):
+            return [self.add(stack.content(k), sent) for k in range(len(stack))]
+        problems = unusable_stack(stack, sent, by)
+        values = [
+            {k: np.asarray(v, np.float64) for k, v in said.items() if k != by.weight}
+            for said in stack.metrics
+        ]
+        usable = [k for k, problem in enumerate(problems) if problem is None]
+        if usable and self._names is None:
+            first = {name: tensor[0] for name, tensor in stack.arrays.items()}
+            self._begin((stack.arrays_name, stack.metrics_name), first)
+            self._metrics = {k: np.zeros_like(v) for k, v in values[usable[0]].items()}
+        expected = {k: v.shape for k, v in self._metrics.items()}
+        for k in usable:
+            shapes = {name: v.shape for name, v in values[k].items()}
+            if shapes != expected:
+                problems[k] = _other_metrics(shapes)
+        usable = [k for k in usable if problems[k] is None]
+        if not usable:
+            return problems
+        raw = [stack.metrics[k][by.weight] for k in usable]
+        weights = np.array(raw, dtype=np.float64)
+        self._total += sum(raw) if all(isinstance(n, int) for n in raw) else float(weights.sum())
+        for key in self._metrics:
+            self._metrics[key] += np.tensordot(weights, [values[k][key] for k in usable], 1)
+        self._add_rows(stack.arrays, [stack.row(k) for k in usable], weights)
+        return problems
+
+    def _add_rows(
+        self, arrays: Mapping[str, Tensor], rows: list[int], weights: NDArray[np.float64]
+    ) -> None:
+        """Add rows of stacked arrays, each times its weight."""
+        for name, tensor in arrays.items():
+            total = self._sums[name]
+            share = torch.from_numpy(weights).to(total.device, total.dtype)
+            if len(rows) == len(tensor):  # the weights change places, which are few
+                share = torch.zeros_like(share).index_copy(
+                    0, torch.tensor(rows, device=total.device), share
+                )
+            else:
+                tensor = tensor[rows]
+            added = tensor.reshape(len(tensor), total.numel()).to(total.device, total.dtype)
+            total += (share @ added).view(total.shape)
+
     def _begin(self, names: tuple[str, str], tensors: dict[str, Tensor]) -> None:
         self._names = names
         for key, tensor in tensors.items():
@@ -93,7 +151,7 @@ class PartialAverage:
             kind = tensor.dtype
             self._dtypes[key] = kind if kind.is_floating_point else torch.float64
             wide = torch.float64 if self._dtypes[key] == torch.float64 else torch.float32
-            self._sums[key] = torch.zeros(tensor.shape, dtype=wide)
+            self._sums[key] = torch.zeros(tensor.shape, dtype=wide, device=tensor.device)
 
     def content(self) -> RecordDict | None:
         """A reply that stands for all that were added; None if none was."""
@@ -112,3 +170,7 @@ class PartialAverage:
         means = {k: (v / self._total).tolist() for k, v in self._metrics.items()}
         metrics = MetricRecord({self._by.weight: self._total, **means})
         return RecordDict({arrays_name: messages.to_arrays(arrays), metrics_name: metrics})
+
+
+def _other_metrics(shapes: Iterable[str]) -> str:
+    return f"its metrics are not those of the other clients: {', '.join(sorted(shapes))}"

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedwsa.simulation.cluster import SimulationError as SimulationError
     from fedwsa.simulation.cohort import CohortApp as CohortApp
+    from fedwsa.simulation.cohort import CohortReply as CohortReply
     from fedwsa.simulation.run import run_simulation as run_simulation
 
 _HOMES = {
     "CohortApp": "fedwsa.simulation.cohort",
+    "CohortReply": "fedwsa.simulation.cohort",
     "SimulationError": "fedwsa.simulation.cluster",
     "run_simulation": "fedwsa.simulation.run",
 }
-__all__ = ["CohortApp", "SimulationError", "run_simulation"]
+__all__ = ["CohortApp", "CohortReply", "SimulationError", "run_simulation"]
 
 
 def __getattr__(name: str) -> Any:

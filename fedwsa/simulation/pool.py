@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any
 
 import ray
-from flwr.app import Message, UserConfig
+from flwr.app import Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -22,7 +22,8 @@ from fedwsa.simulation.cluster import search_path
 from fedwsa.simulation.contexts import Kept
 from fedwsa.simulation.transport import PackedContent
 from fedwsa.simulation.underway import Finished, Number, Running, Waiting
-from fedwsa.simulation.worker import Answers, Job, Worker
+from fedwsa.simulation.worker import Answers, Job, Order, Told, Worker
+from fedwsa.wire.names import UNUSABLE_REPLY
 
 logger = logging.getLogger("fedwsa")
 
@@ -294,14 +295,14 @@ class Pool:
             yield from self._finish(running, [finished])
 
     def _take(self, running: Running, part: Answers) -> Iterator[Finished]:
-        complete = []
-        for reply, content in part.rows:
-            key = reply.metadata.reply_to_message_id
-            finished = Finished(running.left[key], reply, content)
-            if key in part.keeping:
-                running.keeping.append(finished)
-            else:
-                complete.append(finished)
+        found = [
+            Finished(running.left[reply.metadata.reply_to_message_id], reply, content)
+            for reply, content in part.rows
+        ]
+        found += [_finished(told, running.left[told.key]) for told in part.told]
+        by_key = {finished.order.key: finished for finished in found}
+        running.keeping.extend(by_key.pop(key) for key in part.keeping)  # as they will follow
+        complete = list(by_key.values())
         for line in part.warnings:
             if line not in self._warned:
                 logger.warning("%s", line)
@@ -374,3 +375,10 @@ def _describe(error: RayError) -> str:
         return "the worker died"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def _finished(told: Told, order: Order) -> Finished:
+    """What became of a message whose answer went into an average."""
+    if told.problem is not None:
+        return Finished(order, Message(Error(UNUSABLE_REPLY, told.problem), reply_to=order.message))
+    return Finished(order, Message(RecordDict(), reply_to=order.message), told.said)

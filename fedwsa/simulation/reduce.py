@@ -10,12 +10,17 @@ from typing import Protocol
 
 from flwr.app import Message, RecordDict
 
+from fedwsa.simulation.cohort import CohortReply
+
 
 class Accumulator(Protocol):
     """The replies of one worker, put together one after the other."""
 
     def add(self, content: RecordDict, sent: RecordDict) -> str | None:
         """Take a reply's content to what was sent; or say why it cannot be, and leave it out."""
+
+    def add_stack(self, stack: CohortReply, sent: RecordDict) -> list[str | None]:
+        """Take the replies of several clients to one content; of each, what :meth:`add` says."""
 
     def content(self) -> RecordDict | None:
         """The content of a reply that stands for all that were added; None if none was."""

@@ -16,7 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from ray import ObjectRef
 
 from fedwsa.config.blame import told
-from fedwsa.simulation.cohort import CohortApp
+from fedwsa.simulation.cohort import CohortApp, CohortReply
 from fedwsa.simulation.contexts import Kept, OwnContext
 from fedwsa.simulation.deadline import Late, limit
 from fedwsa.simulation.reduce import Accumulator, Reduction
@@ -97,6 +97,25 @@ class Job:
     cohort: int = 1
 
 
+@dataclass(frozen=True)
+class Told:
+    """What is left of an answer that went into an average.
+
+    Attributes
+    ----------
+    key : str
+        Id of the message that it answers.
+    said : dict
+        Its metrics, packed.
+    problem : str or None
+        Why it could not be averaged.
+    """
+
+    key: str
+    said: PackedContent
+    problem: str | None
+
+
 @dataclass
 class Answers:
     """A part of the answers to a job.
@@ -106,6 +125,8 @@ class Answers:
     rows : list of (Message, dict or None)
         The replies without content, and their contents, packed; in a job that is averaged the
         contents have no arrays.
+    told : list of Told
+        Others, of clients whose replies were averaged in one piece.
     keeping : list of str
         Ids of the messages whose receivers keep something new: it follows, an object each.
     late : list of str
@@ -119,6 +140,7 @@ class Answers:
     """
 
     rows: list[tuple[Message, PackedContent | None]] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
     keeping: list[str] = field(default_factory=list)
     late: list[str] = field(default_factory=list)
     last: bool = False
@@ -126,8 +148,8 @@ class Answers:
     warnings: list[str] = field(default_factory=list)
 
 
-_Answer = tuple[Message, Kept | None]
-"""A reply, and what its sender keeps from now on, if that changed."""
+_Answer = tuple[Message | Told, Kept | None]
+"""A reply, or what is left of it, and what its sender keeps from now on, if that changed."""
 
 
 class Worker:
@@ -200,20 +222,23 @@ class Worker:
         for group in self._groups(job, contents):
             ends = [start + order.seconds for order in group]
             received = [contents[order.content] for order in group]
-            answers = self._answer(group, received, ends)
+            answers = self._answer(group, received, ends, average)
             for order, answer in zip(group, answers, strict=True):
                 if answer is None:
                     part.late.append(order.key)
                     continue
                 reply, changed = answer
-                if average is not None and reply.has_content():
-                    reply = _add(average, reply, order, contents[order.content])
-                packed = pack(reply.content) if reply.has_content() else None
-                part.rows.append((shell(reply), packed))
+                if isinstance(reply, Told):
+                    part.told.append(reply)
+                else:
+                    if average is not None and reply.has_content():
+                        reply = _add(average, reply, order, contents[order.content])
+                    packed = pack(reply.content) if reply.has_content() else None
+                    part.rows.append((shell(reply), packed))
+                    size += _bytes(packed) if packed else 0
                 if changed is not None:
                     part.keeping.append(order.key)
                     kept.append(changed)
-                size += _bytes(packed) if packed else 0
             if size > _FLUSH_BYTES or time.monotonic() - flushed > _FLUSH_SECONDS:
                 yield part
                 for state in kept:  # Ray sends into the generator: no "yield from"
@@ -251,12 +276,16 @@ class Worker:
             yield group
 
     def _answer(
-        self, group: Sequence[Order], contents: Sequence[RecordDict], ends: Sequence[float]
+        self,
+        group: Sequence[Order],
+        contents: Sequence[RecordDict],
+        ends: Sequence[float],
+        average: Accumulator | None,
     ) -> list[_Answer | None]:
         """The answers of a group; None for those whose time is over."""
         if len(group) > 1:
             try:
-                answers = self._answer_together(group, contents, min(ends))
+                answers = self._answer_together(group, contents, min(ends), average)
             except Late:  # some may have longer
                 answers = None
             if answers is not None:
@@ -265,7 +294,11 @@ class Worker:
         return [self._answer_one(*triple) for triple in triples]
 
     def _answer_together(
-        self, group: Sequence[Order], contents: Sequence[RecordDict], end: float
+        self,
+        group: Sequence[Order],
+        contents: Sequence[RecordDict],
+        end: float,
+        average: Accumulator | None,
     ) -> list[_Answer | None] | None:
         assert isinstance(self._app, CohortApp)
         assert self._app.train_cohort is not None
@@ -278,8 +311,15 @@ class Worker:
             if isinstance(replies, str):
                 self._warnings.append(f"clients are trained one by one, since {replies}")
                 return None
-            checked = [_checked(r, o) for r, o in zip(replies, group, strict=True)]
-            return [(r, o.changed()) for r, o in zip(checked, own, strict=True)]
+            kept = [each.changed() for each in own]
+            answers: list[Message] | list[Told]
+            if not isinstance(replies, CohortReply):
+                answers = [_checked(r, o) for r, o in zip(replies, group, strict=True)]
+            elif average is None:
+                answers = _cut(replies, group)
+            else:
+                answers = _add_stack(average, replies, group, contents)
+            return list(zip(answers, kept, strict=True))
         except Late:
             raise
         except BaseException as error:  # one by one will tell whose fault it is
@@ -354,6 +394,30 @@ def _add(average: Accumulator, reply: Message, order: Order, content: RecordDict
     bare = shell(reply)
     bare.content = RecordDict(dict(reply.content.metric_records))
     return bare
+
+
+def _cut(replies: CohortReply, group: Sequence[Order]) -> list[Message]:
+    """A message for each client of a stack."""
+    if len(replies) != len(group):
+        raise ValueError(f"{len(replies)} clients answered, of {len(group)}")
+    return [Message(replies.content(k), reply_to=order.message) for k, order in enumerate(group)]
+
+
+def _add_stack(
+    average: Accumulator,
+    replies: CohortReply,
+    group: Sequence[Order],
+    contents: Sequence[RecordDict],
+) -> list[Told]:
+    """Add a stack to the average; return what is left of each client's answer."""
+    if len(replies) != len(group):
+        raise ValueError(f"{len(replies)} clients answered, of {len(group)}")
+    said = [pack(replies.said(k)) for k in range(len(group))]
+    problems = average.add_stack(replies, contents[0])
+    return [
+        Told(order.key, own, problem)
+        for order, own, problem in zip(group, said, problems, strict=True)
+    ]
 
 
 def _bytes(content: PackedContent) -> int:

@@ -19,6 +19,7 @@ from fedwsa.algorithms.wsa.instruction import REPORTED, ScopeInstruction
 from fedwsa.models import exchange
 from fedwsa.scope.moments import moments
 from fedwsa.scope.weight_scope import Fusion, fan_in
+from fedwsa.simulation.cohort import CohortReply
 from fedwsa.wire import messages
 from fedwsa.wire.arrays import check
 from fedwsa.wire.content import find_record
@@ -95,6 +96,36 @@ def unusable_reply(content: RecordDict, sent: RecordDict, rules: Rules) -> str |
     return problem or _bad_classes(metrics, sent, given) or _bad_scope(metrics, sent, given)
 
 
+def asks_beside(sent: RecordDict, rules: Rules) -> bool:
+    """Whether a message asks for more than a model and metrics, which is judged reply by reply."""
+    instruction = ScopeInstruction.from_content(sent)
+    return (
+        any(asked in sent.array_records for asked, _ in rules.answers)
+        or find_record(sent, FISHER_LAYERS) is not None
+        or find_record(sent, CLASS_ROWS) is not None
+        or (instruction is not None and instruction.reported)
+    )
+
+
+def unusable_stack(stack: CohortReply, sent: RecordDict, rules: Rules) -> list[str | None]:
+    """Likewise of each of several replies to one message that asks for nothing beside."""
+    problems = [_bad_metrics(stack.said(k), rules) for k in range(len(stack))]
+    reference = messages.model_arrays(sent)
+    if reference is None:
+        return [problem or "the message must hold one ArrayRecord" for problem in problems]
+    expected = messages.to_tensors(reference)
+    first = {name: tensor[0] for name, tensor in stack.arrays.items()}
+    same = exchange.mismatch(first, expected) or _other_dtype(first, expected)
+    if same is not None:
+        return [problem or f"wrong arrays: {same}" for problem in problems]
+    for name, tensor in stack.arrays.items():
+        found = _beyond_each(tensor)
+        for k, problem in enumerate(problems):
+            if problem is None and (beyond := found[stack.row(k)]) is not None:
+                problems[k] = f"wrong arrays: {name} {beyond}"
+    return problems
+
+
 def unusable_scores(content: RecordDict, rules: Rules) -> str | None:
     """Likewise for a reply to an evaluation: it may have no samples, and NaN for scores."""
     metrics = messages.only_metrics(content)
@@ -113,11 +144,17 @@ def unlike(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str |
     """Why tensors cannot stand for others: names, shapes, dtypes, NaN; None if they can."""
     if problem := exchange.mismatch(given, expected):
         return problem
+    if problem := _other_dtype(given, expected):
+        return problem
+    return next((f"{k} {bad}" for k, t in given.items() if (bad := _beyond(t))), None)
+
+
+def _other_dtype(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
     for name, tensor in given.items():
         if tensor.dtype != expected[name].dtype:
             kinds = (str(t.dtype).removeprefix("torch.") for t in (tensor, expected[name]))
             return "{} is {}, not {}".format(name, *kinds)
-    return next((f"{k} {bad}" for k, t in given.items() if (bad := _beyond(t))), None)
+    return None
 
 
 def update_size(content: RecordDict, sent: RecordDict) -> float:
@@ -194,10 +231,21 @@ def _beyond(tensor: Tensor) -> str | None:
     if tensor.is_complex():
         return "is complex"
     # Twenty times faster than isfinite().all(); both ends are NaN if anything is.
-    ends = [float(end) for end in tensor.aminmax()]
-    if not all(map(math.isfinite, ends)):
+    return _beyond_ends(*(float(end) for end in tensor.aminmax()))
+
+
+def _beyond_each(stack: Tensor) -> list[str | None]:
+    """Likewise of each tensor of a stack ``(K, …)``."""
+    if stack.dtype == torch.bool or not stack.numel() or stack.is_complex():
+        return [_beyond(tensor) for tensor in stack]
+    low, high = stack.reshape(len(stack), -1).aminmax(dim=1)
+    return [_beyond_ends(*ends) for ends in zip(low.tolist(), high.tolist(), strict=True)]
+
+
+def _beyond_ends(low: float, high: float) -> str | None:
+    if not (math.isfinite(low) and math.isfinite(high)):
         return "is NaN or infinite"
-    return "is absurdly large" if max(map(abs, ends)) > LARGEST else None
+    return "is absurdly large" if max(abs(low), abs(high)) > LARGEST else None
 
 
 def _bad_extras(
