@@ -132,6 +132,13 @@ class Stack:
             for name, t in rest.items()
         }
 
+    def first(self, count: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weights and gradients of the first clients, by name, as views."""
+        held, added = (
+            {name: t[:count] for name, t in of.items()} for of in (self.weights, self.gradients)
+        )
+        return held, added
+
     @torch.no_grad()
     def backward(
         self,
@@ -289,9 +296,10 @@ def train_stack(
         x, y, counts = batches.at(step, active)
         classes = None if seen is None else seen[:active]
         losses = stack.backward(x, y, counts, step, numbers[:active], classes)
-        for own in objectives[:active]:
-            for objective in own:
-                objective.add_gradient()
+        if any(objectives):
+            held, added = stack.first(active)
+            for alike in zip(*objectives[:active], strict=True):
+                type(alike[0]).add_gradients(alike, held, added)
         if local.clip_norm is not None:
             clip_each([g[:active] for g in gradients], local.clip_norm)
         optimiser.step(active)

@@ -25,7 +25,7 @@ from clients.samples import DROPOUT, local_run, samples_of
 from clients.stacking import Stacking
 from clients.training import Samples
 from fedwsa import seeding
-from fedwsa.algorithms.objective import State, overrides, stacks
+from fedwsa.algorithms.objective import State, stacks
 from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.config import Config
 from fedwsa.simulation.cohort import CohortReply
@@ -157,8 +157,7 @@ def _train_stack(
 
 def _plain(config: Config, first: Received, message: Message) -> bool:
     """Whether a client answers with the trained model and metrics, and nothing else."""
-    hooks = ("share", "arrays", "records")
-    beside = any(overrides(kind, hook) for kind in first.kinds for hook in hooks)
+    beside = any(kind.answers_beside(first.content) for kind in first.kinds)
     return not (beside or asks_to_clip(message) or config.privacy.local is not None)
 
 

@@ -34,6 +34,17 @@ def moments(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return mean, (norms.square() / sizes - mean.square()).clamp_(min=0.0)
 
 
+def stacked_moments(stacks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """As :func:`moments`, of each of K tensors in every stack ``(K, …)``: both ``(L, K)``."""
+    rows = [precise(stack).reshape(len(stack), -1) for stack in stacks]
+    sizes = torch.tensor(
+        [row.shape[1] for row in rows], dtype=torch.float64, device=rows[0].device
+    )[:, None]
+    mean = torch.stack([row.sum(1) for row in rows]).double() / sizes
+    norms = torch.stack([torch.linalg.vector_norm(row, dim=1) for row in rows]).double()
+    return mean, (norms.square() / sizes - mean.square()).clamp_(min=0.0)
+
+
 def exact_moments(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """As :func:`moments`, in two passes: no digits are lost where |μ| ≫ σ."""
     means, variances = [], []

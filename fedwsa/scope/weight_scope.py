@@ -23,7 +23,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from fedwsa.scope.moments import exact_moments, moments
+from fedwsa.scope.moments import exact_moments, moments, stacked_moments
 
 Fusion = Literal["moments", "mean_variance", "mean_std"]
 """How the variances of many scopes become one; see :func:`spread`."""
@@ -162,6 +162,7 @@ def add_kl_gradient_(
     *,
     reduction: Reduction = "layer",
     floor: float = DEFAULT_FLOOR,
+    stacked: bool = False,
 ) -> None:
     """Add the gradient of ``strength · Σ_l KL(N_l ‖ Ñ_l)`` to ``gradients``, in place.
 
@@ -180,23 +181,32 @@ def add_kl_gradient_(
     reduction
         ``layer``: KL as written. ``entries``: n·KL, whose pull on an entry does not shrink
         with the size of its layer.
+    stacked
+        Whether each tensor is a stack ``(K, …)`` of those of K clients.
     """
     if strength == 0.0:
         return
-    mean, variance = moments(weights)
-    target_mean = target.mean.to(mean)
-    target_variance = target.variance.to(mean).clamp(min=floor**2)
+    one = (-1, 1) if stacked else (-1,)  # a number a layer, as the moments are
+    mean, variance = (stacked_moments if stacked else moments)(weights)
+    target_mean = target.mean.to(mean).view(one)
+    target_variance = target.variance.to(mean).clamp(min=floor**2).view(one)
     scale = torch.full_like(mean, strength)
     if choose(Reduction, reduction, "reduction") == "layer":
-        scale /= torch.tensor([w.numel() for w in weights], dtype=mean.dtype, device=mean.device)
+        sizes = [w[0].numel() if stacked else w.numel() for w in weights]
+        scale /= torch.tensor(sizes, dtype=mean.dtype, device=mean.device).view(one)
     # Of 1/σ̃² − 1/σ², the first part comes from σ²/(2σ̃²), the second from −ln σ; both are
     # derivatives by σ, and the clamp at the floor makes both vanish below it.
     slope = (1.0 / target_variance - 1.0 / variance.clamp(min=floor**2)) * (variance > floor**2)
     a = scale * slope
     b = scale * (mean - target_mean) / target_variance - a * mean
     dtype = weights[0].dtype
-    torch._foreach_addcmul_(list(gradients), list(weights), list(a.to(dtype).unbind()))
-    torch._foreach_add_(list(gradients), list(b.to(dtype).unbind()))
+    factors, terms = (list(number.to(dtype).unbind()) for number in (a, b))
+    if stacked:
+        columns = [(-1, *[1] * (w.dim() - 1)) for w in weights]
+        factors = [f.view(column) for f, column in zip(factors, columns, strict=True)]
+        terms = [t.view(column) for t, column in zip(terms, columns, strict=True)]
+    torch._foreach_addcmul_(list(gradients), list(weights), factors)
+    torch._foreach_add_(list(gradients), terms)
 
 
 def stability(

@@ -10,20 +10,18 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from fedwsa.models import exchange
 from clients.cohort import why_not
 from clients.training import Samples, train, train_augmented
 from experiments.commands.simulate import resume, simulate
 from fedwsa.algorithms.wsa.client import ScopeAlignment
 from fedwsa.config.component import ConfigError
-from fedwsa.schema.compose import compose
 from fedwsa.config.places import options
-from fedwsa.schema.sections import Local
-from fedwsa.schema.conditions import Conditions
-from fedwsa.models import build_model
+from fedwsa.models import build_model, exchange
 from fedwsa.models.augment import kernels
+from fedwsa.schema.compose import compose
+from fedwsa.schema.conditions import Conditions
+from fedwsa.schema.sections import Local
 from fedwsa.scope.weight_scope import WeightScope, add_kl_gradient_
-from fedwsa.wire import messages
 from tests.given.checkpoint import assert_same_run, interrupted
 from tests.given.fedwsa import content
 

@@ -51,8 +51,8 @@ RUNS = {
 def test_a_run_in_stacks_is_the_run_one_by_one(kind: str, tmp_path: Path) -> None:
     fleet = ["rounds=2", "clients.count=8", "local.epochs=1", "runtime.workers=1"]
     more = ["clients.table=true", f"cache_dir={tmp_path}/cache"]
-    for name, cohort in (("alone", "off"), ("stacked", 4)):
-        config = compose([*fleet, *more, *RUNS[kind], f"runtime.cohort={cohort}"])
+    for name, size in (("alone", "off"), ("stacked", 4)):
+        config = compose([*fleet, *more, *RUNS[kind], f"runtime.cohort={size}"])
         simulate(config, tmp_path / name)
     assert "one by one" not in (tmp_path / "stacked" / "run.log").read_text()
     alone, stacked = (tmp_path / name for name in ("alone", "stacked"))
@@ -92,12 +92,12 @@ def test_a_client_that_spoils_a_stack_fails_alone(spoilt: str, tmp_path: Path) -
     fleet = ["rounds=1", "clients.count=6", "local.epochs=1", "runtime.workers=1"]
     more = [f"local.objectives=[tests.given.spoilt.{spoilt}]", f"cache_dir={tmp_path}/cache"]
     folders = {}
-    for cohort in ("off", 6):
-        folders[cohort] = tmp_path / str(cohort)
-        overrides = [*fleet, *more, "clients.table=true", f"runtime.cohort={cohort}"]
-        result = simulate(compose(overrides), folders[cohort])
+    for size in ("off", 6):
+        folders[size] = tmp_path / str(size)
+        overrides = [*fleet, *more, "clients.table=true", f"runtime.cohort={size}"]
+        result = simulate(compose(overrides), folders[size])
         assert result["failed"] == 1
-        assert pd.read_csv(folders[cohort] / "history.csv")["failed"].tolist() == [CLIENT]
+        assert pd.read_csv(folders[size] / "history.csv")["failed"].tolist() == [CLIENT]
     alone, stacked = (numbers(folder / "clients.csv") for folder in folders.values())
     pd.testing.assert_frame_equal(alone, stacked, rtol=1e-4)
     models = [load_file(folder / "model.safetensors") for folder in folders.values()]
@@ -117,7 +117,6 @@ def stacked(config: Config) -> list[dict[str, torch.Tensor]]:
     replies = app.train_cohort(sent, contexts)
     assert isinstance(replies, CohortReply), replies
     return [messages.to_tensors(replies.content(k)["arrays"]) for k in range(6)]
-
 
 
 @pytest.mark.usefixtures("task_identity")

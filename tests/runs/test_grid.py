@@ -11,10 +11,10 @@ import pytest
 from experiments.commands.simulate import simulate
 from fedwsa.algorithms.traits import traits_of
 from fedwsa.config.component import ConfigError, locate
-from fedwsa.schema.compose import compose
 from fedwsa.config.places import CONFIG_DIR
-from fedwsa.schema.config import Config
 from fedwsa.runfolder import state_files
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 
 STRATEGIES = sorted(file.stem for file in (CONFIG_DIR / "strategy").glob("*.yaml"))
 DATA = {
@@ -28,7 +28,10 @@ REFUSED = {  # strategy, model or WSA → why
     ("wave", "all"): "no weight that templates could make",
     ("local", "on"): "no weights are averaged",
     ("centralised", "on"): "trained in one place",
-    ("oneshot", "on"): "trains its clients once",  # its own rounds: tests/algorithms/test_oneshot.py
+    (
+        "oneshot",
+        "on",
+    ): "trains its clients once",  # its own rounds: tests/algorithms/test_oneshot.py
     ("oneshot", "off"): "trains its clients once",
 }
 

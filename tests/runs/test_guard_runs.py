@@ -16,10 +16,10 @@ from flwr.clientapp import ClientApp
 
 import clients.app
 from experiments.commands.simulate import simulate
-from fedwsa.schema.fleet import Fleet
 from fedwsa.config.component import ConfigError
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
+from fedwsa.schema.fleet import Fleet
 from server.rounds import RunError
 
 

@@ -57,7 +57,7 @@ def test_a_damaged_file_beside_is_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"partition\.safetensors is damaged"):
         again(tmp_path)
     (tmp_path / "partition.safetensors").unlink()
-    with pytest.raises(ConfigError, match="cannot read .*: No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read .*: No such file"):
         again(tmp_path)
 
 

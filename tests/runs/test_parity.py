@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 
 import clients.app
 from fedwsa.algorithms.averaging import averages_by
-from fedwsa.algorithms.traits import Traits
 from fedwsa.algorithms.scaffold.server import Scaffold
+from fedwsa.algorithms.traits import Traits
 from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config

@@ -22,15 +22,16 @@ from clients.measure import choose_cohort
 from experiments.commands.descendants import family
 from experiments.commands.ray_start import expects_local_ray
 from experiments.commands.simulate import main, simulate
-from fedwsa.schema.fleet import Fleet
+from fedwsa.data.federated import open_federated
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
-from fedwsa.data.federated import open_federated
+from fedwsa.schema.fleet import Fleet
 from fedwsa.simulation.cluster import SimulationError, connect
 from tests.given.commands import Called, called
 from tests.given.processes import all_end, catches, started
 from tests.given.runtimes import environment, ran
 
+DRAWING = "model._target_=tests.given.odd_models.drawing ~model.width ~model.depth"
 COMMAND = [sys.executable, "-m", "fedwsa"]
 
 
@@ -167,7 +168,7 @@ def test_ctrl_c_before_the_first_round_leaves_nothing(moment: str, tmp_path: Pat
         ("runtime=flower runtime.cohort=4", "runtime: cohort needs runtime=ray"),
         ("runtime.cohort=4 local.precision=bf16", "runtime.cohort needs local.precision=fp32"),
         (
-            "runtime.cohort=4 model._target_=tests.given.odd_models.drawing ~model.width ~model.depth",
+            f"runtime.cohort=4 {DRAWING}",
             "runtime.cohort=4: clients cannot be trained at once: what it draws would be another",
         ),
         ("runtime.address=127.0.0.1:9", "runtime.address=127.0.0.1:9: nobody answers there"),

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from experiments.commands.simulate import simulate
 from fedwsa import WeightScope
 from fedwsa.config.component import ConfigError
+from fedwsa.models import build_model
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
-from fedwsa.models import build_model
 from server.rounds import RunError
 from tests.given.simulation import faulty
 

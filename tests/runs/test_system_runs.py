@@ -14,18 +14,18 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fedwsa.wire.names import SCAFFOLD_CHANGE
 from clients.training import Samples, train
 from experiments.commands.simulate import _to_choose_by, simulate
-from fedwsa.schema.fleet import Fleet
 from fedwsa import seeding
 from fedwsa.algorithms.scaffold.server import Scaffold
 from fedwsa.config.component import ConfigError
-from fedwsa.schema.compose import compose, from_run_config
 from fedwsa.data.federated import FederatedData, open_federated
-from fedwsa.schema.conditions import Conditions
 from fedwsa.fleet.systems import drops_out
+from fedwsa.schema.compose import compose, from_run_config
+from fedwsa.schema.conditions import Conditions
+from fedwsa.schema.fleet import Fleet
 from fedwsa.wire import messages
+from fedwsa.wire.names import SCAFFOLD_CHANGE
 from server.federation import Federation
 from server.nodes import PartitionGrid
 from tests.given.apps import Loopback

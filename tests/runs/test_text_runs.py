@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from experiments.commands.simulate import simulate
 from fedwsa.config.component import ConfigError
-from fedwsa.schema.compose import compose
-from fedwsa.schema.config import Config
 from fedwsa.data.text import encode
 from fedwsa.models.files import load_network
+from fedwsa.schema.compose import compose
+from fedwsa.schema.config import Config
 
 ROLES = ("Ann", "Bob", "Eve", "Lear")
 LETTERS = "abcdefgh"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -125,24 +125,44 @@ class ScopeAlignment(Objective):
         """Add λ·∇KL to the gradients of the layers that take part."""
         if self.target is not None and self.instruction.strength and self._weights:
             _require_plain(self._weights)  # the model may have been wrapped since
-            self._add_to(gradients(self._weights))
+            self._add_to(gradients(self._weights), self._weights)
+
+    @classmethod
+    @torch.no_grad()
+    def add_gradients(
+        cls,
+        objectives: Sequence[Objective],
+        weights: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+    ) -> None:
+        """Likewise for all clients of a stack: they have one target."""
+        first = objectives[0]
+        assert isinstance(first, ScopeAlignment)
+        if first.target is None or not first._weights:
+            return
+        wanted = first._named
+        held, added = (_plainly_named(of, wanted) for of in (weights, gradients))
+        first._add_to([added[n] for n in wanted], [held[n] for n in wanted], stacked=True)
 
     @torch.no_grad()
     def pull(self) -> dict[str, Tensor]:
         """λ·∇KL by name, at the weights as they are."""
         added = [torch.zeros_like(weight) for weight in self._weights]
-        self._add_to(added)
+        self._add_to(added, self._weights)
         return dict(zip(self._named, added, strict=True))
 
-    def _add_to(self, gradients: list[Tensor]) -> None:
+    def _add_to(
+        self, gradients: list[Tensor], weights: list[Tensor], stacked: bool = False
+    ) -> None:
         assert self.target is not None
         add_kl_gradient_(
             gradients,
-            self._weights,
+            weights,
             self.target,
             self.instruction.strength,
             reduction=self.instruction.reduction,
             floor=self.instruction.floor,
+            stacked=stacked,
         )
 
     @torch.no_grad()
@@ -166,6 +186,11 @@ class ScopeAlignment(Objective):
         # Flower averages lists of one length: a number for each layer that the server named.
         present: list[float] = [float(here) for here in self._present]
         return {SCOPE_PRESENT: present, **{k: self._fill(v) for k, v in reported.items()}}
+
+    @classmethod
+    def answers_beside(cls, content: Content) -> bool:
+        """Only where scopes go among the arrays."""
+        return any(SCOPE_ARRAY in record for record in content.values())
 
     @torch.no_grad()
     def arrays(self) -> dict[str, Tensor]:
