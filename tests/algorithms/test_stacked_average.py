@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from fedwsa.algorithms.guard.replies import Rules
 from fedwsa.algorithms.partial_average import PartialAverage, WeightedMean
+from fedwsa.algorithms.wsa.client import ScopeAlignment
 from fedwsa.algorithms.wsa.instruction import ScopeInstruction
 from fedwsa.scope.weight_scope import WeightScope
 from fedwsa.simulation import CohortReply
@@ -117,13 +118,29 @@ def test_two_stacks_and_a_reply_add_up() -> None:
     alike(alone, whole)
 
 
-def test_what_a_message_asks_beside_is_judged_reply_by_reply() -> None:
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("rows", [None, [3, 0, 4, 1, 2]])
+def test_scopes_are_judged_as_one_by_one(normalise: bool, rows: list[int] | None) -> None:
+    stack = replies(rows)
     scope = WeightScope.measure({"a": torch.randn(3, 4)})
-    records = ScopeInstruction(scope, strength=1.0).to_records()
+    instruction = ScopeInstruction(scope, strength=1.0, normalise=normalise)
+    records = instruction.to_records()
     target = {name: MetricRecord(record) for name, record in records.items() if name != "config"}
     content = sent(config=ConfigRecord(records["config"]), **target)
-    said = WeightedMean(Rules()).begin().add_stack(replies(), content)
-    assert all(problem is not None and "must be a list of 1 numbers" in problem for problem in said)
+    for k, said in enumerate(stack.metrics):
+        model = {"a": stack.arrays["a"][stack.row(k)]}
+        said.update(ScopeAlignment(model, as_objectives_see(content)).end())
+    alike(*both(stack, content))
+    stack.metrics[1]["wsa-mean"] = [stack.metrics[1]["wsa-mean"][0] + 0.1]  # not of its array
+    stack.metrics[2].pop("wsa-kl")
+    stack.arrays["a"][stack.row(3)] *= 1.1
+    alone, whole = both(stack, content)
+    alike(alone, whole)
+    assert sum(p is not None for p in WeightedMean(Rules()).begin().add_stack(stack, content)) == 3
+
+
+def as_objectives_see(content: RecordDict) -> dict:
+    return {k: messages.to_tensors(r) if k == "arrays" else r for k, r in content.items()}
 
 
 def test_pieces_are_joined_in_the_order_of_the_clients() -> None:

@@ -7,18 +7,15 @@ workers, by :mod:`fedwsa.algorithms.partial_average`. Nothing here raises, whate
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
-from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
 from torch import Tensor
 
-from fedwsa.algorithms.wsa.instruction import REPORTED, ScopeInstruction
+from fedwsa.algorithms.guard.reported_scopes import bad_scope, measured_each
 from fedwsa.models import exchange
-from fedwsa.scope.moments import moments
-from fedwsa.scope.weight_scope import Fusion, fan_in
 from fedwsa.simulation.cohort import CohortReply
 from fedwsa.wire import messages
 from fedwsa.wire.arrays import check
@@ -29,18 +26,12 @@ from fedwsa.wire.names import (
     FISHER,
     FISHER_LAYERS,
     NUM_EXAMPLES,
-    SCOPE_KL,
-    SCOPE_PRESENT,
 )
 
 LARGEST = 1e18
 """No weight and no metric is larger: its sum or its square would no longer be finite."""
 
 MOST_EXAMPLES, _FEWEST = 1e9, 1e-9
-
-_TOLERANCE = 1e-3
-"""By how much a scope may differ from the arrays', in standard deviations and as a share of the
-second moment: sums in another order, or on another device, differ by a thousandth of that."""
 
 _UNREADABLE = (ValueError, TypeError, KeyError, OverflowError, EOFError, OSError, SyntaxError)
 """What NumPy, torch and Flower raise at bytes that are no array."""
@@ -93,23 +84,22 @@ def unusable_reply(content: RecordDict, sent: RecordDict, rules: Rules) -> str |
     if problem:
         return f"wrong arrays: {problem}"
     problem = _bad_extras(content, sent, arrays, rules) or _bad_fisher(content, sent)
-    return problem or _bad_classes(metrics, sent, given) or _bad_scope(metrics, sent, given)
+    return problem or _bad_classes(metrics, sent, given) or bad_scope(metrics, sent, given)
 
 
 def asks_beside(sent: RecordDict, rules: Rules) -> bool:
-    """Whether a message asks for more than a model and metrics, which is judged reply by reply."""
-    instruction = ScopeInstruction.from_content(sent)
+    """Whether a message asks for more arrays than the model's, or for classes."""
     return (
         any(asked in sent.array_records for asked, _ in rules.answers)
         or find_record(sent, FISHER_LAYERS) is not None
         or find_record(sent, CLASS_ROWS) is not None
-        or (instruction is not None and instruction.reported)
     )
 
 
 def unusable_stack(stack: CohortReply, sent: RecordDict, rules: Rules) -> list[str | None]:
-    """Likewise of each of several replies to one message that asks for nothing beside."""
-    problems = [_bad_metrics(stack.said(k), rules) for k in range(len(stack))]
+    """Likewise of each of several replies to one message (which does not :func:`asks_beside`)."""
+    said = [stack.said(k) for k in range(len(stack))]
+    problems = [_bad_metrics(one, rules) for one in said]
     reference = messages.model_arrays(sent)
     if reference is None:
         return [problem or "the message must hold one ArrayRecord" for problem in problems]
@@ -123,6 +113,13 @@ def unusable_stack(stack: CohortReply, sent: RecordDict, rules: Rules) -> list[s
         for k, problem in enumerate(problems):
             if problem is None and (beyond := found[stack.row(k)]) is not None:
                 problems[k] = f"wrong arrays: {name} {beyond}"
+    measured = measured_each(sent, stack.arrays)
+    if measured is not None:
+        for k, problem in enumerate(problems):
+            if problem is None:
+                metrics = messages.only_metrics(said[k])
+                assert metrics is not None
+                problems[k] = bad_scope(metrics, sent, first, measured[stack.row(k)])
     return problems
 
 
@@ -299,69 +296,4 @@ def _bad_classes(
         return f"{CLASSES} must be a list with a number for each class"
     if not set(said) <= {0, 1} or not any(said):
         return f"{CLASSES} must be ones and zeros, one for each class that is there"
-    return None
-
-
-# --- scopes ----------------------------------------------------------------------------------
-
-
-def _bad_scope(metrics: MetricRecord, sent: RecordDict, given: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with the scopes that FedWSA asked for, if it did."""
-    instruction = ScopeInstruction.from_content(sent)
-    if instruction is None or not instruction.reported:
-        return None
-    names = instruction.target.names
-    lists: dict[str, list[float]] = {}
-    for key in instruction.answers:
-        value = metrics.get(key)
-        if not isinstance(value, list) or len(value) != len(names):
-            return f"{key} must be a list of {len(names)} numbers, one per layer"
-        lists[key] = [float(v) for v in value]
-    held = lists.get(SCOPE_PRESENT, [1.0] * len(names))
-    mean, spread, kl = (lists[key] for key in REPORTED)
-    for i, name in enumerate(names):
-        if held[i] not in (0.0, 1.0) or (name in given) > held[i]:
-            return f"{SCOPE_PRESENT} is wrong for {name}"
-        if not held[i] and (mean[i], spread[i], kl[i]) != (0.0, 0.0, 0.0):
-            return f"a scope is reported of {name}, which is not there"
-        second = _second_moment(mean[i], spread[i], instruction.fusion)
-        if spread[i] < 0 or second < mean[i] ** 2 * (1 - _TOLERANCE):
-            return f"the scope of {name} has a negative variance"
-        if kl[i] < -_TOLERANCE:
-            return f"{SCOPE_KL} of {name} is negative"
-    if find_record(sent, KEY_CLIPPING_NORM):  # arrays are clipped after the scope was measured
-        return None
-    there = [i for i, name in enumerate(names) if name in given]  # others stay with the client
-    return _other_scope(there, mean, spread, instruction, given)
-
-
-def _second_moment(mean: float, spread: float, fusion: Fusion) -> float:
-    """E[w²] = σ² + μ², from what a client reports (:func:`fedwsa.scope.weight_scope.spread`)."""
-    if fusion == "moments":
-        return spread
-    return (spread if fusion == "mean_variance" else spread**2) + mean**2
-
-
-def _other_scope(
-    there: Sequence[int],
-    mean: Sequence[float],
-    spread: Sequence[float],
-    instruction: ScopeInstruction,
-    given: Mapping[str, Tensor],
-) -> str | None:
-    """Whose scope is not that of the arrays that came with it."""
-    names = instruction.target.names
-    weights = [given[names[i]] for i in there]
-    if not weights or not all(w.numel() for w in weights):
-        return None
-    found, variance = moments(weights)
-    if instruction.normalise:
-        factor = fan_in(weights)
-        found, variance = found * factor.sqrt(), variance * factor
-    for i, measured, own in zip(there, found.tolist(), variance.tolist(), strict=True):
-        second = _second_moment(mean[i], spread[i], instruction.fusion)
-        norm = own + measured**2
-        near = abs(mean[i] - measured) <= _TOLERANCE * math.sqrt(norm) + 1e-9
-        if not near or abs(second - norm) > _TOLERANCE * norm + 1e-12:
-            return f"the scope of {names[i]} is not that of its array"
     return None
