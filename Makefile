@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest
+PYTEST := $(BIN)/python -m pytest --dist loadfile
 READY := $(VENV)/.ready
 
 .PHONY: help demo deploy-demo test coverage test-slow check setup clean
@@ -27,14 +27,14 @@ deploy-demo: setup  ## a server and two nodes as separate programs, with TLS and
 	$(BIN)/python -m experiments.deploy
 
 test: setup  ## the tests that take seconds
-	$(PYTEST) -n 2 --dist loadfile -m 'not slow'
+	$(PYTEST) -n 2 -m 'not slow'
 
 coverage: setup  ## the same with coverage of fedwsa/, at least 90 %
-	$(PYTEST) -n 2 --dist loadfile -m 'not slow' --cov --cov-report=term
+	$(PYTEST) -n 2 -m 'not slow' --cov --cov-report=term
 
-# Four at a time: much of them is waiting for programs to start and to end.
+# Three at a time: much of them is waiting for programs to start and to end.
 test-slow: setup  ## the others: commands and what kills them, deployments, studies, the wheel
-	$(PYTEST) -n 4 --dist loadgroup -m slow
+	$(PYTEST) -n 3 -m slow
 
 check: setup  ## lint, format, types, import floors
 	$(BIN)/ruff check .

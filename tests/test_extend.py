@@ -52,7 +52,6 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("extend")
 def test_all_parts_took_part(done: Path) -> None:
     run = done / "first"
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -66,14 +65,12 @@ def test_all_parts_took_part(done: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("extend")
 def test_the_objective_kept_its_state_and_told_its_metric(done: Path) -> None:
     table = pd.read_csv(done / "first" / "clients.csv")
     assert (table["my-trainings"] == table["round"]).all()  # each client trains in each round
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("extend")
 def test_the_operator_merged(done: Path) -> None:
     first, second, both = (
         load_file(done / name)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.given.runtimes import environment, ran
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("toy")]
+pytestmark = pytest.mark.slow
 
 COMMAND = Path(sys.executable).with_name("fedwsa")
 

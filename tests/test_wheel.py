@@ -35,7 +35,7 @@ def run(words: list[str | Path], where: Path) -> subprocess.CompletedProcess[str
     )
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from experiments.commands.descendants import family
 from tests.given.processes import all_end, started
 from tests.given.runtimes import ran
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("study")]
+pytestmark = pytest.mark.slow
 
 COMMAND = Path(sys.executable).with_name("fedwsa-study")
 TINY = "base: [rounds=2, clients.count=4, local.epochs=1, runtime.cohort=off]\n"

@@ -36,7 +36,7 @@ from server.sizes import SizedModels
 from server.strategy import build_strategy
 from tests.given.images import huggingface, png
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("broken")]
+pytestmark = pytest.mark.slow
 
 MANY = 350
 broken = settings(

@@ -20,7 +20,7 @@ from fedwsa.schema.compose import compose
 from tests.given.checkpoint import assert_same_run
 from tests.given.processes import all_end, started
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kills")]
+pytestmark = pytest.mark.slow
 
 FEDWSA = [sys.executable, "-m", "experiments.commands.start"]
 ROUNDS = 10

@@ -33,8 +33,6 @@ from fedwsa.simulation import run_simulation
 from fedwsa.simulation.cluster import connect
 from server.federation import Federation
 
-pytestmark = pytest.mark.xdist_group("parity")
-
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "fedavg": FedAvg,
     "fedavg+wsa": lambda: FedWSA(FedAvg()),

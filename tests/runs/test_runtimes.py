@@ -125,9 +125,14 @@ def test_a_signal_ends_it_at_once_with_the_history_and_without_a_process(
     assert all_end(processes)
 
 
-def test_a_run_that_is_repeated_goes_where_runs_go(command: Called, tmp_path: Path) -> None:
-    assert command("rounds=1", "clients.count=2", "local.epochs=1", "hydra.run.dir=first")[0] == 0
-    assert command("-cp", str(tmp_path / "first"), "-cn", "config")[0] == 0
+@pytest.mark.slow
+def test_a_run_that_is_repeated_goes_where_runs_go(tmp_path: Path) -> None:
+    env = environment(tmp_path)
+    for words in (
+        ("rounds=1", "clients.count=2", "local.epochs=1", "hydra.run.dir=first"),
+        ("-cp", str(tmp_path / "first"), "-cn", "config"),
+    ):
+        assert ran([*COMMAND, *words], tmp_path, env).returncode == 0
     [again] = (tmp_path / "runs").glob("*/*/model.safetensors")
     models = [load_file(file) for file in (tmp_path / "first" / "model.safetensors", again)]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])

@@ -49,7 +49,7 @@ class Mortal(Worker):
                 yield thing
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine kills")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
