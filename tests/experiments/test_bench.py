@@ -64,6 +64,7 @@ def test_workloads_are_valid_configurations(name: str) -> None:
         assert round(config.clients.count * config.clients.fraction) in (50, 500)
 
 
+@pytest.mark.slow
 def test_the_plain_loop_runs(tmp_path) -> None:
     config = compose(
         [

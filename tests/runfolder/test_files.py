@@ -256,6 +256,7 @@ def described(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Non
     return lambda: describe_run(config, partition, folder, ["S"] * config.clients.count)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_before_it_is_described_is_none_and_may_begin_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
