@@ -21,7 +21,7 @@ from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.config import Config
 from fedwsa.schema.sections import Local
 
-COUNTS = (16, 64)
+COUNTS = (16, 64, 128)
 """Numbers of clients that are tried."""
 
 _STEPS = 3

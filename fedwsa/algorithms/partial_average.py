@@ -64,10 +64,10 @@ class PartialAverage:
         by = self._by
         if problem := unusable_reply(content, sent, by):
             return problem
-        if len(content.array_records) != 1:
+        if len(messages.array_records(content)) != 1:
             return "the reply must hold exactly one ArrayRecord"
-        [(arrays_name, arrays)] = content.array_records.items()
-        [(metrics_name, metrics)] = content.metric_records.items()
+        [(arrays_name, arrays)] = messages.array_records(content).items()
+        [(metrics_name, metrics)] = messages.metric_records(content).items()
         values = {k: np.asarray(v, np.float64) for k, v in metrics.items() if k != by.weight}
         if self._names is None:
             self._begin((arrays_name, metrics_name), messages.to_tensors(arrays))

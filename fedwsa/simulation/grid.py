@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import ray
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -294,6 +294,7 @@ def _reduction(messages: Iterable[Message]) -> Reduction | None:
     """How to average; None if it was not asked for, or the messages do not send one model each."""
     if not isinstance(messages, Averaged) or not messages:
         return None
-    if any(len(message.content.array_records) != 1 for message in messages):
-        return None
+    for message in messages:
+        if sum(isinstance(record, ArrayRecord) for record in message.content.values()) != 1:
+            return None
     return messages.reduction

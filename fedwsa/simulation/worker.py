@@ -10,7 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import ray
-from flwr.app import ArrayRecord, Error, Message, MessageType, RecordDict, UserConfig
+from flwr.app import (
+    ArrayRecord,
+    Error,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+    UserConfig,
+)
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 from ray import ObjectRef
@@ -392,7 +400,10 @@ def _add(average: Accumulator, reply: Message, order: Order, content: RecordDict
     if problem := average.add(reply.content, content):
         return Message(Error(UNUSABLE_REPLY, problem), reply_to=order.message)
     bare = shell(reply)
-    bare.content = RecordDict(dict(reply.content.metric_records))
+    bare.content = RecordDict()
+    for name, record in reply.content.items():
+        if isinstance(record, MetricRecord):
+            bare.content[name] = record
     return bare
 
 

@@ -34,6 +34,20 @@ def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
     return {k: torch.from_numpy(values(array)) for k, array in arrays.items()}
 
 
+def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
+    """The ArrayRecords of a content, to read.
+
+    Flower's property makes a dictionary that writes back, twenty times as slowly: a third of what a
+    reply costs the server.
+    """
+    return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
+
+
+def metric_records(content: RecordDict) -> dict[str, MetricRecord]:
+    """Likewise the MetricRecords."""
+    return {name: record for name, record in content.items() if isinstance(record, MetricRecord)}
+
+
 def number(metrics: MetricRecord, key: str) -> float:
     """A metric that is known to be a plain number."""
     value = metrics[key]
@@ -72,9 +86,9 @@ def payload(records: RecordDict) -> int:
     Not counted are its few settings, and :data:`PERSONAL`: a client that has its own part already
     needs none to begin with.
     """
-    sent = [record for name, record in records.array_records.items() if name != PERSONAL]
+    sent = [record for name, record in array_records(records).items() if name != PERSONAL]
     arrays = sum(map(array_bytes, sent))
-    metrics = [value for record in records.metric_records.values() for value in record.values()]
+    metrics = [value for record in metric_records(records).values() for value in record.values()]
     numbers = sum(len(value) if isinstance(value, list) else 1 for value in metrics)
     return arrays + NUMBER_BYTES * numbers
 
@@ -86,13 +100,13 @@ def array_bytes(arrays: ArrayRecord) -> int:
 
 def only_metrics(content: RecordDict) -> MetricRecord | None:
     """The one MetricRecord of a reply, under whatever name; None if there is not one."""
-    records = list(content.metric_records.values())
+    records = list(metric_records(content).values())
     return records[0] if len(records) == 1 else None
 
 
 def model_arrays(content: RecordDict) -> ArrayRecord | None:
     """The ArrayRecord with the model: the only one, or among several that named ``arrays``."""
-    records = dict(content.array_records)
+    records = array_records(content)
     return next(iter(records.values())) if len(records) == 1 else records.get(ARRAYS)
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from flwr.app import Message, MetricRecord
 
 from fedwsa.simulation.reduce import AveragedReplies
+from fedwsa.wire import messages
 
 Kind = Literal["failed", "missing", "rejected"]
 
@@ -115,13 +116,13 @@ def metrics_of(reply: Message) -> tuple[object, ...]:
     """Name and keys of a reply's metrics, with the lengths of lists."""
     return tuple(
         (name, *sorted((k, len(v) if isinstance(v, list) else -1) for k, v in record.items()))
-        for name, record in reply.content.metric_records.items()
+        for name, record in messages.metric_records(reply.content).items()
     )
 
 
 def kind_of(reply: Message) -> tuple[tuple[str, ...], tuple[object, ...]]:
     """Names of the records, and the metrics: Flower's strategies want one kind from all."""
-    return tuple(sorted(reply.content.array_records)), metrics_of(reply)
+    return tuple(sorted(messages.array_records(reply.content))), metrics_of(reply)
 
 
 def once_more(message: Message) -> Message:

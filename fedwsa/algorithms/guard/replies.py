@@ -90,7 +90,7 @@ def unusable_reply(content: RecordDict, sent: RecordDict, rules: Rules) -> str |
 def asks_beside(sent: RecordDict, rules: Rules) -> bool:
     """Whether a message asks for more arrays than the model's, or for classes."""
     return (
-        any(asked in sent.array_records for asked, _ in rules.answers)
+        any(asked in messages.array_records(sent) for asked, _ in rules.answers)
         or find_record(sent, FISHER_LAYERS) is not None
         or find_record(sent, CLASS_ROWS) is not None
     )
@@ -249,17 +249,18 @@ def _bad_extras(
     content: RecordDict, sent: RecordDict, model: ArrayRecord, rules: Rules
 ) -> str | None:
     """What is wrong with array records beside the model."""
-    answered = {given: asked for asked, given in rules.answers if asked in sent.array_records}
+    given_records, asked_records = map(messages.array_records, (content, sent))
+    answered = {given: asked for asked, given in rules.answers if asked in asked_records}
     for name in answered:
-        if name not in content.array_records:
+        if name not in given_records:
             return f"the reply lacks {name}"
-    for name, record in content.array_records.items():
+    for name, record in given_records.items():
         if record is model:
             continue
         given, problem = _read(record)
         expected = given
         if name in answered:
-            whole = messages.to_tensors(sent.array_records[answered[name]])
+            whole = messages.to_tensors(asked_records[answered[name]])
             expected = {key: tensor for key, tensor in whole.items() if key in given}
         if problem := problem or unlike(given, expected):
             return f"{name}: {problem}"
