@@ -95,7 +95,7 @@ class Masks:
         call = self._calls[layer]
         self._calls[layer] += 1
         key = self._key + _int64(layer * _LAYER + call * _CALL)
-        return x * keep(key, shape, p).to(x.dtype) * (1.0 / (1.0 - p))
+        return x * keep(key, shape, p).to(x.dtype).div_(1.0 - p)
 
 
 class _Dropped:
