@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.data.evaluation import Score
+from fedwsa.data.federated import SMALLEST_WITH_HOLD_OUT
 from fedwsa.models import exchange
 from fedwsa.schema.config import Config
 from fedwsa.wire import messages
@@ -161,6 +162,10 @@ class RoundLoop:
         """The global model at the clients, if it is due."""
         due = last or number % self._config.evaluation.clients_every == 0
         if not due or self._config.withheld:  # their accuracies are releases, too
+            return Evaluated()
+        if not self._model.data.has_hold_outs:
+            if last:
+                logger.info("no client has the %d samples of a hold-out", SMALLEST_WITH_HOLD_OUT)
             return Evaluated()
         talk = self._talk
         gathered = talk.evaluate(number, talk.asked_to_evaluate(number, self.arrays))

@@ -15,6 +15,7 @@ from experiments.reports.tables.build import Request, Row, build
 from experiments.reports.tables.collect import collect
 from fedwsa.config.component import ConfigError
 from fedwsa.data.partition_files import read_described
+from fedwsa.runfolder.read import Unusable
 
 _EXAMPLES = """\
 examples:
@@ -107,7 +108,13 @@ def _partitions(rows: Sequence[Row], out: Path) -> list[Path]:
     first.pop(None, None)
     files = []
     for number, folder in enumerate(reversed(first.values())):
-        values = read_described(folder / "partition.json")
+        try:
+            values = read_described(folder / "partition.json")
+        except Unusable as error:
+            print(
+                f"fedwsa-plot: {folder} has no picture of its partition: {error}", file=sys.stderr
+            )
+            continue
         if "label_counts" not in values:  # of a deployment, where nobody knows them
             continue
         name = f"partition-{values['name']}" + (f"-{number}" if len(first) > 1 else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from fedwsa.config.component import ConfigError
 from fedwsa.data.partition_files import read_described
 from fedwsa.runfolder.files import whole_lines
+from fedwsa.runfolder.read import Unusable
 from fedwsa.schema.compose import parse
 from fedwsa.schema.config import Config
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 # pandas and matplotlib are imported when a run has ended: they would hold up its first round.
 
+
+logger = logging.getLogger("fedwsa")
 
 _DRAWN_APART = 200  # clients, each with a bar of its own
 
@@ -59,8 +63,11 @@ def draw_pictures(folder: Path, label: str) -> None:
     from experiments.reports.partition_pictures import plot_labels
     from experiments.reports.pictures import plot_curves, plot_partition
 
-    partition = read_described(folder / "partition.json")
-    draw = plot_partition if partition["clients"] <= _DRAWN_APART else plot_labels
-    draw(partition, folder / "partition.png")
+    try:
+        partition = read_described(folder / "partition.json")
+        draw = plot_partition if partition["clients"] <= _DRAWN_APART else plot_labels
+        draw(partition, folder / "partition.png")
+    except Unusable as error:  # somebody has damaged it since the run began
+        logger.warning("%s: its partition is not drawn: %s", folder, error)
     if (folder / "history.csv").exists() and len(history := read_history(folder)):
         plot_curves([(label, history)], folder / "curves.png")

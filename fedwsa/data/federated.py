@@ -96,6 +96,11 @@ class FederatedData:
         """Differs where the labels of the pool are others, or are shared out otherwise."""
         return digest(self.partition.hash, self.partition.fingerprint)
 
+    @property
+    def has_hold_outs(self) -> bool:
+        """Whether a client has enough samples to keep some for evaluation."""
+        return bool((self.partition.shares.sizes >= SMALLEST_WITH_HOLD_OUT).any())
+
     def split(self, client: int) -> tuple[Tensor, Tensor]:
         """Indices of a client's training samples and of its hold-out (maybe none)."""
         share = torch.from_numpy(self.partition.shares[client])

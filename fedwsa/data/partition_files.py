@@ -44,6 +44,7 @@ class _Saved(BaseModel):
     model_config = ConfigDict(strict=True)
 
     data: LabelledPool
+    hash: str | None = None
     indices: list[list[NonNegativeInt]] | None = None
     arrays: str | None = None
 
@@ -93,7 +94,7 @@ def read_shares(file: Path, key: str) -> tuple[LabelledPool, Shares]:
     try:
         saved = _Saved.model_validate_json(file.read_bytes())
         if saved.arrays is not None:
-            return saved.data, _beside_it(file, key)
+            return saved.data, _beside_it(file, saved.hash, key)
     except OSError as error:
         # safetensors says file and reason in one.
         place, reason = error.filename or _beside(file), error.strerror or error
@@ -109,10 +110,16 @@ def read_shares(file: Path, key: str) -> tuple[LabelledPool, Shares]:
     return saved.data, Shares.of(np.array(s, dtype=np.int64) for s in saved.indices)
 
 
-def _beside_it(file: Path, key: str) -> Shares:
-    """Who has what, from the file beside, whatever name is said of it."""
+def _beside_it(file: Path, expected: str | None, key: str) -> Shares:
+    """Who has what, from the file beside, whatever name is said of it.
+
+    A cache knows the partition by the JSON alone, so the file must be the one that it tells of.
+    """
     try:
         arrays = load_file(_beside(file))
-        return Shares(arrays["indices"], arrays["sizes"])
+        shares = Shares(arrays["indices"], arrays["sizes"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise ConfigError(f"{key}: {_beside(file)} is damaged: {error}") from None
+    if shares.hash != expected:
+        raise ConfigError(f"{key}: {_beside(file)} is not the file that {file.name} tells of")
+    return shares

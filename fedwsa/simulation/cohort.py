@@ -42,6 +42,20 @@ class CohortReply:
     arrays_name: str = ARRAYS
     metrics_name: str = METRICS
 
+    def __post_init__(self) -> None:
+        import torch
+
+        tensors = {name: torch.as_tensor(array) for name, array in self.arrays.items()}
+        vars(self)["arrays"] = tensors
+        count = len(self.metrics)
+        places = range(count) if self.rows is None else self.rows
+        for name, tensor in tensors.items():
+            if tensor.dim() < 1 or len(tensor) != count or sorted(places) != list(range(count)):
+                raise ValueError(
+                    f"CohortReply: {name} has shape {tuple(tensor.shape)}; with metrics of {count} "
+                    f"clients it must be ({count}, …), and rows each place once"
+                )
+
     def __len__(self) -> int:
         return len(self.metrics)
 

@@ -175,7 +175,8 @@ def _check_numbers(
     """Refuse numbers with which nothing could run."""
     counts = {"num_supernodes": num_supernodes, "workers": workers, "cohort": cohort}
     for name, value in counts.items():
-        if value is not None and not (isinstance(value, int) and value >= 1):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and value >= 1):
             raise SimulationError(f"{name}={value!r}: must be a whole number, at least 1")
     if work is None or callable(work):
         return

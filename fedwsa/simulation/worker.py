@@ -319,6 +319,7 @@ class Worker:
             if isinstance(replies, str):
                 self._warnings.append(f"clients are trained one by one, since {replies}")
                 return None
+            _require_answers(replies, len(group))
             kept = [each.changed() for each in own]
             answers: list[Message] | list[Told]
             if not isinstance(replies, CohortReply):
@@ -407,10 +408,19 @@ def _add(average: Accumulator, reply: Message, order: Order, content: RecordDict
     return bare
 
 
+def _require_answers(replies: object, count: int) -> None:
+    """Refuse what is no answer of so many clients."""
+    if not isinstance(replies, CohortReply | list):
+        raise TypeError(
+            "the cohort's function must return a CohortReply, a list of Messages, or a string that "
+            f"says why the clients cannot be trained at once, not {type(replies).__name__}"
+        )
+    if len(replies) != count:
+        raise ValueError(f"the cohort's function answers for {len(replies)} clients of {count}")
+
+
 def _cut(replies: CohortReply, group: Sequence[Order]) -> list[Message]:
     """A message for each client of a stack."""
-    if len(replies) != len(group):
-        raise ValueError(f"{len(replies)} clients answered, of {len(group)}")
     return [Message(replies.content(k), reply_to=order.message) for k, order in enumerate(group)]
 
 
@@ -421,8 +431,6 @@ def _add_stack(
     contents: Sequence[RecordDict],
 ) -> list[Told]:
     """Add a stack to the average; return what is left of each client's answer."""
-    if len(replies) != len(group):
-        raise ValueError(f"{len(replies)} clients answered, of {len(group)}")
     said = [pack(replies.said(k)) for k in range(len(group))]
     problems = average.add_stack(replies, contents[0])
     return [

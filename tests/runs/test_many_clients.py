@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from experiments.bench.memory import fleet
 from experiments.commands.simulate import simulate
@@ -59,6 +61,22 @@ def test_a_damaged_file_beside_is_one_line(run: Path, tmp_path: Path) -> None:
     (tmp_path / "partition.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"cannot read .*: No such file"):
         again(tmp_path)
+
+
+def test_a_file_of_another_partition_is_refused_also_where_the_first_is_cached(
+    run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "partition.json").write_bytes((run / "partition.json").read_bytes())
+    arrays = load_file(run / "partition.safetensors")
+    arrays["indices"][[0, -1]] = arrays["indices"][[-1, 0]]
+    save_file(arrays, tmp_path / "partition.safetensors")
+    with pytest.raises(ConfigError, match=r"is not the file that partition\.json tells of"):
+        again(tmp_path)
+
+
+def test_where_nobody_has_a_hold_out_nobody_is_asked(run: Path) -> None:
+    assert not pd.read_csv(run / "history.csv")["client_accuracy_mean"].notna().any()
+    assert "no client has the 5 samples of a hold-out" in (run / "run.log").read_text()
 
 
 def test_a_million_shares_are_two_arrays() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedwsa.algorithms.averaging import averaged
-from fedwsa.simulation import CohortApp
+from fedwsa.simulation import CohortApp, CohortReply
 from fedwsa.simulation.reduce import AveragedReplies
 from tests.given.engine import (
     CLIENTS,
@@ -176,6 +177,40 @@ def test_a_cohort_goes_to_the_app_at_once_and_one_that_fails_is_trained_one_by_o
         "clients could not be trained at once, and are trained one by one: "
         "RuntimeError: cannot stack these ("
     )
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (None, "must return a CohortReply, a list of Messages, or a string that says why"),
+        ([], "answers for 0 clients of 2"),
+        ("too few metrics", r"w has shape \(2, 2\); with metrics of 1 clients it must be \(1, …\)"),
+        ("a word", "Not all values are of valid type"),
+    ],
+)
+def test_what_is_no_answer_of_a_cohort_is_said_and_each_trains_alone(
+    answer: object, said: str, caplog, monkeypatch
+) -> None:
+    alone, app = client_app(), CohortApp()
+    app._registered_funcs = alone._registered_funcs
+
+    @app.cohort
+    def together(messages: list[Message], contexts: list[Context]) -> object:
+        if not isinstance(answer, str):
+            return answer
+        metrics = [{"num-examples": "one" if answer == "a word" else 1}] * 2
+        return CohortReply({"w": np.ones((2, 2))}, metrics[: 1 if "few" in answer else 2])
+
+    def body(grid: Grid) -> None:
+        replies = list(grid.send_and_receive(instructions(grid)))
+        assert weights(replies) == {i: float(i) for i in range(CLIENTS)}
+
+    monkeypatch.setattr(logging.getLogger("fedwsa"), "propagate", True)
+    within(app, body, workers=1, cohort=2)
+    warned = {id(r): r.getMessage() for r in caplog.records if r.name == "fedwsa"}
+    [line] = warned.values()
+    assert re.search(said, line)
+    assert "\n" not in line
 
 
 def numbers(line: str) -> list[int]:
