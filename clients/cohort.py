@@ -14,7 +14,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy, pad
 
 from clients.optimisers import StackedOptimiser, clip_each
-from clients.training import Samples, absent_classes
+from clients.training import Samples, absent_classes, without
 from fedwsa.algorithms.objective import Objective
 from fedwsa.data.examples import batch_sizes
 from fedwsa.models.dropout import Masks
@@ -89,8 +89,7 @@ class Stack:
             self.masks.begin(key, self._step)
             logits = precise(functional_call(model, {**weights, **after}, (x,)))
             if seen is not None:
-                others = pad(~seen, (0, logits.shape[1] - len(seen)), value=True)
-                logits = logits.masked_fill(others.view(-1, *[1] * (logits.dim() - 2)), 0.0)
+                logits = without(pad(~seen, (0, logits.shape[1] - len(seen)), value=True), logits)
             each = cross_entropy(logits, y, reduction="none")
             # A sequence has a loss at each position.
             return (each if each.dim() == 1 else each.mean(1)) @ share.to(each.dtype), after

@@ -48,19 +48,12 @@ def reply_with(config: Config, message: Message, context: Context, trained: Trai
     let the server know beside.
     """
     local = trained.local
-    metrics = MetricRecord(_told(config, trained))
     begun, shared = dict(local.state), trained.weights
     for objective in trained.objectives:
         with _told_of(objective, "share"):
             shared = dict(objective.share(shared))
-    ended = []
+    metrics = MetricRecord(_metrics(config, trained))
     for objective in trained.objectives:
-        with _told_of(objective, "end"):
-            ended.append(dict(objective.end()))
-    for objective, said in zip(trained.objectives, ended, strict=True):
-        require_numbers(objective, said)
-        _require_new(objective, "end", said, metrics)
-        metrics.update({} if config.private else said)
         with _told_of(objective, "arrays"):
             beside = dict(objective.arrays())
         _require_new(objective, "arrays", beside, shared)
@@ -76,29 +69,29 @@ def reply_with(config: Config, message: Message, context: Context, trained: Trai
     return Message(reply, reply_to=message)
 
 
-def _told(config: Config, trained: Trained) -> dict[str, Any]:
-    """The metrics that are no objective's."""
-    told: dict[str, Any] = {NUM_EXAMPLES: 1 if config.private else trained.local.examples}
-    if not config.withheld:
-        told[TRAIN_LOSS] = trained.loss
-    return told
-
-
-def told_with(
+def metrics_with(
     config: Config, message: Message, context: Context, trained: Trained
-) -> dict[str, float | list[float]]:
-    """As :func:`reply_with`, where a client's arrays are answered with those of others.
+) -> dict[str, Any]:
+    """As :func:`reply_with`, where a client's arrays are answered with those of others."""
+    begun = dict(trained.local.state)
+    metrics = _metrics(config, trained)
+    keep(message, context, begun, trained.local.state)
+    return metrics
 
-    Its objectives send nothing but metrics.
-    """
-    begun, metrics = dict(trained.local.state), _told(config, trained)
+
+def _metrics(config: Config, trained: Trained) -> dict[str, Any]:
+    """What a client and its objectives, which end here, say of a training."""
+    metrics: dict[str, Any] = {NUM_EXAMPLES: 1 if config.private else trained.local.examples}
+    if not config.withheld:
+        metrics[TRAIN_LOSS] = trained.loss
+    ended = []
     for objective in trained.objectives:
         with _told_of(objective, "end"):
-            said = dict(objective.end())
+            ended.append(dict(objective.end()))
+    for objective, said in zip(trained.objectives, ended, strict=True):
         require_numbers(objective, said)
         _require_new(objective, "end", said, metrics)
         metrics.update({} if config.private else said)
-    keep(message, context, begun, trained.local.state)
     return metrics
 
 

@@ -20,7 +20,7 @@ from clients.received import (
     receive,
     round_of,
 )
-from clients.replying import Trained, reply_with, told_with
+from clients.replying import Trained, metrics_with, reply_with
 from clients.samples import DROPOUT, local_run, samples_of
 from clients.stacking import Stacking
 from clients.training import Samples
@@ -147,7 +147,7 @@ def _train_stack(
     ]
     answered = zip(received, contexts, trained, strict=True)
     if _plain(config, first, received[0]):
-        metrics = [told_with(config, *each) for each in answered]
+        metrics = [metrics_with(config, *each) for each in answered]
         return CohortReply(stack.arrays(rest), metrics)
     return [
         clipped_and_noised(config, message, context, reply_with(config, message, context, own), key)

@@ -78,6 +78,11 @@ def absent_classes(seen: Tensor, classes: int) -> Tensor:
     return absent
 
 
+def without(absent: Tensor, logits: Tensor) -> Tensor:
+    """Logits ``(B, C, …)`` that are zero for the classes that are absent, bool ``(C,)``."""
+    return logits.masked_fill(absent.view(-1, *[1] * (logits.dim() - 2)), 0.0)
+
+
 def _batches(samples: Samples, size: int) -> Iterator[Tensor]:
     """Inputs of an epoch in batches of about ``size``, none of which is a single sample."""
     for inputs, _ in samples.epoch(batch_sizes(len(samples), size)):
@@ -181,8 +186,7 @@ def train(
                 with masks, torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     logits = precise(model(inputs[batch]))
                     if seen is not None:
-                        absent = absent_classes(seen, logits.shape[1])
-                        logits = logits.masked_fill(absent.view(-1, *[1] * (logits.dim() - 2)), 0.0)
+                        logits = without(absent_classes(seen, logits.shape[1]), logits)
                     loss = cross_entropy(logits, labels[batch])
                     extra = [objective.loss(inputs[batch]) for objective in losing]
                 torch.autograd.backward([loss, *extra])

@@ -9,10 +9,10 @@ import ray
 from flwr.app import ArrayRecord, Message
 from ray import ObjectRef
 
+from fedwsa.simulation.orders import Job, Order
 from fedwsa.simulation.reduce import Reduction
 from fedwsa.simulation.schedule import plan
 from fedwsa.simulation.transport import PackedRecord, Record, each, pack_record, shell
-from fedwsa.simulation.worker import Job, Order
 
 _Content = dict[str, PackedRecord | ObjectRef[PackedRecord]]
 

@@ -20,9 +20,10 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from fedwsa.simulation import kept as kept_workers
 from fedwsa.simulation.cluster import search_path
 from fedwsa.simulation.contexts import Kept
+from fedwsa.simulation.orders import Answers, Job, Order, Told
 from fedwsa.simulation.transport import PackedContent
 from fedwsa.simulation.underway import Finished, Number, Running, Waiting
-from fedwsa.simulation.worker import Answers, Job, Order, Told, Worker
+from fedwsa.simulation.worker import Worker
 from fedwsa.wire.names import UNUSABLE_REPLY
 
 logger = logging.getLogger("fedwsa")

@@ -9,8 +9,8 @@ from flwr.app import Message
 from ray import ObjectRef
 
 from fedwsa.simulation.contexts import Kept
+from fedwsa.simulation.orders import Job, Order
 from fedwsa.simulation.transport import PackedContent
-from fedwsa.simulation.worker import Job, Order
 
 Number = tuple[int, int, int]
 """The exchange that a job belongs to, and where it stands in the order of sums: its own number,

@@ -7,7 +7,6 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import ray
 from flwr.app import (
@@ -27,7 +26,8 @@ from fedwsa.config.blame import told
 from fedwsa.simulation.cohort import CohortApp, CohortReply
 from fedwsa.simulation.contexts import Kept, OwnContext
 from fedwsa.simulation.deadline import Late, limit
-from fedwsa.simulation.reduce import Accumulator, Reduction
+from fedwsa.simulation.orders import Answers, Job, Order, Told
+from fedwsa.simulation.reduce import Accumulator
 from fedwsa.simulation.transport import (
     Packed,
     PackedContent,
@@ -43,117 +43,6 @@ CLIENT_APP_RAISED = 2
 """Error code of Flower's runtimes for a ClientApp that raised."""
 
 _FLUSH_SECONDS, _FLUSH_BYTES = 0.05, 1 << 20
-
-
-@dataclass(frozen=True)
-class Order:
-    """A message for one client.
-
-    Attributes
-    ----------
-    message : Message
-        Without its content.
-    partition : int
-        Of the client.
-    content : int
-        Which of the job's contents.
-    end : float
-        When the time to answer is over, by ``time.monotonic()`` of the sender.
-    seconds : float
-        What is left of it when the job is sent.
-    kept : ObjectRef or None
-        What the client keeps, as it is when the job is sent; None: nothing.
-    """
-
-    message: Message
-    partition: int
-    content: int
-    end: float
-    seconds: float = 0.0
-    kept: ObjectRef[Kept] | None = None
-
-    @property
-    def key(self) -> str:
-        """Id of the message."""
-        return self.message.metadata.message_id
-
-    @property
-    def node(self) -> int:
-        """Node id of the client."""
-        return self.message.metadata.dst_node_id
-
-
-@dataclass(frozen=True)
-class Job:
-    """Clients for one worker.
-
-    Attributes
-    ----------
-    orders : list of Order
-        In the order in which they are answered; no client has two.
-    contents : list of dict
-        The distinct contents; arrays are references into the object store.
-    reduction : Reduction or None
-        Answer with one content for all replies that it takes.
-    cohort : int
-        How many clients may be trained at once.
-    """
-
-    orders: list[Order]
-    contents: list[dict[str, PackedRecord | ObjectRef[PackedRecord]]]
-    reduction: Reduction | None = None
-    cohort: int = 1
-
-
-@dataclass(frozen=True)
-class Told:
-    """What is left of an answer that went into an average.
-
-    Attributes
-    ----------
-    key : str
-        Id of the message that it answers.
-    said : dict
-        Its metrics, packed.
-    problem : str or None
-        Why it could not be averaged.
-    """
-
-    key: str
-    said: PackedContent
-    problem: str | None
-
-
-@dataclass
-class Answers:
-    """A part of the answers to a job.
-
-    Attributes
-    ----------
-    rows : list of (Message, dict or None)
-        The replies without content, and their contents, packed; in a job that is averaged the
-        contents have no arrays.
-    told : list of Told
-        Others, of clients whose replies were averaged in one piece.
-    keeping : list of str
-        Ids of the messages whose receivers keep something new: it follows, an object each.
-    late : list of str
-        Ids of the messages whose time was over.
-    last : bool
-        Nothing follows, and nobody was left out.
-    average : dict or None
-        The packed average, in the last part.
-    warnings : list of str
-        What a person should know.
-    """
-
-    rows: list[tuple[Message, PackedContent | None]] = field(default_factory=list)
-    told: list[Told] = field(default_factory=list)
-    keeping: list[str] = field(default_factory=list)
-    late: list[str] = field(default_factory=list)
-    last: bool = False
-    average: PackedContent | None = None
-    warnings: list[str] = field(default_factory=list)
 
 
 _Answer = tuple[Message | Told, Kept | None]
@@ -324,10 +213,10 @@ class Worker:
             answers: list[Message] | list[Told]
             if not isinstance(replies, CohortReply):
                 answers = [_checked(r, o) for r, o in zip(replies, group, strict=True)]
-            elif average is None:
+            elif average is None or len({order.content for order in group}) > 1:
                 answers = _cut(replies, group)
             else:
-                answers = _add_stack(average, replies, group, contents)
+                answers = _add_stack(average, replies, group, contents[0])
             return list(zip(answers, kept, strict=True))
         except Late:
             raise
@@ -428,11 +317,11 @@ def _add_stack(
     average: Accumulator,
     replies: CohortReply,
     group: Sequence[Order],
-    contents: Sequence[RecordDict],
+    sent: RecordDict,
 ) -> list[Told]:
-    """Add a stack to the average; return what is left of each client's answer."""
+    """Add a stack of answers to one content to the average; what is left of each, returned."""
     said = [pack(replies.said(k)) for k in range(len(group))]
-    problems = average.add_stack(replies, contents[0])
+    problems = average.add_stack(replies, sent)
     return [
         Told(order.key, own, problem)
         for order, own, problem in zip(group, said, problems, strict=True)

@@ -79,8 +79,10 @@ def test_what_cannot_be_averaged_is_left_out_of_a_stack_alone(rows: list[int] | 
     stack.arrays["a"][stack.row(1), 0, 0] = torch.nan
     stack.arrays["b"][stack.row(2)] = 1e30
     stack.metrics[3]["num-examples"] = -1
-    alone, whole = both(stack, sent())
-    alike(alone, whole)
+    content = alike(*both(stack, sent()))
+    # Clients 0 and 4 are left, with weights 1 and 5.
+    assert content["metrics"]["num-examples"] == 6
+    assert content["metrics"]["loss"] == pytest.approx(5 * 2.0 / 6)
 
 
 def test_other_metrics_than_those_of_the_first_are_refused_and_its_own_if_it_is_refused() -> None:
@@ -88,7 +90,10 @@ def test_other_metrics_than_those_of_the_first_are_refused_and_its_own_if_it_is_
     stack.metrics[0]["num-examples"] = 0
     stack.metrics[0]["own"] = 1.0
     stack.metrics[2]["own"] = 1.0
-    alike(*both(stack, sent()))
+    content = alike(*both(stack, sent()))
+    # Clients 1, 3 and 4 are left: the first is refused itself, the third says more than others.
+    assert content["metrics"]["num-examples"] == 2 + 4 + 5
+    assert "own" not in content["metrics"]
 
 
 @pytest.mark.parametrize(

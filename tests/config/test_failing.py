@@ -19,8 +19,9 @@ from fedwsa.config.blame import place_of, told
 from fedwsa.config.component import ConfigError, locate
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
+from fedwsa.simulation.orders import Answers, Job, Order
 from fedwsa.simulation.transport import pack, shell, unpack
-from fedwsa.simulation.worker import Answers, Job, Order, Worker
+from fedwsa.simulation.worker import Worker
 from server.federation import Federation
 from server.rounds import RunError
 from tests.given.failing import fail

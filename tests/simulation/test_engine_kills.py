@@ -24,7 +24,8 @@ from fedwsa.algorithms.averaging import averaged
 from fedwsa.schema.compose import compose
 from fedwsa.simulation import pool, run_simulation, worker
 from fedwsa.simulation.cluster import connect
-from fedwsa.simulation.worker import Job, Worker
+from fedwsa.simulation.orders import Job
+from fedwsa.simulation.worker import Worker
 
 CLIENTS = 3
 

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedwsa.algorithms.averaging import averaged
-from fedwsa.simulation import CohortApp
+from fedwsa.simulation import CohortApp, CohortReply
 from tests.given.engine import within
 
 NEVER = 600  # seconds: who is asked to sleep is ended before
@@ -159,7 +159,10 @@ def test_ctrl_c_reaches_who_waits_and_ends_those_who_work() -> None:
 
 
 @pytest.mark.parametrize("average", [False, True])
-def test_a_cohort_may_be_told_different_things(average: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_one_piece", [False, True])
+def test_a_cohort_may_be_told_different_things(
+    average: bool, in_one_piece: bool, tmp_path: Path
+) -> None:
     alone, app = ClientApp(), CohortApp()
 
     @app.train()
@@ -171,10 +174,14 @@ def test_a_cohort_may_be_told_different_things(average: bool, tmp_path: Path) ->
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
     @app.cohort
-    def together(messages: list[Message], contexts: list[Context]) -> list[Message] | None:
+    def together(messages: list[Message], contexts: list[Context]) -> list[Message] | CohortReply:
         with (tmp_path / "calls").open("a") as file:
             file.write(f"{len(messages)} ")
-        return [train(m, c) for m, c in zip(messages, contexts, strict=True)]
+        each = [train(m, c) for m, c in zip(messages, contexts, strict=True)]
+        if not in_one_piece:
+            return each
+        arrays = np.stack([reply.content["arrays"]["w"].numpy() for reply in each])
+        return CohortReply({"w": arrays}, [dict(reply.content["metrics"]) for reply in each])
 
     def body(grid: Grid) -> None:
         arrays = ArrayRecord({"w": Array(np.full(2, 1.0, np.float32))})
