@@ -2,8 +2,9 @@
 
 A ``KeyboardInterrupt`` that is raised in a callback of the garbage collector is printed and
 forgotten. So the handler also leaves a note, and whatever works for long asks by :func:`check`
-whether it is there. Inside the import machinery nothing is raised: it may just have taken a lock,
-which it would keep, and every thread that imports would wait for ever.
+whether it is there. Nothing is raised while a module is imported: the import machinery may just
+have taken a lock, which it would keep, and every thread that imports would wait for ever; and a
+module that is written in C++ may have no way to pass an exception on, and would abort the process.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
-_SOON = 0.02  # seconds until a signal that came inside the import machinery is tried again
+_SOON = 0.02  # seconds until a signal that came during an import is tried again
 
 _name = ""  # of the command
 _number = 0  # the signal that came
 _ending = False
+_leave: Callable[[], None] | None = None  # while nothing has begun
 
 
 def watch(name: str) -> None:
@@ -39,6 +43,23 @@ def watch(name: str) -> None:
             signal.signal(number, _came)
     sys.excepthook = _end_in_one_line
     os.register_at_fork(after_in_child=_leave_to_python)
+
+
+@contextmanager
+def starting(leave: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Around the imports of a command, which take seconds: a signal ends the process at once.
+
+    Parameters
+    ----------
+    leave
+        Called before, for what was started already.
+    """
+    global _leave
+    outer, _leave = _leave, leave
+    try:
+        yield
+    finally:
+        _leave = outer
 
 
 def asked() -> bool:
@@ -77,16 +98,29 @@ def _came(number: int, frame: FrameType | None) -> None:
     first, _number = not _number, number
     if _ending or not first:
         os._exit(code())
+    if _leave is not None:
+        os.write(2, f"{_name}: interrupted\n".encode())  # a handler must not use a buffer
+        _leave()
+        os._exit(code())
     _interrupt(number, frame)
 
 
 def _interrupt(_: int, frame: FrameType | None) -> None:
     signal.alarm(0)  # of a handler below Python, as Ray sets: it would abort a slow end
-    if frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
+    if _imports(frame):
         signal.signal(signal.SIGALRM, _interrupt)
         signal.setitimer(signal.ITIMER_REAL, _SOON)
         return
     raise KeyboardInterrupt
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported, however far inside."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _end_in_one_line(

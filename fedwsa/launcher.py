@@ -41,7 +41,8 @@ def _start(name: str, module: str) -> None:
         print(f"fedwsa {version('fedwsa')}")
         return
     find_apps()
-    command = import_module(module)
+    with interruption.starting():
+        command = import_module(module)
     interruption.check()
     try:
         command.main()

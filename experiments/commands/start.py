@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 
+from experiments.commands.descendants import end_descendants
 from experiments.commands.ray_start import RayStart, expects_local_ray
 from fedwsa import interruption
 
@@ -14,9 +16,10 @@ from fedwsa import interruption
 def main() -> None:
     """Run the command; see :mod:`experiments.commands.simulate`."""
     try:
-        if expects_local_ray(sys.argv[1:]):
-            RayStart.at(None)
-        from experiments.commands.simulate import main as command
+        with interruption.starting(lambda: end_descendants(os.getpid())):
+            if expects_local_ray(sys.argv[1:]):
+                RayStart.at(None)
+            from experiments.commands.simulate import main as command
 
         interruption.check()
         command()

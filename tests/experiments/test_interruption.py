@@ -72,7 +72,7 @@ def interrupted(
     ("words", "module"),
     [
         ("fedwsa rounds=1 clients.count=2", "experiments.commands.start"),
-        ("fedwsa rounds=1 clients.count=2", "server.rounds"),
+        ("fedwsa rounds=1 clients.count=2", "server.rounds"),  # after the start
         ("fedwsa-table .", "rich"),
     ],
 )
@@ -89,9 +89,10 @@ def test_a_signal_that_python_swallows_during_imports_ends_a_command_all_the_sam
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
-    done = interrupted(tmp_path, [str(BIN / "fedwsa-table"), "."], "rich", signal.SIGINT, True, 2)
+    words = [str(BIN / "fedwsa"), "rounds=1", "clients.count=2"]
+    done = interrupted(tmp_path, words, "server.rounds", signal.SIGINT, True, 2)
     assert done.returncode == 130
-    assert "fedwsa-table: " not in done.stderr  # nothing is left that could say it
+    assert "fedwsa: " not in done.stderr  # nothing is left that could say it
 
 
 IMPORTING = '''
@@ -127,6 +128,36 @@ def test_a_signal_leaves_no_lock_of_the_import_machinery_held(number: int) -> No
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=False
     )
     assert (done.returncode, done.stderr) == (128 + number, "")
+
+
+MODULE = """
+import os
+os.kill(os.getpid(), NUMBER)
+for _ in range(1000):
+    pass
+os.write(1, b"imported")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_module_is_imported_to_its_end(number: int, tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text(MODULE.replace("NUMBER", str(int(number))))
+    program = f"""
+import sys, time
+from fedwsa import interruption
+
+interruption.watch("here")
+sys.path.append({str(tmp_path)!r})
+try:
+    import module
+    time.sleep(60)
+except KeyboardInterrupt:
+    raise SystemExit(interruption.code())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "imported", "")
 
 
 def test_what_is_ignored_in_the_background_of_a_shell_stays_ignored(tmp_path: Path) -> None:
