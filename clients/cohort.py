@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy, pad
 
 from clients.optimisers import StackedOptimiser, clip_each
@@ -94,7 +94,7 @@ class Stack:
             # A sequence has a loss at each position.
             return (each if each.dim() == 1 else each.mean(1)) @ share.to(each.dtype), after
 
-        self._loss = grad_and_value(loss, has_aux=True)
+        self._loss = loss
         self._step = 0
 
     def client(self, k: int) -> dict[str, Tensor]:
@@ -138,7 +138,6 @@ class Stack:
         )
         return held, added
 
-    @torch.no_grad()
     def backward(
         self,
         x: Tensor,
@@ -165,7 +164,7 @@ class Stack:
         counts = torch.tensor(sizes, device=y.device)
         keys = torch.zeros_like(counts) if keys is None else keys
         self._step = step
-        gradient = vmap(self._loss, in_dims=(0, 0, 0, 0, 0, 0, None if seen is None else 0))
+        of_each = vmap(self._loss, in_dims=(0, 0, 0, 0, 0, 0, None if seen is None else 0))
         with self.masks:
             for longest in kinds:
                 rows = [k for k, size in enumerate(sizes) if self.padded or size == longest]
@@ -173,8 +172,9 @@ class Stack:
                 chosen = slice(len(sizes)) if every else torch.tensor(rows, device=y.device)
                 lengths = counts[chosen]
                 share = torch.arange(longest, device=y.device) < lengths[:, None]
-                gradients, (found, after) = gradient(
-                    {name: w[chosen] for name, w in self.weights.items()},
+                leaves = {name: w[chosen].requires_grad_() for name, w in self.weights.items()}
+                found, after = of_each(
+                    leaves,
                     {name: b[chosen] for name, b in self.buffers.items()},
                     x[chosen, :longest],
                     y[chosen, :longest],
@@ -182,11 +182,15 @@ class Stack:
                     keys[chosen],
                     None if seen is None else seen[chosen],
                 )
-                for name, each in gradients.items():
+                # No loss depends on another client's weights.
+                gradients = torch.autograd.grad(
+                    found.sum(), list(leaves.values()), materialize_grads=True
+                )
+                for name, each in zip(leaves, gradients, strict=True):
                     self.gradients[name][chosen] = each
                 for name, each in after.items():
-                    self.buffers[name][chosen] = each
-                losses[chosen] = found.to(losses.dtype)
+                    self.buffers[name][chosen] = each.detach()
+                losses[chosen] = found.detach().to(losses.dtype)
         return losses
 
 

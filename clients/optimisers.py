@@ -1,16 +1,97 @@
-"""The steps of several clients at once: those that torch's optimisers would take for each."""
+"""The steps of torch's optimisers: of one client, and of several at once.
+
+Torch's classes import its compiler when the first is made, for a second of each worker; the
+functions that they call do not.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
 
 from fedwsa.schema.conditions import Conditions
-from fedwsa.schema.sections import Optimiser
+from fedwsa.schema.sections import Optimiser as Kind
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # as torch's Adam has them
+
+
+class Group(TypedDict, total=False):
+    """Weights with a decay of their own.
+
+    Attributes
+    ----------
+    params : list of Parameter
+    weight_decay : float
+        Where absent, that of the client's conditions.
+    """
+
+    params: list[nn.Parameter]
+    weight_decay: float
+
+
+class Optimiser:
+    """SGD, Adam or AdamW of one client, to the bit as :mod:`torch.optim` has them.
+
+    Parameters
+    ----------
+    groups
+        Weights in single or double precision: torch's fused SGD leaves half precision as it is on a
+        CPU. Those without a gradient stay as they are.
+    conditions
+        Optimiser, rate and decay.
+    momentum
+        Of SGD.
+    fused
+        By kernels that take all weights at once.
+    """
+
+    def __init__(
+        self, groups: Sequence[Group], conditions: Conditions, momentum: float, fused: bool
+    ) -> None:
+        self._kind = conditions.optimiser
+        decay = conditions.weight_decay
+        self._groups = [(g["params"], g.get("weight_decay", decay)) for g in groups]
+        self._moments: dict[nn.Parameter, Any] = {}
+        self._usual: dict[str, Any] = {"lr": conditions.lr, "fused": fused, "maximize": False}
+        if self._kind == "sgd":
+            self._usual |= {"momentum": momentum, "dampening": 0.0, "nesterov": False}
+        else:
+            self._usual |= {"beta1": _BETAS[0], "beta2": _BETAS[1], "eps": _EPS, "amsgrad": False}
+            self._usual |= {"decoupled_weight_decay": self._kind == "adamw"}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """A step by the gradients that the weights have."""
+        for weights, decay in self._groups:
+            given = [w for w in weights if w.grad is not None]
+            fresh = [w for w in given if w not in self._moments]
+            for some in (fresh, [w for w in given if w in self._moments]):
+                if some:
+                    self._step(some, decay)
+
+    def _step(self, weights: list[nn.Parameter], decay: float) -> None:
+        """Of weights that have all been stepped before, or none has."""
+        gradients = [w.grad for w in weights if w.grad is not None]
+        if self._kind == "sgd":
+            buffers = [self._moments.get(w) for w in weights]
+            sgd([*weights], gradients, buffers, weight_decay=decay, **self._usual)
+            self._moments |= zip(weights, buffers, strict=True)
+            return
+        for w in weights:
+            if w not in self._moments:
+                self._moments[w] = torch.zeros_like(w), torch.zeros_like(w), self._count(w)
+        moments = [self._moments[w] for w in weights]
+        first, second, steps = ([own[i] for own in moments] for i in range(3))
+        adam([*weights], gradients, first, second, [], steps, weight_decay=decay, **self._usual)
+
+    def _count(self, weight: Tensor) -> Tensor:
+        """Of steps, where the kernels look for it."""
+        return torch.zeros((), device=weight.device if self._usual["fused"] else "cpu")
 
 
 class StackedOptimiser:
@@ -34,7 +115,7 @@ class StackedOptimiser:
         conditions: Sequence[Conditions],
         momentum: float,
     ) -> None:
-        kinds: set[Optimiser] = {own.optimiser for own in conditions}
+        kinds: set[Kind] = {own.optimiser for own in conditions}
         if len(kinds) != 1:
             raise ValueError("the clients of a stack must have one optimiser")
         [self._kind] = kinds

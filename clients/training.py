@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim.optimizer import ParamsT
 
+from clients.optimisers import Group, Optimiser
 from fedwsa.algorithms.objective import Objective, overrides
 from fedwsa.data.examples import batch_sizes
 from fedwsa.learngene import wave
@@ -89,25 +88,6 @@ def _batches(samples: Samples, size: int) -> Iterator[Tensor]:
         yield from inputs.tensor_split(max(1, len(inputs) // size))
 
 
-def make_optimizer(
-    parameters: ParamsT, local: Local, conditions: Conditions
-) -> torch.optim.Optimizer:
-    """The optimiser of a client, new in each round.
-
-    Parameters
-    ----------
-    parameters
-        In single or double precision: torch's fused SGD leaves half precision as it is on a CPU.
-    """
-    lr, decay = conditions.lr, conditions.weight_decay
-    if conditions.optimiser == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=lr, momentum=local.momentum, weight_decay=decay, fused=local.fused
-        )
-    kind = torch.optim.Adam if conditions.optimiser == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=lr, weight_decay=decay, fused=local.fused)
-
-
 class _Stepped:
     """The weights of a model as the optimiser steps them: half precision in single.
 
@@ -124,16 +104,16 @@ class _Stepped:
         pairs = list(zip(own, self.weights, strict=True))
         self._rounded = [(p, w) for p, w in pairs if p is not w]
         free = {id(p) for p in wave.made_of(model)}
-        decaying = {"params": [w for p, w in pairs if id(p) not in free]}
-        fixed = {"params": [w for p, w in pairs if id(p) in free], "weight_decay": 0.0}
-        self.groups: list[dict[str, Any]] = [g for g in (decaying, fixed) if g["params"]]
+        decaying: Group = {"params": [w for p, w in pairs if id(p) not in free]}
+        fixed: Group = {"params": [w for p, w in pairs if id(p) in free], "weight_decay": 0.0}
+        self.groups = [g for g in (decaying, fixed) if g["params"]]
 
     @torch.no_grad()
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
+    def step(self, optimiser: Optimiser) -> None:
         """A step by the gradients of the model."""
         for own, wide in self._rounded:
             wide.grad = None if own.grad is None else precise(own.grad)
-        optimizer.step()
+        optimiser.step()
         for own, wide in self._rounded:
             own.copy_(wide)
 
@@ -163,7 +143,7 @@ def train(
     model.train()
     device = samples.labels.device
     stepped = _Stepped(model)
-    optimizer = make_optimizer(stepped.groups, local, conditions)
+    optimiser = Optimiser(stepped.groups, conditions, local.momentum, local.fused)
     bf16 = local.precision == "bf16"
     layout = torch.channels_last if local.channels_last else torch.contiguous_format
     seen = torch.unique(samples.labels) if local.mask_absent else None
@@ -194,7 +174,7 @@ def train(
                     objective.add_gradient()
                 if local.clip_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), local.clip_norm)
-                stepped.step(optimizer)
+                stepped.step(optimiser)
                 total += loss.detach() * (end - start)
                 trained, steps = trained + end - start, steps + 1
                 start = end

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clients.network import network_for
-from clients.training import _Stepped, make_optimizer
+from clients.optimisers import Optimiser
+from clients.training import _Stepped
 from experiments.commands.simulate import simulate
 from fedwsa.algorithms.sizes.fedwave import FedWave
 from fedwsa.config.component import Component, ConfigError
@@ -23,7 +24,6 @@ from fedwsa.schema.conditions import Conditions
 from fedwsa.wire import messages
 from server.federation import Federation
 from tests.given.architecture import CLASSES, IMAGE, component, network
-from tests.given.training import local
 
 SIZES = {"S": {"width": 0.25, "depth": 2}, "L": {"width": 0.5, "depth": 4}}
 
@@ -245,10 +245,10 @@ def test_templates_and_scalers_do_not_decay_at_a_client(optimiser: str) -> None:
     net = network_for(component("vit.vit", **SIZES["S"]), IMAGE, CLASSES, "cpu", sent, seed=0)
     net.load({k: t.clone() for k, t in sent.items()})
     conditions = Conditions(0.1, 0.5, batch_size=1, epochs=1, optimiser=optimiser)
-    optimizer = make_optimizer(_Stepped(net.model).groups, local(momentum=0.0), conditions)
+    optimiser_ = Optimiser(_Stepped(net.model).groups, conditions, 0.0, fused=True)
     for parameter in net.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+    optimiser_.step()
     for name, tensor in net.state().items():
         own = name.startswith((wave.TEMPLATES, wave.SCALERS))
         expected = sent[name] if own else sent[name] * (1 - 0.1 * 0.5)

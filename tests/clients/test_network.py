@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from clients.network import Network, network_for
-from clients.training import _Stepped, make_optimizer
+from clients.optimisers import Optimiser
+from clients.training import _Stepped
 from experiments.commands.simulate import simulate
 from fedwsa.config.component import Component, ConfigError, locate
 from fedwsa.config.places import options
@@ -250,12 +251,11 @@ def test_a_builder_that_draws_from_a_generator_of_its_own_is_refused() -> None:
 def test_steps_below_the_spacing_of_half_precision_add_up(kind: torch.dtype, fused: bool) -> None:
     model = nn.Linear(40, 1, bias=False).to(kind)
     nn.init.ones_(model.weight)
-    local = compose().local.model_copy(update={"fused": fused, "momentum": 0.0})
     stepped = _Stepped(model)
-    optimizer = make_optimizer(stepped.weights, local, Conditions(0.01, 0.0, 4, 1))
+    optimiser = Optimiser(stepped.groups, Conditions(0.01, 0.0, 4, 1), 0.0, fused)
     for _ in range(200):
         model.weight.grad = torch.full_like(model.weight, 0.01)
-        stepped.step(optimizer)
+        stepped.step(optimiser)
     # 200 steps of 0.0001, each less than half of the spacing of float16 below 1, 0.00049.
     expected = torch.full((1, 40), 1 - 200 * 0.01 * 0.01)
     tolerance = {torch.float16: 5e-4, torch.bfloat16: 4e-3}.get(kind, 1e-5)
