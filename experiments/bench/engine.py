@@ -225,7 +225,7 @@ def _first_round(words: Sequence[str], folder: Path, cache: Path) -> float:
     overrides = [*words, f"hydra.run.dir={folder}", f"cache_dir={cache}"]
     start = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.commands.start", *overrides],
+        [sys.executable, "-m", "fedwsa", *overrides],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -34,7 +34,7 @@ def peak_memory(words: Sequence[str], folder: Path, cache: Path) -> float:
     """Peak in MB of all processes of a run."""
     overrides = [*words, f"cache_dir={cache}", f"hydra.run.dir={folder}"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.commands.start", *overrides],
+        [sys.executable, "-m", "fedwsa", *overrides],
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )

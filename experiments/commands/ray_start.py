@@ -11,10 +11,13 @@ from typing import Any
 
 from experiments.commands.descendants import end_descendants
 from fedwsa import interruption
+from fedwsa.simulation.cluster import connect, cores
 
-# The engine is imported in the thread that starts Ray, while everything else is.
+# The rest of the engine is imported in the thread that starts Ray, while everything else is.
 
 _POLL = 0.1  # seconds
+_MOST = 2.0  # seconds to let Ray launch its processes
+_WORKERS_NEED = ["fedwsa.simulation.worker", "clients.app"]
 
 
 class RayStart:
@@ -26,28 +29,33 @@ class RayStart:
     ----------
     address
         See :func:`fedwsa.simulation.cluster.connect`.
+    workers
+        As many begin to import what a run needs, as soon as Ray runs.
     **init
-        Likewise.
+        Arguments of ``ray.init``.
     """
 
     _current: RayStart | None = None
 
-    def __init__(self, address: str | None, **init: Any) -> None:
-        self.address, self._init = address, init
+    def __init__(self, address: str | None, workers: int = 0, **init: Any) -> None:
+        self.address, self._workers, self._init = address, workers, init
         self._error: Exception | None = None
-        self._done = threading.Event()
+        self._done, self._launched = threading.Event(), threading.Event()
         threading.Thread(target=self._connect, daemon=True).start()
+        if address is None:
+            # What is imported meanwhile would hold up Ray's processes, which have longer to go.
+            self._launched.wait(_MOST)
 
     @classmethod
-    def at(cls, address: str | None, **init: Any) -> RayStart:
-        """The start that is under way or done, or a new one, with arguments for ``ray.init``."""
+    def at(cls, address: str | None, workers: int = 0, **init: Any) -> RayStart:
+        """The start that is under way or done, or a new one."""
         current = cls._current
         if current is None or current.address != address or current._failed_or_gone:
             if current is not None:
                 current.wait()
                 if "ray" in sys.modules:  # not where nobody answered at the address
                     sys.modules["ray"].shutdown()
-            cls._current = current = cls(address, **init)
+            cls._current = current = cls(address, workers, **init)
         return current
 
     @classmethod
@@ -75,13 +83,16 @@ class RayStart:
         return self._error is not None or not sys.modules["ray"].is_initialized()
 
     def _connect(self) -> None:
-        from fedwsa.simulation.cluster import connect
-
         started = False
         try:
-            started = connect(self.address, **self._init)
+            started = connect(self.address, self._launched.set, **self._init)
+            if self._workers:
+                from fedwsa.simulation import kept  # which imports Ray
+
+                kept.start_early(self._workers, _WORKERS_NEED)
         except Exception as error:
             self._error = error
+        self._launched.set()
         self._done.set()
         if started:  # Ray's processes end with the thread that started them
             threading.Event().wait()
@@ -101,3 +112,8 @@ def expects_local_ray(arguments: Sequence[str]) -> bool:
     if any(a.startswith("-") and a not in ("--multirun", "-m") for a in arguments):
         return False  # help, another configuration, …: let it be read first
     return not any(a.startswith(("runtime=flower", "runtime.address=")) for a in arguments)
+
+
+def early_workers(arguments: Sequence[str]) -> int:
+    """How many workers a command line looks as if it will have; 0: that must be read first."""
+    return 0 if any(a.startswith(("runtime.", "device=")) for a in arguments) else cores()

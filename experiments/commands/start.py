@@ -7,7 +7,7 @@ import sys
 import traceback
 
 from experiments.commands.descendants import end_descendants
-from experiments.commands.ray_start import RayStart, expects_local_ray
+from experiments.commands.ray_start import RayStart, early_workers, expects_local_ray
 from fedwsa import interruption
 
 # The command is imported where interruptions are answered: it takes seconds.
@@ -18,7 +18,7 @@ def main() -> None:
     try:
         with interruption.starting(lambda: end_descendants(os.getpid())):
             if expects_local_ray(sys.argv[1:]):
-                RayStart.at(None)
+                RayStart.at(None, early_workers(sys.argv[1:]))
             from experiments.commands.simulate import main as command
 
         interruption.check()

@@ -22,6 +22,7 @@ from rich.progress import track
 
 from fedwsa.config.component import ConfigError
 from fedwsa.data.examples import Examples
+from fedwsa.data.images import coloured
 
 Pixels = NDArray[np.uint8]
 Background = Literal["white", "black"]
@@ -214,11 +215,3 @@ def in_one_shape(
         )
     channels = max(part.inputs.shape[1] for part in (train, test))
     return coloured(train, channels), coloured(test, channels)
-
-
-def coloured(images: Examples, channels: int) -> Examples:
-    """Grey images with as many channels, all alike; others as they are."""
-    if images.inputs.shape[1] != 1 or channels == 1:
-        return images
-    inputs = images.inputs.expand(-1, channels, -1, -1).contiguous()
-    return Examples(inputs, images.labels, images.ids)

@@ -31,6 +31,14 @@ def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
+def coloured(images: Examples, channels: int) -> Examples:
+    """Grey images with as many channels, all alike; others as they are."""
+    if images.inputs.shape[1] != 1 or channels == 1:
+        return images
+    inputs = images.inputs.expand(-1, channels, -1, -1).contiguous()
+    return Examples(inputs, images.labels, images.ids)
+
+
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 pixels ``(N, C, H, W)`` as floats with zero mean and unit variance, on their device."""
     shift = torch.tensor(mean, device=pixels.device).view(-1, 1, 1)

@@ -16,7 +16,6 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from fedwsa.config.component import Component, ConfigError, asked_for, locate
-from fedwsa.data.decoding import coloured
 from fedwsa.data.examples import LabelledData
 from fedwsa.data.federated import (
     DataSpec,
@@ -25,7 +24,7 @@ from fedwsa.data.federated import (
     subset,
     validation_share,
 )
-from fedwsa.data.images import ImageData
+from fedwsa.data.images import ImageData, coloured
 from fedwsa.data.keys import digest
 from fedwsa.data.loading import KINDS, Source, load, open_source
 from fedwsa.data.partition import Labels, Partition, describe

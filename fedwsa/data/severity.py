@@ -7,7 +7,9 @@ that of all clients together. Every client counts once in a mean, whatever its s
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import xlogy
 
 
 def severity(counts: ArrayLike) -> dict[str, float]:
@@ -29,12 +31,11 @@ def jensen_shannon(counts: ArrayLike) -> float:
     Source: Lin, Divergence measures based on the Shannon entropy, IEEE Trans. Inf. Theory 37(1),
     1991.
     """
-    from scipy.special import rel_entr  # here: the workers of a simulation are spared it
-
-    own, everyone = _distributions(counts)
+    own, everyone = map(torch.from_numpy, _distributions(counts))
     middle = (own + everyone) / 2
-    nats = rel_entr(own, middle).sum(1) / 2 + rel_entr(everyone, middle).sum(1) / 2
-    return float(nats.mean() / np.log(2))
+    each = xlogy(own, own) - xlogy(own, middle)
+    all_ = xlogy(everyone, everyone) - xlogy(everyone, middle)
+    return float((each + all_).sum(1).mean() / 2 / np.log(2))
 
 
 def earth_movers(counts: ArrayLike) -> float:

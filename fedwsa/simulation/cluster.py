@@ -9,8 +9,9 @@ import signal
 import socket
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from inspect import signature
 from typing import Any
@@ -20,7 +21,8 @@ from unittest.mock import patch
 
 logger = logging.getLogger("fedwsa")
 
-_PATIENCE = 5.0  # seconds for an address to answer
+_PATIENCE = 5.0  # seconds for an address to answer, and for Ray until it is asked as it likes
+_SOON = 0.02  # seconds between looks
 
 
 class SimulationError(ValueError):
@@ -40,7 +42,7 @@ def keep_local() -> None:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
-def connect(address: str | None, **init: Any) -> bool:
+def connect(address: str | None, launched: Callable[[], None] = lambda: None, **init: Any) -> bool:
     """Start Ray, or join a cluster, unless this process has done so already.
 
     On one machine Ray listens on 127.0.0.1 only; its own default is every address.
@@ -49,6 +51,8 @@ def connect(address: str | None, **init: Any) -> bool:
     ----------
     address
         ``auto`` or ``HOST:PORT`` of a cluster; None: start Ray on this machine.
+    launched
+        Called when Ray's processes have been launched here, and all that is left is to wait.
     **init
         Arguments of ``ray.init``.
 
@@ -85,7 +89,10 @@ def connect(address: str | None, **init: Any) -> bool:
     # Not catch_warnings: in a thread it would put back filters that others have set meanwhile.
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     try:
-        with _as_before(address is None), _lean(init) if address is None else nullcontext():
+        with (
+            _as_before(address is None),
+            _lean(init, launched) if address is None else nullcontext(),
+        ):
             ray.init(**init)
     except Exception as error:  # of many kinds, of its own and of others
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -115,14 +122,15 @@ def _as_before(local: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _lean(init: Mapping[str, Any]) -> Iterator[None]:
+def _lean(init: Mapping[str, Any], launched: Callable[[], None]) -> Iterator[None]:
     """Around the start of a Ray of one machine: without programs that nobody asks anything.
 
     The autoscaler's monitor, the dashboard's server, and the reader of the workers' logs where
-    these are not shown: each is a Python of its own, together a third of what the start takes. Ray
-    has the switches, but no public way to them; one that has them no more starts as it always does.
+    these are not shown: each is a Python of its own, together a third of what the start takes. And
+    Ray looks once a second whether its node is up. It has the switches, but no public way to them;
+    one that has them no more starts as it always does.
     """
-    from ray._private import node, parameter
+    from ray._private import node, parameter, services
 
     usual = parameter.RayParams
     wanted = {"no_monitor": True, "include_log_monitor": bool(init["log_to_driver"])}
@@ -137,7 +145,33 @@ def _lean(init: Mapping[str, Any]) -> Iterator[None]:
     with patch.object(parameter, "RayParams", lean), ExitStack() as more:
         if not init["include_dashboard"]:
             more.enter_context(patch.object(node.Node, "start_api_server", lambda *_, **__: None))
+        if hasattr(services, "get_node"):
+            prompt = _once_up(services.get_node, launched)
+            more.enter_context(patch.object(services, "get_node", prompt))
         yield
+
+
+def _once_up(
+    get_node: Callable[[str, str], Any], launched: Callable[[], None]
+) -> Callable[[str, str], Any]:
+    """Ray's function that waits for a node, called when the node is there."""
+    from ray._private.services import _get_gcs_client_options
+    from ray._private.state import GlobalState
+
+    def called(address: str, node: str) -> Any:
+        launched()
+        state = GlobalState()  # type: ignore[no-untyped-call]
+        options = _get_gcs_client_options(address)  # type: ignore[no-untyped-call]
+        state._initialize_global_state(options)  # type: ignore[no-untyped-call]
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end:
+            nodes = state.node_table()  # type: ignore[no-untyped-call]
+            if any(known["NodeID"] == node for known in nodes):
+                break
+            time.sleep(_SOON)
+        return get_node(address, node)
+
+    return called
 
 
 def search_path() -> list[str]:

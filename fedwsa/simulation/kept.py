@@ -1,23 +1,82 @@
-"""Workers that are left for the next run of this process."""
+"""Workers that wait for a run of this process: left by the last, or started before the first."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import RayError
+
+from fedwsa.simulation.actor import WorkerActor
 
 _PATIENCE = 10.0  # seconds for a worker that has nothing to do to say that it lives
 
-_waiting: list[tuple[tuple[Any, ...], Any]] = []
-"""Workers without a run, each with what it must have in common with the next one's."""
+
+class Kind(NamedTuple):
+    """What a worker has: Ray's job, a share of the machine, and where it finds code."""
+
+    session: str
+    gpus: float
+    cpus: float
+    folder: str
+    path: tuple[str, ...]
 
 
-def kind_of(gpus: float, cpus: float) -> tuple[Any, ...]:
-    """What a worker that was started now would have: Ray's job, a share, where code is found."""
-    return _session(), gpus, cpus, os.getcwd(), tuple(sys.path)
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """A worker without a run.
+
+    Attributes
+    ----------
+    kind : Kind
+    actor : ActorHandle
+    loaded : ObjectRef or None
+        There once it has imported what it was told to; None: it has had a run.
+    """
+
+    kind: Kind
+    actor: Any
+    loaded: ObjectRef[None] | None = None
+
+    def suits(self, kind: Kind | None) -> bool:
+        """Whether one of a kind that was started now would find the same."""
+        if kind is None or self.loaded is None:
+            return self.kind == kind
+        # What it has imported stands there still, if others have been added after it.
+        path = kind.path[: len(self.kind.path)]
+        return self.kind == kind._replace(path=path)
+
+
+_waiting: list[_Waiting] = []
+
+
+def start(gpus: float, cpus: float) -> Any:
+    """A new worker with a share of a GPU and so many CPUs; on a cluster where most is free."""
+    options = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
+    actor: Any = ray.remote(WorkerActor).options(**options)
+    return actor.remote()
+
+
+def start_early(count: int, modules: Sequence[str]) -> None:
+    """Let so many workers begin to import what a run will need, while it is prepared.
+
+    Not where there are GPUs: how many share one is not known yet.
+    """
+    if ray.cluster_resources().get("GPU"):  # type: ignore[no-untyped-call]
+        return
+    for _ in range(count):
+        actor = start(0.0, 1.0)
+        _waiting.append(_Waiting(kind_of(0.0, 1.0), actor, actor.load.remote(list(modules))))
+
+
+def kind_of(gpus: float, cpus: float) -> Kind:
+    """What a worker that was started now would have."""
+    return Kind(_session(), gpus, cpus, os.getcwd(), tuple(sys.path))
 
 
 def _session() -> str:
@@ -25,25 +84,28 @@ def _session() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def take(kind: tuple[Any, ...] | None, most: int) -> list[Any]:
+def take(kind: Kind | None, most: int) -> list[Any]:
     """Living workers of a kind; those of others end, as they hold the places of new ones."""
-    alike = [(other, actor) for other, actor in _waiting if other == kind]
-    for other, actor in _waiting:
-        if other != kind and other[0] == _session():  # else they ended with their Ray
-            ray.kill(actor)
-    _waiting[:] = alike[most:]
-    return [actor for _, actor in alike[:most] if _lives(actor)]
+    alike = [waiting for waiting in _waiting if waiting.suits(kind)]
+    surplus = [waiting for waiting in alike[most:] if waiting.loaded is None]
+    for other in _waiting:
+        if other not in alike[:most] + surplus and other.kind.session == _session():
+            ray.kill(other.actor)  # else it ended with its Ray
+    _waiting[:] = surplus
+    return [waiting.actor for waiting in alike[:most] if _lives(waiting)]
 
 
-def _lives(actor: Any) -> bool:
+def _lives(waiting: _Waiting) -> bool:
     """Whether a worker has outlived the wait: its death is no client's fault."""
+    if waiting.loaded is not None and not ray.wait([waiting.loaded], timeout=0)[0]:
+        return True  # it is at its imports
     try:
-        return bool(ray.get(actor.ready.remote(), timeout=_PATIENCE))
+        return bool(ray.get(waiting.actor.ready.remote(), timeout=_PATIENCE))
     except RayError:
-        ray.kill(actor)
+        ray.kill(waiting.actor)
         return False
 
 
-def leave(kind: tuple[Any, ...], actor: Any) -> None:
+def leave(kind: Kind, actor: Any) -> None:
     """Let a worker wait for the next run."""
-    _waiting.append((kind, actor))
+    _waiting.append(_Waiting(kind, actor))

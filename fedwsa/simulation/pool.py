@@ -83,11 +83,9 @@ class Pool:
         run_config: UserConfig | None = None,
     ) -> None:
         app_ref, paths = ray.put(app), search_path()
-        options = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
-        actor: Any = ray.remote(Worker).options(**options)
-        self._make: Callable[[], Any] = lambda: actor.remote(paths)
-        self._begin: Callable[[Any], Any] = lambda worker: worker.begin.remote(
-            [app_ref], run_id, partitions, run_config or {}
+        self._make: Callable[[], Any] = lambda: kept_workers.start(gpus, cpus)
+        self._begin: Callable[[Any], Any] = lambda actor: actor.begin.remote(
+            Worker, paths, [app_ref], run_id, partitions, run_config or {}
         )
         self._kind = kept_workers.kind_of(gpus, cpus) if keep else None
         taken = kept_workers.take(self._kind, workers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -50,16 +49,7 @@ _Answer = tuple[Message | Told, Kept | None]
 
 
 class Worker:
-    """Answers jobs; one lives in each Ray actor.
-
-    Parameters
-    ----------
-    paths
-        Where the driver finds modules, which it may have found after Ray was started.
-    """
-
-    def __init__(self, paths: Sequence[str]) -> None:
-        sys.path += [path for path in paths if path not in sys.path]
+    """Answers jobs; one lives in each Ray actor."""
 
     def begin(
         self,
@@ -97,16 +87,6 @@ class Worker:
             # What is imported stays: looking through it again and again for garbage takes a fifth
             # of the time of small clients.
             gc.freeze()
-
-    def ready(self) -> bool:
-        """Return once the worker lives."""
-        return True
-
-    def warm(self) -> bool:
-        """Import what torch does at its first training step, for seconds: no client's time."""
-        import torch._dynamo  # noqa: F401  (its import is what takes the time)
-
-        return True
 
     def run(self, job: Job) -> Iterator[Answers | Kept]:
         """Answer a job bit by bit; see :class:`Answers`."""

@@ -46,7 +46,7 @@ class Nodes:
 
     def __init__(self, config: Config) -> None:
         self.known_partitions = {k + 1: k for k in range(2)}
-        self.worker = Worker([])
+        self.worker = Worker()
         self.worker.serve(clients.app.build(config), 1, 2, {})
 
     def send_and_receive(

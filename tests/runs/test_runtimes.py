@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from clients.measure import choose_cohort
 from experiments.commands.descendants import family
-from experiments.commands.ray_start import expects_local_ray
+from experiments.commands.ray_start import early_workers, expects_local_ray
 from experiments.commands.simulate import main, simulate
 from fedwsa.data.federated import open_federated
 from fedwsa.schema.compose import compose
@@ -261,3 +261,8 @@ def test_ray_is_started_early_only_where_it_will_be_used() -> None:
     for words in (["--help"], ["--cfg", "job"], ["runtime=flower"], ["runtime.address=auto"]):
         assert not expects_local_ray(words)
     assert not expects_local_ray(["-cp", "x", "-cn", "config"])
+
+
+def test_workers_begin_early_where_a_command_line_does_not_say_how_many() -> None:
+    assert early_workers(["wsa=on"]) == len(os.sched_getaffinity(0))
+    assert early_workers(["runtime.workers=1"]) == early_workers(["device=cuda"]) == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -97,3 +99,33 @@ def test_code_that_is_found_elsewhere_gets_new_workers(monkeypatch, tmp_path) ->
     monkeypatch.syspath_prepend(str(tmp_path))
     second, _, _ = run("two", 1, True)
     assert not second & first
+
+
+def waiting() -> set[str]:
+    return {str(own.actor._actor_id) for own in kept._waiting}
+
+
+@pytest.mark.parametrize("where", ["as it was", "added", "in front"])
+def test_workers_that_began_early_play_the_run_unless_code_may_be_found_elsewhere(
+    where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run("before", 1, False)
+    kept.start_early(2, ["no_such_module", "clients.app"])
+    early = waiting()
+    if where == "added":
+        monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    elif where == "in front":
+        monkeypatch.syspath_prepend(str(tmp_path))
+    _, said, _ = run("one", 2, True)
+    assert said == {"one"}
+    assert (waiting() == early) == (where != "in front")
+    run("after", 1, False)
+
+
+def test_of_workers_that_began_early_none_is_left_over() -> None:
+    run("before", 1, False)
+    kept.start_early(2, [])
+    early = waiting()
+    run("one", 1, True)
+    assert len(waiting()) == 1
+    assert waiting() < early
