@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from clients.cohort import Stack, fits, train_stack, why_not
+from clients.footprint import client_bytes, free_bytes, most_at_once, sharing
 from clients.stacking import Stacking, stacking
 from clients.training import Samples, train
 from fedwsa.data.federated import FederatedData
@@ -61,6 +62,10 @@ def choose_cohort(
     found = stacking(model, data.whole.shape, data.whole.classes, config.local.largest_batch)
     if reason := why_not(config.local) or found.reason:
         return 1, f"one by one, since {reason}"
+    each = client_bytes(model, data.whole.shape, config.local)
+    room = most_at_once(each, free_bytes(device), sharing(device, workers))
+    if room < COUNTS[0]:
+        return 1, f"one by one, since no more than {room} at once fit in a worker's memory"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a worker has
     try:
@@ -68,7 +73,7 @@ def choose_cohort(
         if alone > _LONG and device == "cpu":
             return 1, "one by one, since the model is too large to gain"
         times = {}
-        for number in [n for n in COUNTS if n <= share]:
+        for number in [n for n in COUNTS if n <= min(share, room)]:
             if fits([_samples(config, data, device)] * number):
                 times[number] = _together(config, data, model, device, number, found)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from flwr.clientapp import ClientApp
 
 from clients import app as clients
 from clients.cohort import why_not
+from clients.footprint import client_bytes, free_bytes, most_at_once, sharing
 from clients.measure import choose_cohort
 from clients.stacking import stacking
 from experiments.commands.ray_start import RayStart
@@ -23,7 +25,7 @@ from fedwsa.fleet.size_rules import WHOLE
 from fedwsa.launcher import find_apps
 from fedwsa.schema.config import Config
 from fedwsa.schema.fleet import Fleet
-from fedwsa.schema.sections import Runtime
+from fedwsa.schema.sections import Cohort, Runtime
 from fedwsa.simulation import SimulationError, run_simulation
 from fedwsa.simulation.cluster import connect, cores, count_workers
 from server import app as server
@@ -82,32 +84,52 @@ def settled(federation: Federation) -> Runtime:
     ConfigError
         If a worker cannot have what it is to have.
     """
-    config = federation.config
-    runtime = config.runtime
+    config, runtime = federation.config, federation.config.runtime
     if runtime.name == "flower":
         return runtime.model_copy(update={"workers": _workers(runtime.workers), "cohort": "off"})
-    if runtime.address is None:
-        workers = _workers(runtime.workers)
-        gpus = runtime.gpus_per_worker
-        gpus = _gpu_share(config, workers) if gpus is None else gpus
-        if gpus:
-            resolve_device("cuda", "runtime.gpus_per_worker")
-    else:
+    if runtime.address is not None:
         gpus = runtime.gpus_per_worker or 0.0
         try:
             workers = count_workers(runtime.workers, gpus)
         except SimulationError as error:
             raise ConfigError(f"runtime.gpus_per_worker={gpus:g}: {error}") from None
-    cohort = runtime.cohort
-    if cohort == "auto":
-        size, reason = choose_cohort(config, federation.data, workers, federation.sizes.of_client)
-        logger.info("cohort: clients are trained %s", reason)
-        cohort = "off" if size == 1 else size
-    elif cohort not in ("off", 1) and (problem := _unstackable(federation)):
-        raise ConfigError(f"runtime.cohort={cohort}: clients cannot be trained at once: {problem}")
+        cohort = _cohort(federation, workers)
+    else:
+        if runtime.gpus_per_worker:
+            resolve_device("cuda", "runtime.gpus_per_worker")
+        workers, cohort = _here(federation)
+        share = runtime.gpus_per_worker
+        gpus = _gpu_share(config, workers) if share is None else share
     return runtime.model_copy(
         update={"workers": workers, "gpus_per_worker": gpus, "cohort": cohort}
     )
+
+
+def _here(federation: Federation) -> tuple[int, Cohort]:
+    """Workers on this machine, and how many clients each trains at once."""
+    config, wanted = federation.config, federation.config.runtime.workers
+    if config.device == "cuda" and wanted is None:
+        # A stack fills a GPU: a second worker would wait for it. Single clients do not.
+        one_each = torch.cuda.device_count()
+        cohort = _cohort(federation, one_each)
+        return (one_each if cohort not in ("off", 1) else _workers(None)), cohort
+    workers = _workers(wanted)
+    return workers, _cohort(federation, workers)
+
+
+def _cohort(federation: Federation, workers: int) -> Cohort:
+    """How many clients a worker trains at once: as asked for, or measured, which is said."""
+    config, cohort = federation.config, federation.config.runtime.cohort
+    if cohort == "auto":
+        size, reason = choose_cohort(config, federation.data, workers, federation.sizes.of_client)
+        logger.info("cohort: clients are trained %s", reason)
+        return "off" if size == 1 else size
+    if cohort not in ("off", 1):
+        if problem := _unstackable(federation):
+            begin = f"runtime.cohort={cohort}: clients cannot be trained at once"
+            raise ConfigError(f"{begin}: {problem}")
+        _require_room(federation, int(cohort), workers)
+    return cohort
 
 
 def _unstackable(federation: Federation) -> str | None:
@@ -120,6 +142,24 @@ def _unstackable(federation: Federation) -> str | None:
         if problem := found.reason:
             return problem if size == WHOLE else f"of size {size}, {problem}"
     return None
+
+
+def _require_room(federation: Federation, cohort: int, workers: int) -> None:
+    """Refuse more clients at once than there is memory for."""
+    config, shape = federation.config, federation.data.whole.shape
+    counts = Counter(federation.sizes.of_client)
+    device = resolve_device(config.device)
+    free = free_bytes(device)
+    for size, model in federation.sizes.models.items():
+        share = math.ceil(counts[size] * config.clients.fraction / workers)
+        each = client_bytes(model, shape, config.local)
+        most = most_at_once(each, free, sharing(device, workers))
+        if min(cohort, share) > most:
+            raise ConfigError(
+                f"runtime.cohort={cohort}: in each of {workers} workers {min(cohort, share)} "
+                f"clients would take {min(cohort, share) * each / 1e9:.3g} GB, of {free / 1e9:.3g} "
+                f"GB that are free for all: at most {most} fit"
+            )
 
 
 def _workers(wanted: int | None) -> int:

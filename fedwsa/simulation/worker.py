@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import ray
 from flwr.app import (
@@ -48,6 +51,28 @@ _Answer = tuple[Message | Told, Kept | None]
 """A reply, or what is left of it, and what its sender keeps from now on, if that changed."""
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """The answers of clients that were trained at once.
+
+    Attributes
+    ----------
+    answers : list of Message, or of dict
+        Whole; of a stack that is to be averaged the metrics, packed.
+    stack : CohortReply or None
+    kept : list of Kept or None
+        What each keeps, if that changed.
+    """
+
+    answers: list[Message] | list[PackedContent]
+    stack: CohortReply | None
+    kept: list[Kept | None]
+
+
+class _Full(Exception):
+    """Clients take more memory than there is."""
+
+
 class Worker:
     """Answers jobs; one lives in each Ray actor."""
 
@@ -83,6 +108,7 @@ class Worker:
         self._app, self._missing = app, ""
         self._run_id, self._partitions, self._run_config = run_id, partitions, run_config
         self._warnings: list[str] = []
+        self._fits: int | None = None  # clients at once, if it was found out
         if not gc.get_freeze_count():
             # What is imported stays: looking through it again and again for garbage takes a fifth
             # of the time of small clients.
@@ -135,11 +161,12 @@ class Worker:
     def _groups(self, job: Job, contents: Sequence[RecordDict]) -> Iterator[list[Order]]:
         """Clients to answer together: one, or as many as may be trained at once."""
         together = isinstance(self._app, CohortApp) and self._app.train_cohort is not None
-        most = job.cohort if together else 1
-        kinds = [_kind(content) for content in contents] if most > 1 else []
+        asked = job.cohort if together else 1
+        kinds = [_kind(content) for content in contents] if asked > 1 else []
         group: list[Order] = []
         for order in job.orders:
             trains = order.message.metadata.message_type == MessageType.TRAIN
+            most = asked if self._fits is None else min(asked, self._fits)
             if group and not (
                 trains and len(group) < most and kinds[group[0].content] == kinds[order.content]
             ):
@@ -162,21 +189,47 @@ class Worker:
         """The answers of a group; None for those whose time is over."""
         if len(group) > 1:
             try:
-                answers = self._answer_together(group, contents, min(ends), average)
+                whole = average is None or len({order.content for order in group}) > 1
+                trained = self._train_together(group, contents, min(ends), whole)
             except Late:  # some may have longer
-                answers = None
-            if answers is not None:
-                return answers
+                trained = None
+            except _Full:
+                half = len(group) // 2
+                self._make_do_with(half)
+                halves = (slice(None, half), slice(half, None))
+                parts = [self._answer(group[h], contents[h], ends[h], average) for h in halves]
+                return [answer for part in parts for answer in part]
+            if trained is not None:
+                return _answers(trained, group, contents[0], average)
         triples = zip(group, contents, ends, strict=True)
         return [self._answer_one(*triple) for triple in triples]
 
-    def _answer_together(
-        self,
-        group: Sequence[Order],
-        contents: Sequence[RecordDict],
-        end: float,
-        average: Accumulator | None,
-    ) -> list[_Answer | None] | None:
+    def _make_do_with(self, count: int) -> None:
+        """Train no more clients at once from now on: more have been found not to fit."""
+        self._fits = count
+        at_once = "one by one" if count == 1 else f"{count} at once"
+        self._warnings.append(
+            f"{2 * count} clients at once or more do not fit in the memory of a worker, which "
+            f"trains them {at_once} from now on"
+        )
+
+    def _train_together(
+        self, group: Sequence[Order], contents: Sequence[RecordDict], end: float, whole: bool
+    ) -> _Trained | None:
+        """What clients answer that are trained at once; None: they could not be.
+
+        Parameters
+        ----------
+        whole
+            Whether every answer is wanted; else a stack stays one, to be averaged.
+
+        Raises
+        ------
+        _Full
+            If that takes more memory than there is.
+        Late
+            If the time of one is over.
+        """
         assert isinstance(self._app, CohortApp)
         assert self._app.train_cohort is not None
         try:
@@ -190,17 +243,17 @@ class Worker:
                 return None
             _require_answers(replies, len(group))
             kept = [each.changed() for each in own]
-            answers: list[Message] | list[Told]
             if not isinstance(replies, CohortReply):
                 answers = [_checked(r, o) for r, o in zip(replies, group, strict=True)]
-            elif average is None or len({order.content for order in group}) > 1:
-                answers = _cut(replies, group)
-            else:
-                answers = _add_stack(average, replies, group, contents[0])
-            return list(zip(answers, kept, strict=True))
+                return _Trained(answers, None, kept)
+            if whole:
+                return _Trained(_cut(replies, group), None, kept)
+            return _Trained([pack(replies.said(k)) for k in range(len(group))], replies, kept)
         except Late:
             raise
         except BaseException as error:  # one by one will tell whose fault it is
+            if _is_full(error):
+                raise _Full from None
             line = "clients could not be trained at once, and are trained one by one"
             self._warnings.append(f"{line}: {told(error)}")
             return None
@@ -288,24 +341,31 @@ def _require_answers(replies: object, count: int) -> None:
         raise ValueError(f"the cohort's function answers for {len(replies)} clients of {count}")
 
 
+def _is_full(error: BaseException) -> bool:
+    """Whether memory is what an error is about: of Python, of a GPU, of torch on a CPU."""
+    torch = sys.modules.get("torch")  # imported by whoever has tensors
+    of_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return isinstance(error, MemoryError) or of_gpu or "can't allocate memory" in str(error)
+
+
+def _answers(
+    trained: _Trained,
+    group: Sequence[Order],
+    sent: RecordDict,
+    average: Accumulator | None,
+) -> list[_Answer | None]:
+    """What is sent: answers, or what is left of those that are added to the average here."""
+    answers: Sequence[Any] = trained.answers
+    if trained.stack is not None and average is not None:
+        problems = average.add_stack(trained.stack, sent)
+        rows = zip(group, answers, problems, strict=True)
+        answers = [Told(order.key, said, problem) for order, said, problem in rows]
+    return list(zip(answers, trained.kept, strict=True))
+
+
 def _cut(replies: CohortReply, group: Sequence[Order]) -> list[Message]:
     """A message for each client of a stack."""
     return [Message(replies.content(k), reply_to=order.message) for k, order in enumerate(group)]
-
-
-def _add_stack(
-    average: Accumulator,
-    replies: CohortReply,
-    group: Sequence[Order],
-    sent: RecordDict,
-) -> list[Told]:
-    """Add a stack of answers to one content to the average; what is left of each, returned."""
-    said = [pack(replies.said(k)) for k in range(len(group))]
-    problems = average.add_stack(replies, sent)
-    return [
-        Told(order.key, own, problem)
-        for order, own, problem in zip(group, said, problems, strict=True)
-    ]
 
 
 def _bytes(content: PackedContent) -> int:

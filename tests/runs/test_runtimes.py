@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -19,6 +21,7 @@ from ray._private import services
 from safetensors.torch import load_file
 
 from clients.measure import choose_cohort
+from experiments.commands import runtimes
 from experiments.commands.descendants import family
 from experiments.commands.ray_start import early_workers, expects_local_ray
 from experiments.commands.simulate import main, simulate
@@ -188,6 +191,37 @@ def test_what_cannot_be_ends_in_one_line_before_anything_is_written(
     assert errors.startswith("fedwsa: ")
     assert len(errors.splitlines()) == 1
     assert line in errors
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+@pytest.mark.parametrize(("measured", "expected"), [(8, (2, 1.0, 8)), (1, (6, 1 / 3, "off"))])
+def test_a_gpu_has_one_worker_where_that_trains_stacks(
+    measured: int, expected: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(runtimes, "cores", lambda: 6)
+    monkeypatch.setattr(runtimes, "choose_cohort", lambda *_: (measured, "as measured"))
+    config = compose().model_copy(update={"device": "cuda"})
+    federation = SimpleNamespace(config=config, data=None, sizes=SimpleNamespace(of_client=[]))
+    found = runtimes.settled(federation)  # type: ignore[arg-type]
+    assert (found.workers, found.gpus_per_worker, found.cohort) == expected
+
+
+def test_a_cohort_for_which_there_is_no_memory_is_refused_with_what_fits(
+    command: Called, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(runtimes, "free_bytes", lambda device: 10**7)
+    words = ["clients.count=40", "clients.fraction=1", "runtime.workers=1", "runtime.cohort=30"]
+    code, _, errors = command(*words)
+    assert code == 1
+    # 55,210 weights of 4 bytes: themselves, gradients twice, a moment; and what a batch leaves.
+    line = r"fedwsa: runtime\.cohort=30: in each of 1 workers 30 clients would take (0\.0\d+) GB, "
+    line += r"of 0\.01 GB that are free for all: at most (\d) fit\n"
+    found = re.fullmatch(line, errors)
+    assert found
+    each = float(found[1]) / 30
+    assert each * 1e9 == pytest.approx(4 * 4 * 55210, rel=0.2)
+    assert int(found[2]) == int(0.8 * 0.01 / each)
     assert not list(tmp_path.glob("runs/*/*"))
 
 

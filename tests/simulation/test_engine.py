@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import (
+    ConfigRecord,
     Context,
     Message,
 )
@@ -176,6 +178,44 @@ def test_a_cohort_goes_to_the_app_at_once_and_one_that_fails_is_trained_one_by_o
     assert failed.startswith(
         "clients could not be trained at once, and are trained one by one: "
         "RuntimeError: cannot stack these ("
+    )
+
+
+@pytest.mark.parametrize("full", [torch.OutOfMemoryError("of a GPU"), MemoryError()])
+@pytest.mark.parametrize("in_one_piece", [True, False])
+def test_where_memory_is_full_half_as_many_are_trained_at_once_from_then_on(
+    full: Exception, in_one_piece: bool, tmp_path: Path, caplog, monkeypatch
+) -> None:
+    alone, app = client_app(), CohortApp()
+    app._registered_funcs = alone._registered_funcs
+
+    @app.cohort
+    def together(messages: list[Message], contexts: list[Context]) -> list[Message] | CohortReply:
+        with (tmp_path / "calls").open("a") as file:
+            file.write(f"{[int(c.node_config['partition-id']) for c in contexts]}\n")
+        if len(messages) > 2:
+            contexts[0].state["broken off"] = ConfigRecord()  # which no client keeps
+            raise full
+        answers = [alone(m, c) for m, c in zip(messages, contexts, strict=True)]
+        if not in_one_piece:
+            return answers
+        arrays = [a.content["arrays"]["w"].numpy() for a in answers]
+        return CohortReply({"w": np.stack(arrays)}, [dict(a.content["metrics"]) for a in answers])
+
+    def body(grid: Grid) -> None:
+        for count in (1, 2):
+            replies = list(grid.send_and_receive(instructions(grid)))
+            assert weights(replies) == {i: float(i) for i in range(CLIENTS)}
+            assert [r.content["metrics"]["seen"] for r in replies] == [count] * CLIENTS
+
+    monkeypatch.setattr(logging.getLogger("fedwsa"), "propagate", True)
+    within(app, body, workers=1, cohort=4, work=[1] * CLIENTS)
+    calls = [numbers(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    assert calls == [[0, 1, 2, 3], [0, 1], [2, 3], [4, 5], [0, 1], [2, 3], [4, 5]]
+    [line] = {r.getMessage() for r in caplog.records if r.name == "fedwsa"}
+    assert line == (
+        "4 clients at once or more do not fit in the memory of a worker, which trains them 2 at "
+        "once from now on"
     )
 
 
