@@ -25,6 +25,8 @@ from fedwsa.scope.moments import precise
 MOST_BYTES = 1 << 28
 """Inputs of an epoch, of all clients together, that are held at once."""
 
+_MOST_PADDING = 1.5  # times the samples that there are
+
 
 def why_not(local: Local) -> str | None:
     """Why clients that train like this cannot be trained at once; None if they can."""
@@ -159,7 +161,9 @@ class Stack:
         seen
             Which classes each client has, bool ``(A, C)``; the logits of others count as 0.
         """
-        kinds = [max(sizes)] if self.padded else sorted(set(sizes))
+        # Of lengths that differ much, most of what is computed would be padding.
+        little = max(sizes) * len(sizes) <= _MOST_PADDING * sum(sizes)
+        kinds = [max(sizes)] if self.padded and little else sorted(set(sizes))
         losses = torch.zeros(len(sizes), device=y.device)
         counts = torch.tensor(sizes, device=y.device)
         keys = torch.zeros_like(counts) if keys is None else keys
@@ -167,7 +171,7 @@ class Stack:
         of_each = vmap(self._loss, in_dims=(0, 0, 0, 0, 0, 0, None if seen is None else 0))
         with self.masks:
             for longest in kinds:
-                rows = [k for k, size in enumerate(sizes) if self.padded or size == longest]
+                rows = [k for k, size in enumerate(sizes) if len(kinds) == 1 or size == longest]
                 every = len(rows) == len(sizes)  # a slice copies nothing
                 chosen = slice(len(sizes)) if every else torch.tensor(rows, device=y.device)
                 lengths = counts[chosen]

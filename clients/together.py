@@ -51,9 +51,9 @@ def train_together(
         in_time(conditions_of(config, first.content, client), config, first.data, message, client)
         for message, client in zip(received, clients, strict=True)
     ]
-    alike: dict[tuple[int, str], list[int]] = {}  # those who may stand in one stack
+    alike: dict[str, list[int]] = {}  # those who may stand in one stack
     for k, own in enumerate(conditions):
-        alike.setdefault((own.batch_size, own.optimiser), []).append(k)
+        alike.setdefault(own.optimiser, []).append(k)
     parts: list[_Part] = []
     for together in alike.values():
         steps = {k: cohort.count_steps(len(drawn[k]), conditions[k]) for k in together}

@@ -69,9 +69,12 @@ def state(k: int, model: nn.Module) -> dict:
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 @pytest.mark.parametrize("with_objectives", [False, True])
-def test_a_cohort_trains_each_client_as_alone(kind: str, with_objectives: bool) -> None:
+@pytest.mark.parametrize("batches", [(4,) * 6, (3, 3, 4, 4, 5, 4), (1, 2, 8, 8, 5, 4)])
+def test_a_cohort_trains_each_client_as_alone(
+    kind: str, with_objectives: bool, batches: tuple[int, ...]
+) -> None:
     local, clients = settings(), range(len(SIZES))
-    conditions = [Conditions(0.01 * (k + 1), 0.01 * (k % 3), 4, 3) for k in clients]
+    conditions = [Conditions(0.01 * (k + 1), 0.01 * (k % 3), batches[k], 3) for k in clients]
     content = instructions(net(kind))
     kinds: tuple[type[Objective], ...] = (ScopeAlignment, Proximal, Scaffold)
     if not with_objectives:
