@@ -30,8 +30,6 @@ _MOST_PADDING = 1.5  # times the samples that there are
 
 def why_not(local: Local) -> str | None:
     """Why clients that train like this cannot be trained at once; None if they can."""
-    if local.precision != "fp32":
-        return "local.precision is not fp32"
     if local.weight_augmentation != "off":
         return "local.weight_augmentation is set"
     return None
@@ -51,6 +49,8 @@ class Stack:
         a batch: those of one length are then one call.
     keeping
         Buffers that change in training, of which each client has its own.
+    bf16
+        Compute in bfloat16 where torch's autocast does.
 
     Attributes
     ----------
@@ -62,9 +62,14 @@ class Stack:
 
     @torch.no_grad()
     def __init__(
-        self, model: nn.Module, count: int, padded: bool = True, keeping: Collection[str] = ()
+        self,
+        model: nn.Module,
+        count: int,
+        padded: bool = True,
+        keeping: Collection[str] = (),
+        bf16: bool = False,
     ) -> None:
-        self.padded = padded
+        self.padded, self._bf16 = padded, bf16
         self.weights = {
             name: p.detach().expand(count, *p.shape).clone()
             for name, p in model.named_parameters()
@@ -169,7 +174,7 @@ class Stack:
         keys = torch.zeros_like(counts) if keys is None else keys
         self._step = step
         of_each = vmap(self._loss, in_dims=(0, 0, 0, 0, 0, 0, None if seen is None else 0))
-        with self.masks:
+        with self.masks, torch.autocast(y.device.type, torch.bfloat16, enabled=self._bf16):
             for longest in kinds:
                 rows = [k for k, size in enumerate(sizes) if len(kinds) == 1 or size == longest]
                 every = len(rows) == len(sizes)  # a slice copies nothing

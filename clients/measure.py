@@ -126,7 +126,7 @@ def _together(
     def run() -> None:
         clients = [_samples(config, data, device) for _ in range(size)]
         conditions = [_conditions(local)] * size
-        stack = Stack(model, size, found.padded, found.keeping)
+        stack = Stack(model, size, found.padded, found.keeping, local.precision == "bf16")
         train_stack(stack, clients, local, conditions, [[]] * size)
 
     return _fastest(run, device) / size

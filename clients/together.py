@@ -124,7 +124,8 @@ def _train_stack(
     network, content = first.network, first.content
     keys = [(round_of(received[0]), client_of(context)) for context in contexts]
     states = [recalled(*each) for each in zip(received, contexts, strict=True)]
-    stack = cohort.Stack(network.model, len(received), stacking.padded, stacking.keeping)
+    bf16 = config.local.precision == "bf16"
+    stack = cohort.Stack(network.model, len(received), stacking.padded, stacking.keeping, bf16)
     _begin(stack, first, states)
     runs = [
         local_run(config, first, own, samples, state, key)

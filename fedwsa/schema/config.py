@@ -65,12 +65,6 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _refuse_cohorts_in_half_precision(self) -> Config:
-        if isinstance(self.runtime.cohort, int) and self.local.precision != "fp32":
-            raise ValueError("runtime.cohort needs local.precision=fp32")
-        return self
-
-    @model_validator(mode="after")
     def _refuse_splits_without_images_for_clients(self) -> Config:
         if self.init.public + self.evaluation.validation >= 1:
             raise ValueError("init.public and evaluation.validation leave no images for clients")

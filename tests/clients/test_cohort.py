@@ -195,5 +195,21 @@ def test_our_models_can_be_stacked(model: str) -> None:
     found = stacking(build_model(config.model, (3, 32, 32), 10, seed=0), (3, 32, 32), 10)
     assert found.reason is None
     assert bool(found.keeping) == ("batch" in model)
-    assert why_not(settings(precision="bf16")) == "local.precision is not fp32"
+    assert why_not(settings(precision="bf16")) is None
     assert why_not(settings(weight_augmentation="crop")) == "local.weight_augmentation is set"
+
+
+@pytest.mark.parametrize("kind", SHAPE)
+def test_a_step_in_bfloat16_is_the_one_in_single_precision_to_rounding(kind: str) -> None:
+    clients = [samples(k, SHAPE[kind]) for k in range(2)]
+    x, y = (torch.stack([getattr(own, of)[:8] for own in clients]) for of in ("inputs", "labels"))
+    keeping = [name for name, _ in net(kind).named_buffers()]
+    single, half = (Stack(net(kind), 2, keeping=keeping, bf16=bf16) for bf16 in (False, True))
+    losses = [stack.backward(x, y, [8, 8], 0, torch.arange(2)) for stack in (single, half)]
+    torch.testing.assert_close(*losses, rtol=0.02, atol=0.0)
+    assert not torch.equal(*losses)  # it is in use
+    one, other = (
+        torch.cat([g.flatten() for g in stack.gradients.values()]) for stack in (single, half)
+    )
+    assert other.dtype == torch.float32
+    assert (one - other).norm() < 0.05 * one.norm()

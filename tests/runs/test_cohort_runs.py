@@ -35,6 +35,7 @@ RUNS = {
         *("local.batch_sizes=[8,16]", "local.epoch_factors=[1,2]", "local.lr_factors=[0.5,1]"),
         *("local.weight_decays=[0,0.01]", "strategy=scaffold", "wsa=on"),
     ],
+    "half precision": ["local.precision=bf16", "model=cnn", "model.width=0.1"],
     "deadlines": [
         *("clients.deadline=1.5", "clients.late=cut", "clients.speed_spread=1"),
         "clients.flops_per_second=1e8",
@@ -59,11 +60,14 @@ def test_a_run_in_stacks_is_the_run_one_by_one(kind: str, tmp_path: Path) -> Non
     if (alone / "model.safetensors").exists():  # else the clients have models of their own
         one, other = (load_file(folder / "model.safetensors") for folder in (alone, stacked))
         for name, tensor in one.items():
-            if kind != "optimisers":
+            if kind not in ("optimisers", "half precision"):
                 torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-5)
         # Adam makes a step as long as its rate even of what is rounding alone, in a few places.
         both = [torch.cat([t.double().flatten() for t in of.values()]) for of in (one, other)]
-        assert (both[0] - both[1]).norm() < 1e-4 * both[0].norm()
+        near = 1e-2 if kind == "half precision" else 1e-4
+        assert (both[0] - both[1]).norm() < near * both[0].norm()
+    if kind == "half precision":
+        return  # a sample's prediction may be another
     for table in ("clients.csv", "client_scores.csv"):
         one, other = (numbers(folder / table) for folder in (alone, stacked))
         pd.testing.assert_frame_equal(one, other, rtol=1e-3)

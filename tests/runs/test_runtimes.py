@@ -174,7 +174,6 @@ def test_ctrl_c_before_the_first_round_leaves_nothing(moment: str, tmp_path: Pat
         ("runtime.cohort=0", "runtime.cohort: must be auto, off, or a number above 0 (got 0)"),
         ("runtime.gpus_per_worker=0.5", "runtime.gpus_per_worker: there is no CUDA GPU here"),
         ("runtime=flower runtime.cohort=4", "runtime: cohort needs runtime=ray"),
-        ("runtime.cohort=4 local.precision=bf16", "runtime.cohort needs local.precision=fp32"),
         (
             f"runtime.cohort=4 {DRAWING}",
             "runtime.cohort=4: clients cannot be trained at once: what it draws would be another",
@@ -254,7 +253,6 @@ def test_too_many_workers_are_cut_with_a_warning(cache: str, tmp_path: Path) -> 
             ["clients.count=200", "partition=iid", "local.weight_augmentation=crop"],
             "local.weight_augmentation is set",
         ),
-        (["clients.count=200", "partition=iid", "local.precision=bf16"], "precision is not fp32"),
         (
             ["clients.count=64", "partition=iid", "model=resnet20", "model.width=6"],
             "too large to gain",
