@@ -7,19 +7,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from clients.received import (
-    Received,
-)
+from clients.footprint import free_bytes
+from clients.received import Received
 from clients.training import Samples
 from fedwsa import seeding
 from fedwsa.algorithms.objective import LocalRun, State, TrainedOn
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import FederatedData
-from fedwsa.data.skew import skewed
+from fedwsa.data.skew import leaves_alone, skewed
+from fedwsa.remembered import in_run
 from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.config import Config
 from fedwsa.wire.content import find_record
 from fedwsa.wire.names import POOLED
+
+_SHARE = 0.5  # of what is free on a GPU, for the pool
 
 DROPOUT = "dropout"
 """What a network draws in a training is keyed by it, the round and the client."""
@@ -31,7 +33,7 @@ def samples_of(config: Config, received: Received, key: tuple[int, int]) -> Samp
     random = seeding.generator(config.seed, "train", *key)
     pooled = find_record(received.content, POOLED)
     if pooled is None:
-        own = seen(config, data, key[1], held=False)
+        own = _own(config, data, key[1], device)
     else:
         own = _pool(config, data, float(pooled[POOLED]), random)
     augment = data.whole.augmentation(config.dataset.augment)
@@ -61,6 +63,22 @@ def local_run(
     )
     momentum = config.local.momentum
     return LocalRun(conditions.lr, momentum, state, len(samples), samples=trained_on)
+
+
+def _own(config: Config, data: FederatedData, client: int, device: str) -> Examples:
+    """A client's training samples: where nothing changes them, taken out where it trains."""
+    if device == "cpu" or not leaves_alone(config.skew):
+        return seen(config, data, client, held=False)
+    return resident(data, device)[data.split(client)[0]]
+
+
+@in_run(1)
+def resident(data: FederatedData, device: str) -> Examples:
+    """The pool as it lies on a GPU, once for all clients of a worker, if it has room for it."""
+    pool = data.whole.train
+    if pool.inputs.nbytes > _SHARE * free_bytes(device):
+        return pool
+    return Examples(pool.inputs.to(device), pool.labels.to(device))
 
 
 def seen(config: Config, data: FederatedData, client: int, *, held: bool) -> Examples:

@@ -170,6 +170,11 @@ def _opened(component: Component) -> Skew:
     return open_skew(component)
 
 
+def leaves_alone(component: Component) -> bool:
+    """Whether every client sees its images as they are."""
+    return isinstance(_opened(component), NoSkew)
+
+
 def drawn(component: Component, seed: int, clients: int) -> list[dict[str, float]]:
     """What each client draws."""
     skew = _opened(component)
@@ -191,9 +196,9 @@ def skewed(component: Component, pixels: Tensor, seed: int, client: int, held: b
     held
         Whether they are its hold-out, whose noise is its own.
     """
-    skew = _opened(component)
-    if isinstance(skew, NoSkew):  # a generator would cost more than a step of a small client
+    if leaves_alone(component):  # a generator would cost more than a step of a small client
         return pixels
+    skew = _opened(component)
     own = _draw(skew, seed, client)
     if not own:
         return pixels
