@@ -1,8 +1,12 @@
 """The engine's speed, against Flower's simulation and against no framework at all.
 
-Usage: ``python -m experiments.bench.engine [--workload NAME] [--json FILE] [--repeat N]``
+Usage: ``python -m experiments.bench.engine [--workload NAME] [--json FILE] [--repeat N]
+[--device cuda] [--rivals PYTHON]``
 
-With the extra ``bench``, pfl-research runs the workload ``cnn`` too.
+With ``--rivals``, pfl-research and BlazeFL run the CNN workloads too: they need an environment of
+their own, since pfl and Flower want different versions of a package, and BlazeFL Python 3.12.
+``device-50`` and the like train on any device, beside the limit: the same work in one stack,
+without a framework. On a CPU they are run where they are named.
 
 Every ratio is of speeds measured in one run on the same machine, ours over theirs: above one,
 ours is faster. The sides take turns; a side's time is the median over its rounds.
@@ -20,20 +24,24 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 import experiments.commands.simulate
 from experiments.bench import workloads
+from experiments.bench.limit import limit_seconds
 from experiments.bench.loop import loop_seconds
 from experiments.bench.memory import fleet, peak_memory
 from experiments.bench.timing import in_turn
-from experiments.bench.workloads import TRAININGS, Training
+from experiments.bench.workloads import TRAININGS
+from fedwsa.data.federated import open_federated
+from fedwsa.launcher import APPS
+from fedwsa.models import build_model
 from fedwsa.runfolder.files import write_text
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
@@ -58,8 +66,9 @@ class Result:
         Its name.
     seconds : float
         Ours: of a round, to the end of round 1 (``start``, fleets), or, of ``memory``, megabytes.
-    flower_ratio, loop_ratio, pfl_ratio : float or None
-        Speed over that of Flower's simulation, a plain loop, pfl; None where not run.
+    flower_ratio, loop_ratio, pfl_ratio, blazefl_ratio, limit_ratio : float or None
+        Speed over that of Flower's simulation, a plain loop, pfl, the faster of BlazeFL's two ways,
+        and the limit; None where not run.
     """
 
     workload: str
@@ -67,6 +76,8 @@ class Result:
     flower_ratio: float | None = None
     loop_ratio: float | None = None
     pfl_ratio: float | None = None
+    blazefl_ratio: float | None = None
+    limit_ratio: float | None = None
 
 
 def main() -> None:
@@ -77,13 +88,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     parser.add_argument("--repeat", type=int, default=2, help="turns that each side takes")
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for training")
+    parser.add_argument(
+        "--rivals", metavar="PYTHON", help="Python of an environment with pfl and BlazeFL"
+    )
     arguments = parser.parse_args()
     experiments.commands.simulate.console.quiet = True
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     results = []
-    for name in arguments.workload or names:
+    usual = [n for n in names if arguments.device != "cpu" or not n.startswith("device-")]
+    for name in arguments.workload or usual:
         console.print(f"[bold]{name}[/bold] ...")
-        results.append(_run(name, arguments.repeat, arguments.device))
+        results.append(_run(name, arguments.repeat, arguments.device, arguments.rivals))
         console.print(_table(results[-1:]))
     Console().print(_table(results))
     if arguments.json:
@@ -91,7 +106,7 @@ def main() -> None:
         write_text(arguments.json, text)
 
 
-def _run(name: str, repeat: int, device: str) -> Result:
+def _run(name: str, repeat: int, device: str, rivals: str | None) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         if name == "echo":
             return _echo(repeat)
@@ -101,16 +116,18 @@ def _run(name: str, repeat: int, device: str) -> Result:
             return _memory(Path(folder))
         if name in FLEETS:
             return _fleet(name, Path(folder), repeat)
-        return _training(name, TRAININGS[name], Path(folder), repeat, device)
+        return _training(name, Path(folder), repeat, device, rivals)
 
 
-def _training(name: str, training: Training, folder: Path, repeat: int, device: str) -> Result:
+def _training(name: str, folder: Path, repeat: int, device: str, rivals: str | None) -> Result:
+    training = TRAININGS[name]
+
     def config(runtime: str) -> Config:
         workers = len(os.sched_getaffinity(0))
         return compose(
             [
                 *training.overrides,
-                *(training.flower if runtime == "flower" else ()),
+                *(training.flower if runtime == "flower" else training.ours),
                 f"rounds={training.rounds + 1}",
                 f"evaluation.every={training.rounds + 1}",
                 f"cache_dir={folder / 'cache'}",
@@ -132,26 +149,61 @@ def _training(name: str, training: Training, folder: Path, repeat: int, device: 
     }
     if device == "cpu":
         sides["loop"] = lambda _: loop_seconds(config("ray"), training.rounds)
-    if name == "cnn" and device == "cpu" and find_spec("pfl"):
-        sides["pfl"] = lambda _: _pfl_seconds(training.rounds)
+    if training.limit is not None:
+        count = training.limit
+        sides["limit"] = lambda _: limit_seconds(
+            _network(config("ray")), count, training.rounds, device
+        )
+    if rivals and name in _RIVALS_RUN:
+        sides |= _rivals(rivals, training.rounds, device)
     times = in_turn(sides, repeat, _told)
-    ratios = {side: seconds / times["ours"] for side, seconds in times.items()}
-    return Result(name, times["ours"], ratios["flower"], ratios.get("loop"), ratios.get("pfl"))
+    found = {side: seconds / times["ours"] for side, seconds in times.items()}
+    blazefl = [found[side] for side in _BLAZEFL if side in found]
+    return Result(
+        name,
+        times["ours"],
+        found["flower"],
+        found.get("loop"),
+        found.get("pfl"),
+        min(blazefl, default=None),
+        found.get("limit"),
+    )
 
 
-def _pfl_seconds(rounds: int) -> list[float]:
-    """Seconds of each round of pfl, a process per core."""
-    processes = len(os.sched_getaffinity(0))
+def _network(config: Config) -> nn.Module:
+    whole = open_federated(config.data_spec).whole
+    return build_model(config.model, whole.shape, whole.classes, config.seed)
+
+
+_RIVALS_RUN = ("cnn", "device-50-dropout")  # the same work
+_BLAZEFL = ("BlazeFL, threads", "BlazeFL, processes")
+
+
+def _rivals(python: str, rounds: int, device: str) -> dict[str, Callable[[int], list[float]]]:
+    """pfl, with a process per core, of which there can be one on a GPU, and BlazeFL's two ways."""
+    processes = len(os.sched_getaffinity(0)) if device == "cpu" else 1
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    pfl = [*launcher, "-m", "experiments.bench.pfl_side", str(rounds)]
+    sides: dict[str, Callable[[int], list[float]]] = {"pfl": lambda _: _seconds(python, pfl)}
+    for name in _BLAZEFL:
+        kind = name.rpartition(" ")[2]
+        words = ["-m", "experiments.bench.blaze_side", kind, str(rounds), device]
+        if kind == "threads" or device == "cpu":  # forked processes have no GPU
+            sides[name] = lambda _, words=words: _seconds(python, words)  # type: ignore[misc]
+    return sides
+
+
+def _seconds(python: str, words: Sequence[str]) -> list[float]:
+    """Of each round, which a program of another environment prints last."""
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "experiments.bench.pfl_side", str(rounds)],
-        env={**os.environ, "PYTHONPATH": os.getcwd(), "GLOO_SOCKET_IFNAME": "lo"},
+        [python, *words],
+        env={**os.environ, "PYTHONPATH": str(APPS), "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"pfl failed:\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"{' '.join(words)} failed:\n{done.stderr[-2000:]}")
     seconds: list[float] = json.loads(done.stdout.splitlines()[-1])
     return seconds
 
@@ -251,7 +303,8 @@ def _memory(folder: Path) -> Result:
 
 
 def _table(results: list[Result]) -> Table:
-    table = Table("workload", "seconds", "× Flower", "× plain loop", "× pfl", "target")
+    rivals = ("× Flower", "× plain loop", "× pfl", "× BlazeFL", "× limit")
+    table = Table("workload", "seconds", *rivals, "target")
     targets = {name: training.target for name, training in TRAININGS.items()}
     targets |= {
         "echo": "flower ≥ 12",
@@ -261,9 +314,8 @@ def _table(results: list[Result]) -> Table:
         "fleet-1000000": "25 s at most",
     }
     for r in results:
-        ratios = [
-            "–" if x is None else f"{x:.2f}" for x in (r.flower_ratio, r.loop_ratio, r.pfl_ratio)
-        ]
+        found = (r.flower_ratio, r.loop_ratio, r.pfl_ratio, r.blazefl_ratio, r.limit_ratio)
+        ratios = ["–" if x is None else f"{x:.2f}" for x in found]
         table.add_row(r.workload, f"{r.seconds:.3f}", *ratios, targets[r.workload])
     return table
 

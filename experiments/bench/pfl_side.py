@@ -1,7 +1,6 @@
 """The benchmark's CNN workload on pfl-research, a process per core.
 
-Run by ``experiments.bench.engine`` under torchrun, if the extra ``bench`` is installed. Prints
-the seconds of each round as JSON.
+Run by ``experiments.bench.engine`` under torchrun. Prints the seconds of each round as JSON.
 """
 
 from __future__ import annotations
@@ -27,9 +26,8 @@ from pfl.model.pytorch import PyTorchModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from experiments.bench.shape import BATCH, CLIENTS, COHORT, pool
 from fedwsa.models.cnn import cnn_pfl
-
-CLIENTS, SAMPLES, COHORT, BATCH = 1000, 50, 50, 10
 
 
 class Net(nn.Module):
@@ -67,12 +65,10 @@ def main(rounds: int) -> None:
     """Run one round to warm up and ``rounds`` more."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    pixels = torch.randint(0, 256, (CLIENTS * SAMPLES, 3, 32, 32), dtype=torch.uint8)
-    labels = torch.arange(CLIENTS * SAMPLES) % 10
+    pixels, labels = pool()
 
     def user(i: int) -> Dataset:
-        part = slice(i * SAMPLES, (i + 1) * SAMPLES)
-        return Dataset([(pixels[part].float() / 255 - 0.5) / 0.25, labels[part]], user_id=str(i))
+        return Dataset([(pixels[i].float() / 255 - 0.5) / 0.25, labels[i]], user_id=str(i))
 
     data = FederatedDataset(user, get_user_sampler("minimize_reuse", list(range(CLIENTS))))
     net = Net()

@@ -11,11 +11,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
+from torch import nn
 
 from fedwsa.algorithms.averaging import averaged
 from fedwsa.data.examples import Examples
 from fedwsa.data.images import ImageData
 from fedwsa.data.loading import Source
+from fedwsa.models.cnn import cnn_pfl
 
 
 def random_images(*, samples: int, channels: int, side: int) -> Source:
@@ -44,14 +46,27 @@ class Training:
         How many are timed, after one that warms up.
     target : str
         What the project asks for.
-    flower : tuple of str
-        Overrides of Flower's side alone.
+    flower, ours : tuple of str
+        Overrides of Flower's side alone, and of ours.
+    limit : int or None
+        The cohort of a stack without a framework, which is timed beside; None: it is not.
     """
 
     overrides: tuple[str, ...]
     rounds: int
     target: str
     flower: tuple[str, ...] = ()
+    ours: tuple[str, ...] = ()
+    limit: int | None = None
+
+
+def cnn_dry(image: tuple[int, int, int], classes: int) -> nn.Module:
+    """The CNN of 1.6 million parameters without its dropout."""
+    model = cnn_pfl(image, classes, width=1.0, depth=2)
+    for name, module in list(model.named_children()):
+        if isinstance(module, nn.Dropout):
+            setattr(model, name, nn.Identity())
+    return model
 
 
 _NOISE = ("partition=iid", "dataset._target_=experiments.bench.workloads.random_images")
@@ -70,7 +85,14 @@ def _training(count: int, cohort: int, *others: str, rounds: int, target: str) -
 
 
 # A client keeps a fifth for its hold-out: 63 samples leave 50 to train on, 25 leave 20.
-_CNN = ("model=cnn_pfl", "+dataset.samples=63000", "+dataset.channels=3", "+dataset.side=32")
+_IMAGES = ("+dataset.samples=63000", "+dataset.channels=3", "+dataset.side=32")
+_CNN = ("model=cnn_pfl", *_IMAGES)
+_DRY = (
+    "model._target_=experiments.bench.workloads.cnn_dry",
+    "~model.width",
+    "~model.depth",
+    *_IMAGES,
+)
 _BF16 = ("local.precision=bf16", "local.channels_last=true")
 TRAININGS = {
     "cnn": _training(1000, 50, *_CNN, rounds=4, target="flower ≥ 1.5, loop ≥ 0.88"),
@@ -79,6 +101,15 @@ TRAININGS = {
         flower=("local.precision=fp32", "local.channels_last=false"),
     ),
     "cnn-bf16-both": _training(1000, 50, *_CNN, *_BF16, rounds=4, target="(for comparison)"),
+    **{
+        f"device-{count}{'-dropout' if wet else ''}": replace(
+            _training(1000, count, *(_CNN if wet else _DRY), rounds=4, target=target),
+            ours=(f"runtime.cohort={count}",),
+            limit=count,
+        )
+        for count in (50, 200)
+        for wet, target in ((False, "on a GPU: limit ≥ 0.7, flower ≥ 20"), (True, "(dropout)"))
+    },
     "mlp": _training(
         500,
         500,

@@ -8,8 +8,11 @@ import os
 import sys
 
 import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
 
-from experiments.bench import engine, wave_cost
+from experiments.bench import engine, limit, wave_cost
 from experiments.bench.engine import Result
 from experiments.bench.loop import loop_seconds
 from experiments.bench.timing import in_turn
@@ -35,6 +38,8 @@ def test_the_file_has_an_entry_for_each_workload(tmp_path, monkeypatch, capsys) 
             "flower_ratio": 12.5,
             "loop_ratio": None,
             "pfl_ratio": None,
+            "blazefl_ratio": None,
+            "limit_ratio": None,
         }
         for name in ("cnn", "echo")
     ]
@@ -61,7 +66,7 @@ def test_sides_take_turns_and_medians_are_compared() -> None:
 def test_workloads_are_valid_configurations(name: str) -> None:
     for runtime in ("ray", "flower"):
         config = compose([*TRAININGS[name].overrides, f"runtime={runtime}"])
-        assert round(config.clients.count * config.clients.fraction) in (50, 500)
+        assert round(config.clients.count * config.clients.fraction) in (50, 200, 500)
 
 
 @pytest.mark.slow
@@ -101,3 +106,22 @@ def test_the_templates_of_nine_sizes_take_a_fifth_of_the_nine_networks() -> None
         [wave_cost.transformer(w, d) for w in wave_cost.WIDTHS for d in wave_cost.DEPTHS]
     )
     assert gene <= networks / 5
+
+
+def test_the_limit_does_what_every_client_would_do_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    shared = {name: p.detach().clone() for name, p in model.named_parameters()}
+    pixels = torch.randint(0, 256, (3, limit.SAMPLES, 3, 2, 2), dtype=torch.uint8)
+    labels = torch.randint(0, 5, (3, limit.SAMPLES))
+    stacked = limit._trained(model, shared, pixels, labels)
+    for k in range(3):
+        model.load_state_dict(shared)
+        optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9, weight_decay=1e-5)
+        inputs = (pixels[k].float() / 255 - 0.5) / 0.25
+        for x, y in zip(inputs.split(limit.BATCH), labels[k].split(limit.BATCH), strict=True):
+            optimizer.zero_grad()
+            cross_entropy(model(x), y).backward()
+            optimizer.step()
+        for name, weight in model.state_dict().items():
+            torch.testing.assert_close(stacked[name][k], weight)
