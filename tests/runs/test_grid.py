@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from experiments.commands.simulate import simulate
 from fedwsa.algorithms.traits import traits_of
@@ -47,11 +49,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_two_rounds_of_every_combination_or_the_reason_why_not(
     strategy: str, wsa: str, model: str, cache: str, tmp_path: Path
 ) -> None:
-    fleet = ["rounds=2", "clients.count=3", "local.epochs=1", "runtime.workers=1"]
-    width = [] if model == "all" else ["model.width=0.1"]
-    overrides = [*fleet, *width, *DATA[model], f"strategy={strategy}", f"wsa={wsa}"]
-    more = ["checkpoint.every=1", "evaluation.clients_every=2", f"cache_dir={cache}"]
-    config = compose([*overrides, *more])
+    config = composed(strategy, wsa, model, cache)
     if reason := REFUSED.get((strategy, model)) or REFUSED.get((strategy, wsa)):
         with pytest.raises(ConfigError, match=reason):
             simulate(config, tmp_path / "run")
@@ -72,6 +70,37 @@ def test_two_rounds_of_every_combination_or_the_reason_why_not(
     assert (result["accuracy"] is None) == personal
     assert 0 <= result["client_accuracy_mean"] <= 1
     assert (tmp_path / "run" / "scopes.csv").exists() == (wsa == "on")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", DATA)
+@pytest.mark.parametrize("wsa", ["off", "on"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_stacks_of_eight_give_the_models_that_clients_give_alone(
+    strategy: str, wsa: str, model: str, cache: str, tmp_path: Path
+) -> None:
+    if (strategy, model) in REFUSED or (strategy, wsa) in REFUSED:
+        pytest.skip("refused, as the grid says")
+    found = []
+    for cohort in ("off", "8"):
+        more = ["clients.count=8", f"runtime.cohort={cohort}"]
+        config = composed(strategy, wsa, model, cache, *more)
+        assert simulate(config, tmp_path / cohort)["failed"] == 0
+        models = sorted((tmp_path / cohort).glob("model*.safetensors"))
+        found.append({file.name: load_file(file) for file in models})
+    alone, stacked = found
+    assert alone.keys() == stacked.keys()
+    for file, tensors in alone.items():
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(stacked[file][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def composed(strategy: str, wsa: str, model: str, cache: str, *more: str) -> Config:
+    fleet = ["rounds=2", "clients.count=3", "local.epochs=1", "runtime.workers=1"]
+    width = [] if model == "all" else ["model.width=0.1"]
+    overrides = [*fleet, *width, *DATA[model], f"strategy={strategy}", f"wsa={wsa}"]
+    kept = ["checkpoint.every=1", "evaluation.clients_every=2", f"cache_dir={cache}"]
+    return compose([*overrides, *kept, *more])
 
 
 def remembered(folder: Path) -> bool:
