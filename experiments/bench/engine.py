@@ -29,7 +29,7 @@ from statistics import median
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 
 import experiments.commands.simulate
@@ -304,7 +304,7 @@ def _memory(folder: Path) -> Result:
 
 def _table(results: list[Result]) -> Table:
     rivals = ("× Flower", "× plain loop", "× pfl", "× BlazeFL", "× limit")
-    table = Table("workload", "seconds", *rivals, "target")
+    table = Table(Column("workload", no_wrap=True), "seconds", *rivals, "target")
     targets = {name: training.target for name, training in TRAININGS.items()}
     targets |= {
         "echo": "flower ≥ 12",

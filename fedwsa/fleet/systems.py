@@ -134,8 +134,10 @@ def available(seed: int, number: int, clients: int, share: float) -> list[int]:
 
 def drops_out(seed: int, number: int, client: int, probability: float) -> bool:
     """Whether a client that is asked in a round gives no answer."""
+    if not probability > 0:
+        return False
     key = np.array(seeding.key(seed, "client-dropout", number, client))
-    return probability > 0 and bool(_uniform(key) < probability)
+    return bool(_uniform(key) < probability)
 
 
 def _uniform(keys: NDArray[np.int64]) -> NDArray[np.float64]:

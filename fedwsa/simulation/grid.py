@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import ray
-from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, Metadata, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -32,10 +32,14 @@ _POLL = 0.5  # seconds between looks at the clock while waiting
 
 
 class _Exchange:
-    """Messages whose sender waits, and how many of them have been settled."""
+    """Messages whose sender waits, and how many of them have been settled.
 
-    def __init__(self, keys: Iterable[str], lock: threading.RLock) -> None:
-        self.left, self.done = set(keys), 0
+    Until ``soonest``, by ``time.time()``, the time to live of none is over.
+    """
+
+    def __init__(self, asked: Sequence[Metadata], lock: threading.RLock) -> None:
+        self.left, self.done = {own.message_id for own in asked}, 0
+        self.soonest = min((own.created_at + own.ttl for own in asked), default=0.0)
         self.news = threading.Condition(lock)
 
 
@@ -216,16 +220,17 @@ class RayGrid(Grid):
         ends = [now + seconds_left(m) for m in sent]
         ends = ends if end is None else [min(e, end) for e in ends]
         keys = [message.metadata.message_id for message in sent]
+        shells = [shell(message) for message in sent]
         with self._pool.lock:
             self._check()
-            self._mail.register(map(shell, sent))
+            self._mail.register(shells)
             if wait:
                 asked = [
                     m.metadata for m in sent if m.metadata.dst_node_id in self.known_partitions
                 ]
-                exchange = _Exchange((m.message_id for m in asked), self._pool.lock)
+                exchange = _Exchange(asked, self._pool.lock)
                 self._waiting.update(dict.fromkeys(keys, exchange))
-            jobs = parcels.jobs(self.known_partitions, self._work, ends, self._pool)
+            jobs = parcels.jobs(shells, self.known_partitions, self._work, ends, self._pool)
             return keys, self._pool.submit(jobs)
 
     def _check(self) -> None:
@@ -241,13 +246,16 @@ class RayGrid(Grid):
                 self._check()
                 # A time to live that is over ends the waiting, as in Flower; an average waits
                 # for those who have longer.
-                over = [key for key in exchange.left if self._mail.is_over(key)]
+                soon = exchange.soonest - time.time()
+                over = [k for k in exchange.left if self._mail.is_over(k)] if soon <= 0 else []
                 if len(exchange.left) == (0 if averaged else len(over)):
                     break
                 done = exchange.done + self._pool.held(number)
                 if done == told:
-                    left = min(map(self._mail.seconds_left, exchange.left - set(over)), default=1.0)
-                    exchange.news.wait(min(_POLL, max(left, 0.01)))
+                    if soon <= 0:
+                        rest = exchange.left - set(over)
+                        soon = min(map(self._mail.seconds_left, rest), default=1.0)
+                    exchange.news.wait(min(_POLL, max(soon, 0.01)))
                     continue
             told = done
             self._on_progress(done, total)

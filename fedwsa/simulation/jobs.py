@@ -12,7 +12,7 @@ from ray import ObjectRef
 from fedwsa.simulation.orders import Job, Order
 from fedwsa.simulation.reduce import Reduction
 from fedwsa.simulation.schedule import plan
-from fedwsa.simulation.transport import PackedRecord, Record, each, pack_record, shell
+from fedwsa.simulation.transport import PackedRecord, Record, each, pack_record
 
 _Content = dict[str, PackedRecord | ObjectRef[PackedRecord]]
 
@@ -46,7 +46,7 @@ class Parcels:
     def __init__(
         self, messages: Sequence[Message], reduction: Reduction | None, cohort: int
     ) -> None:
-        self._messages, self._reduction, self._cohort = messages, reduction, cohort
+        self._reduction, self._cohort = reduction, cohort
         distinct = {id(message.content): message.content for message in messages}
         places = {key: i for i, key in enumerate(distinct)}
         self._place = [places[id(message.content)] for message in messages]
@@ -72,6 +72,7 @@ class Parcels:
 
     def jobs(
         self,
+        shells: Sequence[Message],
         partitions: Mapping[int, int],
         work: Callable[[int], float],
         ends: Sequence[float],
@@ -83,6 +84,8 @@ class Parcels:
 
         Parameters
         ----------
+        shells
+            The messages without their contents.
         partitions
             Of each node.
         work
@@ -96,9 +99,9 @@ class Parcels:
         first: list[int] = []  # as indices
         later: list[int] = []
         seen: set[int] = set()
-        for i, (message, place) in enumerate(zip(self._messages, self._place, strict=True)):
+        for i, (message, place) in enumerate(zip(shells, self._place, strict=True)):
             node = message.metadata.dst_node_id
-            orders.append(Order(shell(message), partitions.get(node, -1), place, ends[i]))
+            orders.append(Order(message, partitions.get(node, -1), place, ends[i]))
             if node in partitions:
                 free = node not in seen and not pool.outstanding(node)
                 (first if free else later).append(i)
@@ -112,5 +115,10 @@ class Parcels:
         """A job with only the contents that its orders need."""
         needed = sorted({order.content for order in orders})
         place = {content: i for i, content in enumerate(needed)}
-        moved = [Order(o.message, o.partition, place[o.content], o.end) for o in orders]
+        moved = [
+            o
+            if place[o.content] == o.content
+            else Order(o.message, o.partition, place[o.content], o.end)
+            for o in orders
+        ]
         return Job(moved, [self._contents[i] for i in needed], self._reduction, self._cohort)

@@ -223,8 +223,8 @@ class Pool:
             self._queue.remove(next_)
             worker, now = self._free.popleft(), time.monotonic()
             orders = [
-                replace(order, seconds=order.end - now, kept=self.kept.get(order.node))
-                for order in next_.job.orders
+                Order(o.message, o.partition, o.content, o.end, o.end - now, self.kept.get(o.node))
+                for o in next_.job.orders
             ]
             job = replace(next_.job, orders=orders)
             stream = self._actors[worker].run.options(num_returns="streaming").remote(job)
