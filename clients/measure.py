@@ -13,6 +13,7 @@ from torch import nn
 
 from clients.cohort import Stack, fits, train_stack, why_not
 from clients.footprint import client_bytes, free_bytes, most_at_once, sharing
+from clients.received import alone_by
 from clients.stacking import Stacking, stacking
 from clients.training import Samples, train
 from fedwsa.data.federated import FederatedData
@@ -60,7 +61,7 @@ def choose_cohort(
     component = config.model_of(size)
     model = build_model(component, data.whole.shape, data.whole.classes, config.seed).to(device)
     found = stacking(model, data.whole.shape, data.whole.classes, config.local.largest_batch)
-    if reason := why_not(config.local) or found.reason:
+    if reason := alone_by(config) or why_not(config.local) or found.reason:
         return 1, f"one by one, since {reason}"
     each = client_bytes(model, data.whole.shape, config.local)
     room = most_at_once(each, free_bytes(device), sharing(device, workers))

@@ -17,6 +17,7 @@ from clients.received import (
     begun_with,
     conditions_of,
     in_time,
+    looks_at_one,
     receive,
     round_of,
 )
@@ -105,7 +106,7 @@ def _joined(parts: Sequence[_Part]) -> list[Message] | CohortReply:
 def _why_alone(config: Config, first: Received) -> str | None:
     """What the run or a message asks for that stacked models cannot do."""
     if kind := next((kind for kind in first.kinds if not stacks(kind)), None):
-        return f"{kind.__name__} looks at one model"
+        return looks_at_one(kind)
     if first.network.templated:
         return "their weights are made from templates"
     return cohort.why_not(config.local)

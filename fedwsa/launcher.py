@@ -24,12 +24,11 @@ APPS = _INSIDE if _INSIDE.is_dir() else _PACKAGE.parent
 def find_apps() -> None:
     """Let this process, and those that it starts, import the apps, before others of their names."""
     here = str(APPS)
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    if sys.path[:1] != [here]:  # of ``python -m`` the working folder is
+        sys.path[:] = [here, *(path for path in sys.path if path != here)]
     # Ray's workers and the processes of a study have paths of their own.
-    inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    if here not in inherited:
-        os.environ["PYTHONPATH"] = os.pathsep.join([here, *inherited])
+    inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != here]
+    os.environ["PYTHONPATH"] = os.pathsep.join([here, *inherited])
 
 
 def _start(name: str, module: str) -> None:

@@ -18,6 +18,7 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -92,6 +93,8 @@ def main() -> None:
         "--rivals", metavar="PYTHON", help="Python of an environment with pfl and BlazeFL"
     )
     arguments = parser.parse_args()
+    if arguments.rivals and not shutil.which(arguments.rivals):
+        parser.error(f"--rivals: there is no program {arguments.rivals}")
     experiments.commands.simulate.console.quiet = True
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     results = []

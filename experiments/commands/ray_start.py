@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -101,9 +100,6 @@ class RayStart:
         """Return once Ray runs, or the error if it does not."""
         while not self._done.wait(_POLL):
             interruption.check()
-        if threading.current_thread() is threading.main_thread():
-            # Ray's own handler, set below Python, would abort three seconds after the signal.
-            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         return self._error
 
 

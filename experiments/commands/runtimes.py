@@ -16,6 +16,7 @@ from clients import app as clients
 from clients.cohort import why_not
 from clients.footprint import client_bytes, free_bytes, most_at_once, sharing
 from clients.measure import choose_cohort
+from clients.received import alone_by
 from clients.stacking import stacking
 from experiments.commands.ray_start import RayStart
 from fedwsa import interruption
@@ -135,7 +136,7 @@ def _cohort(federation: Federation, workers: int) -> Cohort:
 def _unstackable(federation: Federation) -> str | None:
     """Why the clients of a size cannot be trained at once; None if all can."""
     config, whole = federation.config, federation.data.whole
-    if problem := why_not(config.local):
+    if problem := alone_by(config) or why_not(config.local):
         return problem
     for size, model in federation.sizes.models.items():
         found = stacking(model, whole.shape, whole.classes, config.local.largest_batch)
@@ -158,7 +159,7 @@ def _require_room(federation: Federation, cohort: int, workers: int) -> None:
             raise ConfigError(
                 f"runtime.cohort={cohort}: in each of {workers} workers {min(cohort, share)} "
                 f"clients would take {min(cohort, share) * each / 1e9:.3g} GB, of {free / 1e9:.3g} "
-                f"GB that are free for all: at most {most} fit"
+                f"GB that are free for all, and four fifths may be used: at most {most} fit"
             )
 
 

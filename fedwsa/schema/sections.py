@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
@@ -25,13 +26,14 @@ from fedwsa.scope.weight_scope import Fusion, Reduction
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
-def _cohort(value: int | str) -> int | str:
-    if value not in ("auto", "off") and not (isinstance(value, int) and value >= 1):
-        raise ValueError("must be auto, off, or a number above 0")
+def _cohort(value: object) -> object:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if value not in ("auto", "off") and not whole:
+        raise ValueError("must be auto, off, or a whole number above 0")
     return value
 
 
-Cohort = Annotated[int | str, AfterValidator(_cohort)]
+Cohort = Annotated[int | str, BeforeValidator(_cohort)]
 
 
 class Dataset(Component):

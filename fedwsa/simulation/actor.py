@@ -8,6 +8,8 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import ray
+
 if TYPE_CHECKING:
     from fedwsa.simulation.orders import Job
     from fedwsa.simulation.worker import Worker
@@ -20,25 +22,32 @@ class WorkerActor:
 
     _worker: Worker
 
-    def load(self, modules: Sequence[str]) -> None:
-        """Import what a run will need, where it can be."""
+    def load(self, modules: Sequence[str], paths: Sequence[str], node: str) -> None:
+        """Import what a run will need, where it can be.
+
+        Parameters
+        ----------
+        paths, node
+            Where the driver finds modules, and Ray's id of its machine.
+        """
+        _find(paths, node)
         for name in modules:
             with suppress(Exception):  # told when it is needed
                 import_module(name)
 
-    def begin(self, worker: type[Worker], paths: Sequence[str], *run: Any) -> None:
+    def begin(self, worker: type[Worker], paths: Sequence[str], node: str, *run: Any) -> None:
         """Serve a run.
 
         Parameters
         ----------
         worker
             What to be.
-        paths
-            Where the driver finds modules, which it may have found after Ray was started.
+        paths, node
+            As in :meth:`load`; there may be more than when Ray was started.
         *run
             Arguments of :meth:`fedwsa.simulation.worker.Worker.begin`.
         """
-        sys.path += [path for path in paths if path not in sys.path]
+        _find(paths, node)
         if not hasattr(self, "_worker"):
             self._worker = worker()
         self._worker.begin(*run)
@@ -56,3 +65,13 @@ class WorkerActor:
     def run(self, job: Job) -> Iterator[Any]:
         """Answer a job bit by bit."""
         return self._worker.run(job)
+
+
+def _find(paths: Sequence[str], node: str) -> None:
+    """Find modules where the driver does, and first what it finds first, if it runs here.
+
+    Ray puts the driver's working folder first, and what lies there may be named like anything.
+    """
+    own = [path for path in sys.path if path not in paths]
+    here = ray.get_runtime_context().get_node_id() == node
+    sys.path[:] = [*paths, *own] if here else [*sys.path, *(p for p in paths if p not in sys.path)]

@@ -104,14 +104,22 @@ def connect(address: str | None, launched: Callable[[], None] = lambda: None, **
 
 @contextmanager
 def _as_before(local: bool) -> Iterator[None]:
-    """Around Ray's start: it finds the modules that we do, and our signals stay ours."""
+    """Around Ray's start: it finds the modules that we do, and our signals stay ours.
+
+    A handler of Ray's below Python would print a stack trace at SIGTERM, and abort what takes
+    longer than three seconds to end.
+    """
+    from ray._private import ray_constants
+
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
     paths = os.environ.get("PYTHONPATH")
     if local:
         os.environ["PYTHONPATH"] = os.pathsep.join(search_path())
+    below = patch.object(ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", True, create=True)
     try:
-        yield
+        with below:
+            yield
     finally:
         if handler is not None:
             signal.signal(signal.SIGTERM, handler)

@@ -49,11 +49,15 @@ class CohortReply:
         vars(self)["arrays"] = tensors
         count = len(self.metrics)
         places = range(count) if self.rows is None else self.rows
+        if sorted(places) != list(range(count)):
+            raise ValueError(
+                f"CohortReply: rows must name each place of {count} clients once, 0 to {count - 1}"
+            )
         for name, tensor in tensors.items():
-            if tensor.dim() < 1 or len(tensor) != count or sorted(places) != list(range(count)):
+            if tensor.dim() < 1 or len(tensor) != count:
                 raise ValueError(
                     f"CohortReply: {name} has shape {tuple(tensor.shape)}; with metrics of {count} "
-                    f"clients it must be ({count}, …), and rows each place once"
+                    f"clients it must be ({count}, …)"
                 )
 
     def __len__(self) -> int:

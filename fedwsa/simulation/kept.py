@@ -13,6 +13,7 @@ from ray import ObjectRef
 from ray.exceptions import RayError
 
 from fedwsa.simulation.actor import WorkerActor
+from fedwsa.simulation.cluster import search_path
 
 _PATIENCE = 10.0  # seconds for a worker that has nothing to do to say that it lives
 
@@ -71,16 +72,17 @@ def start_early(count: int, modules: Sequence[str]) -> None:
         return
     for _ in range(count):
         actor = start(0.0, 1.0)
-        _waiting.append(_Waiting(kind_of(0.0, 1.0), actor, actor.load.remote(list(modules))))
+        loaded = actor.load.remote(list(modules), search_path(), session())
+        _waiting.append(_Waiting(kind_of(0.0, 1.0), actor, loaded))
 
 
 def kind_of(gpus: float, cpus: float) -> Kind:
     """What a worker that was started now would have."""
-    return Kind(_session(), gpus, cpus, os.getcwd(), tuple(sys.path))
+    return Kind(session(), gpus, cpus, os.getcwd(), tuple(sys.path))
 
 
-def _session() -> str:
-    """Which Ray this is; jobs of two are numbered alike."""
+def session() -> str:
+    """Which Ray this is, by this machine's id in it; jobs of two are numbered alike."""
     return str(ray.get_runtime_context().get_node_id())
 
 
@@ -89,7 +91,7 @@ def take(kind: Kind | None, most: int) -> list[Any]:
     alike = [waiting for waiting in _waiting if waiting.suits(kind)]
     surplus = [waiting for waiting in alike[most:] if waiting.loaded is None]
     for other in _waiting:
-        if other not in alike[:most] + surplus and other.kind.session == _session():
+        if other not in alike[:most] + surplus and other.kind.session == session():
             ray.kill(other.actor)  # else it ended with its Ray
     _waiting[:] = surplus
     return [waiting.actor for waiting in alike[:most] if _lives(waiting)]

@@ -82,10 +82,10 @@ class Pool:
         cpus: float = 1.0,
         run_config: UserConfig | None = None,
     ) -> None:
-        app_ref, paths = ray.put(app), search_path()
+        app_ref, paths, node = ray.put(app), search_path(), kept_workers.session()
         self._make: Callable[[], Any] = lambda: kept_workers.start(gpus, cpus)
         self._begin: Callable[[Any], Any] = lambda actor: actor.begin.remote(
-            Worker, paths, [app_ref], run_id, partitions, run_config or {}
+            Worker, paths, node, [app_ref], run_id, partitions, run_config or {}
         )
         self._kind = kept_workers.kind_of(gpus, cpus) if keep else None
         taken = kept_workers.take(self._kind, workers)

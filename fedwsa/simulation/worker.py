@@ -194,8 +194,8 @@ class Worker:
             except Late:  # some may have longer
                 trained = None
             except _Full:
-                half = len(group) // 2
-                self._make_do_with(half)
+                half = (len(group) + 1) // 2
+                self._make_do_with(half, len(group))
                 halves = (slice(None, half), slice(half, None))
                 parts = [self._answer(group[h], contents[h], ends[h], average) for h in halves]
                 return [answer for part in parts for answer in part]
@@ -204,13 +204,13 @@ class Worker:
         triples = zip(group, contents, ends, strict=True)
         return [self._answer_one(*triple) for triple in triples]
 
-    def _make_do_with(self, count: int) -> None:
-        """Train no more clients at once from now on: more have been found not to fit."""
+    def _make_do_with(self, count: int, tried: int) -> None:
+        """Train no more clients at once from now on than about half of those that did not fit."""
         self._fits = count
         at_once = "one by one" if count == 1 else f"{count} at once"
         self._warnings.append(
-            f"{2 * count} clients at once or more do not fit in the memory of a worker, which "
-            f"trains them {at_once} from now on"
+            f"{tried} clients at once do not fit in the memory of a worker, which trains them "
+            f"{at_once} from now on"
         )
 
     def _train_together(

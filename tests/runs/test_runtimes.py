@@ -31,7 +31,7 @@ from fedwsa.schema.config import Config
 from fedwsa.schema.fleet import Fleet
 from fedwsa.simulation.cluster import SimulationError, connect
 from tests.given.commands import Called, called
-from tests.given.processes import all_end, catches, started
+from tests.given.processes import all_end, catches, command_line, started
 from tests.given.runtimes import environment, ran
 
 DRAWING = "model._target_=tests.given.odd_models.drawing ~model.width ~model.depth"
@@ -144,13 +144,18 @@ def test_a_run_that_is_repeated_goes_where_runs_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["imports", "Ray starts", "the folder is there"])
-def test_ctrl_c_before_the_first_round_leaves_nothing(moment: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["imports", "Ray starts", "Ray runs", "the folder is there"])
+def test_a_signal_before_the_first_round_leaves_nothing(
+    moment: str, number: signal.Signals, tmp_path: Path
+) -> None:
     def come(pid: int) -> bool:
         if moment == "imports":
             return catches(pid, signal.SIGTERM)  # Python itself has no handler for that
         if moment == "Ray starts":
             return len(family(pid)) > 1
+        if moment == "Ray runs":
+            return any("ray::" in command_line(own) for own in family(pid))
         return any(tmp_path.glob("runs/*/*/config.yaml"))
 
     places = {"cwd": tmp_path, "env": environment(tmp_path)}
@@ -160,10 +165,10 @@ def test_ctrl_c_before_the_first_round_leaves_nothing(moment: str, tmp_path: Pat
             assert process.poll() is None
             time.sleep(0.01)
         processes = family(process.pid)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         errors = process.communicate(timeout=600)[1]
-    assert process.returncode == 130
-    assert "Traceback" not in errors
+    assert process.returncode == 128 + number
+    assert re.fullmatch("fedwsa: interrupted.*\n", errors)
     assert all_end(processes)
 
 
@@ -171,7 +176,17 @@ def test_ctrl_c_before_the_first_round_leaves_nothing(moment: str, tmp_path: Pat
     ("override", "line"),
     [
         ("runtime.workers=0", "runtime.workers: input should be greater than 0 (got 0)"),
-        ("runtime.cohort=0", "runtime.cohort: must be auto, off, or a number above 0 (got 0)"),
+        *(
+            (
+                f"runtime.cohort={value}",
+                f"runtime.cohort: must be auto, off, or a whole number above 0 (got {value})",
+            )
+            for value in (0, 1.5)
+        ),
+        (
+            "runtime.cohort=4 local.objectives=[fedwsa.algorithms.moon.client.Moon]",
+            "runtime.cohort=4: clients cannot be trained at once: Moon looks at one model",
+        ),
         ("runtime.gpus_per_worker=0.5", "runtime.gpus_per_worker: there is no CUDA GPU here"),
         ("runtime=flower runtime.cohort=4", "runtime: cohort needs runtime=ray"),
         (
@@ -215,13 +230,22 @@ def test_a_cohort_for_which_there_is_no_memory_is_refused_with_what_fits(
     assert code == 1
     # 55,210 weights of 4 bytes: themselves, gradients twice, a moment; and what a batch leaves.
     line = r"fedwsa: runtime\.cohort=30: in each of 1 workers 30 clients would take (0\.0\d+) GB, "
-    line += r"of 0\.01 GB that are free for all: at most (\d) fit\n"
+    line += r"of 0\.01 GB that are free for all, and four fifths may be used: at most (\d) fit\n"
     found = re.fullmatch(line, errors)
     assert found
     each = float(found[1]) / 30
     assert each * 1e9 == pytest.approx(4 * 4 * 55210, rel=0.2)
     assert int(found[2]) == int(0.8 * 0.01 / each)
     assert not list(tmp_path.glob("runs/*/*"))
+
+
+@pytest.mark.slow
+def test_what_lies_in_the_working_folder_takes_no_app_s_place(tmp_path: Path) -> None:
+    for name in ("clients", "server"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('somebody else')")
+    done = ran([*COMMAND, "rounds=1", "clients.count=2"], tmp_path, environment(tmp_path))
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

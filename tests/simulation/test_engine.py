@@ -214,8 +214,8 @@ def test_where_memory_is_full_half_as_many_are_trained_at_once_from_then_on(
     assert calls == [[0, 1, 2, 3], [0, 1], [2, 3], [4, 5], [0, 1], [2, 3], [4, 5]]
     [line] = {r.getMessage() for r in caplog.records if r.name == "fedwsa"}
     assert line == (
-        "4 clients at once or more do not fit in the memory of a worker, which trains them 2 at "
-        "once from now on"
+        "4 clients at once do not fit in the memory of a worker, which trains them 2 at once from "
+        "now on"
     )
 
 
