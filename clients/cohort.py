@@ -174,7 +174,8 @@ class Stack:
         keys = torch.zeros_like(counts) if keys is None else keys
         self._step = step
         of_each = vmap(self._loss, in_dims=(0, 0, 0, 0, 0, 0, None if seen is None else 0))
-        with self.masks, torch.autocast(y.device.type, torch.bfloat16, enabled=self._bf16):
+        autocast = torch.autocast(y.device.type, torch.bfloat16, enabled=self._bf16)
+        with self.masks:
             for longest in kinds:
                 rows = [k for k, size in enumerate(sizes) if len(kinds) == 1 or size == longest]
                 every = len(rows) == len(sizes)  # a slice copies nothing
@@ -182,15 +183,16 @@ class Stack:
                 lengths = counts[chosen]
                 share = torch.arange(longest, device=y.device) < lengths[:, None]
                 leaves = {name: w[chosen].requires_grad_() for name, w in self.weights.items()}
-                found, after = of_each(
-                    leaves,
-                    {name: b[chosen] for name, b in self.buffers.items()},
-                    x[chosen, :longest],
-                    y[chosen, :longest],
-                    share / lengths[:, None],
-                    keys[chosen],
-                    None if seen is None else seen[chosen],
-                )
+                with autocast:
+                    found, after = of_each(
+                        leaves,
+                        {name: b[chosen] for name, b in self.buffers.items()},
+                        x[chosen, :longest],
+                        y[chosen, :longest],
+                        share / lengths[:, None],
+                        keys[chosen],
+                        None if seen is None else seen[chosen],
+                    )
                 # No loss depends on another client's weights.
                 gradients = torch.autograd.grad(
                     found.sum(), list(leaves.values()), materialize_grads=True

@@ -188,12 +188,15 @@ class Worker:
     ) -> list[_Answer | None]:
         """The answers of a group; None for those whose time is over."""
         if len(group) > 1:
+            whole = average is None or len({order.content for order in group}) > 1
+            trained, full = None, False
             try:
-                whole = average is None or len({order.content for order in group}) > 1
                 trained = self._train_together(group, contents, min(ends), whole)
             except Late:  # some may have longer
-                trained = None
+                pass
             except _Full:
+                full = True
+            if full:  # not in the handler: what was raised holds the tensors that filled it
                 half = (len(group) + 1) // 2
                 self._make_do_with(half, len(group))
                 halves = (slice(None, half), slice(half, None))
