@@ -6,7 +6,7 @@ shares the calls. Each client's sums are those of training it alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, pad
 
 from clients.optimisers import StackedOptimiser, clip_each
 from clients.training import Samples, absent_classes, without
-from fedwsa.algorithms.objective import Objective
+from fedwsa.algorithms.objective import Objective, stacks
 from fedwsa.data.examples import batch_sizes
 from fedwsa.models.dropout import Masks
 from fedwsa.schema.conditions import Conditions
@@ -28,8 +28,10 @@ MOST_BYTES = 1 << 28
 _MOST_PADDING = 1.5  # times the samples that there are
 
 
-def why_not(local: Local) -> str | None:
+def why_not(local: Local, objectives: Iterable[type[Objective]] = ()) -> str | None:
     """Why clients that train like this cannot be trained at once; None if they can."""
+    if alone := next((kind for kind in objectives if not stacks(kind)), None):
+        return f"{alone.__name__} looks at one model"
     if local.weight_augmentation != "off":
         return "local.weight_augmentation is set"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -57,9 +58,31 @@ def _saved_bytes(model: nn.Module, shape: InputShape, batch: int) -> int:
     return sum(kept.values())
 
 
-def most_at_once(bytes_: int, free: int, sharing: int) -> int:
-    """How many clients of so many bytes fit, where so many workers share what is free."""
-    return max(1, int(_SHARE * free / sharing / max(1, bytes_)))
+@dataclass(frozen=True)
+class Room:
+    """What clients of a stack take, and what there is.
+
+    Attributes
+    ----------
+    each, free : int
+        Bytes that a client takes, and that nobody uses.
+    sharing : int
+        How many workers share these.
+    """
+
+    each: int
+    free: int
+    sharing: int
+
+    @property
+    def most(self) -> int:
+        """How many clients fit into a worker's share, at least one."""
+        return max(1, int(_SHARE * self.free / self.sharing / max(1, self.each)))
+
+
+def room_for(model: nn.Module, shape: InputShape, local: Local, device: str, workers: int) -> Room:
+    """The room for clients of a model, where so many workers train on a kind of device."""
+    return Room(client_bytes(model, shape, local), free_bytes(device), sharing(device, workers))
 
 
 def free_bytes(device: str) -> int:

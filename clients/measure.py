@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from clients.cohort import Stack, fits, train_stack, why_not
-from clients.footprint import client_bytes, free_bytes, most_at_once, sharing
-from clients.received import alone_by
+from clients.footprint import room_for
+from clients.received import named_objectives
 from clients.stacking import Stacking, stacking
 from clients.training import Samples, train
 from fedwsa.data.federated import FederatedData
@@ -61,12 +61,11 @@ def choose_cohort(
     component = config.model_of(size)
     model = build_model(component, data.whole.shape, data.whole.classes, config.seed).to(device)
     found = stacking(model, data.whole.shape, data.whole.classes, config.local.largest_batch)
-    if reason := alone_by(config) or why_not(config.local) or found.reason:
+    if reason := why_not(config.local, named_objectives(config)) or found.reason:
         return 1, f"one by one, since {reason}"
-    each = client_bytes(model, data.whole.shape, config.local)
-    room = most_at_once(each, free_bytes(device), sharing(device, workers))
-    if room < COUNTS[0]:
-        return 1, f"one by one, since no more than {room} at once fit in a worker's memory"
+    most = room_for(model, data.whole.shape, config.local, device, workers).most
+    if most < COUNTS[0]:
+        return 1, f"one by one, since no more than {most} at once fit in a worker's memory"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a worker has
     try:
@@ -74,7 +73,7 @@ def choose_cohort(
         if alone > _LONG and device == "cpu":
             return 1, "one by one, since the model is too large to gain"
         times = {}
-        for number in [n for n in COUNTS if n <= min(share, room)]:
+        for number in [n for n in COUNTS if n <= min(share, most)]:
             if fits([_samples(config, data, device)] * number):
                 times[number] = _together(config, data, model, device, number, found)
     finally:
@@ -127,7 +126,7 @@ def _together(
     def run() -> None:
         clients = [_samples(config, data, device) for _ in range(size)]
         conditions = [_conditions(local)] * size
-        stack = Stack(model, size, found.padded, found.keeping, local.precision == "bf16")
+        stack = Stack(model, size, found.padded, found.keeping, local.bf16)
         train_stack(stack, clients, local, conditions, [[]] * size)
 
     return _fastest(run, device) / size

@@ -15,7 +15,7 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from fedwsa.schema.conditions import Conditions
-from fedwsa.schema.sections import Optimiser as Kind
+from fedwsa.schema.sections import Optimiser
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # as torch's Adam has them
 
@@ -34,7 +34,7 @@ class Group(TypedDict, total=False):
     weight_decay: float
 
 
-class Optimiser:
+class SingleOptimiser:
     """SGD, Adam or AdamW of one client, to the bit as :mod:`torch.optim` has them.
 
     Parameters
@@ -43,7 +43,7 @@ class Optimiser:
         Weights in single or double precision: torch's fused SGD leaves half precision as it is on a
         CPU. Those without a gradient stay as they are.
     conditions
-        Optimiser, rate and decay.
+        The optimiser, its rate and decay.
     momentum
         Of SGD.
     fused
@@ -115,7 +115,7 @@ class StackedOptimiser:
         conditions: Sequence[Conditions],
         momentum: float,
     ) -> None:
-        kinds: set[Kind] = {own.optimiser for own in conditions}
+        kinds: set[Optimiser] = {own.optimiser for own in conditions}
         if len(kinds) != 1:
             raise ValueError("the clients of a stack must have one optimiser")
         [self._kind] = kinds

@@ -12,7 +12,7 @@ from torch import Tensor
 from clients.memory import recalled
 from clients.network import Network, network_for
 from clients.node import open_data, require_same_data
-from fedwsa.algorithms.objective import Objective, State, stacks
+from fedwsa.algorithms.objective import Objective, State
 from fedwsa.algorithms.objectives import OBJECTIVES, own_objectives
 from fedwsa.config.component import Component
 from fedwsa.data.federated import FederatedData
@@ -100,20 +100,13 @@ def _component(config: Config, message: Message) -> Component:
 
 def kinds_of(config: Config, content: Content) -> list[type[Objective]]:
     """The objectives that a message asks for: ours, the strategy's, those that the run names."""
-    own = own_objectives(config.local.objectives)
-    kinds = dict.fromkeys((*OBJECTIVES, *config.strategy.objectives, *own))
+    kinds = dict.fromkeys((*OBJECTIVES, *named_objectives(config)))
     return [kind for kind in kinds if kind.asked(content)]
 
 
-def alone_by(config: Config) -> str | None:
-    """Why the objectives that a run names are for one model at a time; None if none is."""
-    named = (*config.strategy.objectives, *own_objectives(config.local.objectives))
-    return next((looks_at_one(kind) for kind in named if not stacks(kind)), None)
-
-
-def looks_at_one(kind: type[Objective]) -> str:
-    """Why clients with an objective are trained one by one."""
-    return f"{kind.__name__} looks at one model"
+def named_objectives(config: Config) -> list[type[Objective]]:
+    """The objectives that a run names, its strategy's first; they may not be asked for."""
+    return [*config.strategy.objectives, *own_objectives(config.local.objectives)]
 
 
 def round_of(message: Message) -> int:

@@ -17,7 +17,6 @@ from clients.received import (
     begun_with,
     conditions_of,
     in_time,
-    looks_at_one,
     receive,
     round_of,
 )
@@ -26,7 +25,7 @@ from clients.samples import DROPOUT, local_run, samples_of
 from clients.stacking import Stacking
 from clients.training import Samples
 from fedwsa import seeding
-from fedwsa.algorithms.objective import State, stacks
+from fedwsa.algorithms.objective import State
 from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.config import Config
 from fedwsa.simulation.cohort import CohortReply
@@ -105,11 +104,9 @@ def _joined(parts: Sequence[_Part]) -> list[Message] | CohortReply:
 
 def _why_alone(config: Config, first: Received) -> str | None:
     """What the run or a message asks for that stacked models cannot do."""
-    if kind := next((kind for kind in first.kinds if not stacks(kind)), None):
-        return looks_at_one(kind)
     if first.network.templated:
         return "their weights are made from templates"
-    return cohort.why_not(config.local)
+    return cohort.why_not(config.local, first.kinds)
 
 
 def _train_stack(
@@ -125,8 +122,8 @@ def _train_stack(
     network, content = first.network, first.content
     keys = [(round_of(received[0]), client_of(context)) for context in contexts]
     states = [recalled(*each) for each in zip(received, contexts, strict=True)]
-    bf16 = config.local.precision == "bf16"
-    stack = cohort.Stack(network.model, len(received), stacking.padded, stacking.keeping, bf16)
+    how = (stacking.padded, stacking.keeping, config.local.bf16)
+    stack = cohort.Stack(network.model, len(received), *how)
     _begin(stack, first, states)
     runs = [
         local_run(config, first, own, samples, state, key)

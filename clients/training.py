@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from clients.optimisers import Group, Optimiser
+from clients.optimisers import Group, SingleOptimiser
 from fedwsa.algorithms.objective import Objective, overrides
 from fedwsa.data.examples import batch_sizes
 from fedwsa.learngene import wave
@@ -109,13 +109,21 @@ class _Stepped:
         self.groups = [g for g in (decaying, fixed) if g["params"]]
 
     @torch.no_grad()
-    def step(self, optimiser: Optimiser) -> None:
+    def step(self, optimiser: SingleOptimiser) -> None:
         """A step by the gradients of the model."""
         for own, wide in self._rounded:
             wide.grad = None if own.grad is None else precise(own.grad)
         optimiser.step()
         for own, wide in self._rounded:
             own.copy_(wide)
+
+
+def _task_loss(model: nn.Module, inputs: Tensor, labels: Tensor, seen: Tensor | None) -> Tensor:
+    """Mean cross entropy of a batch; ``seen``: the classes whose logits count, None: all."""
+    logits = precise(model(inputs))
+    if seen is not None:
+        logits = without(absent_classes(seen, logits.shape[1]), logits)
+    return cross_entropy(logits, labels)
 
 
 def train(
@@ -143,8 +151,7 @@ def train(
     model.train()
     device = samples.labels.device
     stepped = _Stepped(model)
-    optimiser = Optimiser(stepped.groups, conditions, local.momentum, local.fused)
-    bf16 = local.precision == "bf16"
+    optimiser = SingleOptimiser(stepped.groups, conditions, local.momentum, local.fused)
     layout = torch.channels_last if local.channels_last else torch.contiguous_format
     seen = torch.unique(samples.labels) if local.mask_absent else None
     losing = [objective for objective in objectives if overrides(type(objective), "loss")]
@@ -163,11 +170,8 @@ def train(
                 batch = slice(start, end)
                 model.zero_grad(set_to_none=True)
                 masks.begin(number, steps)
-                with masks, torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    logits = precise(model(inputs[batch]))
-                    if seen is not None:
-                        logits = without(absent_classes(seen, logits.shape[1]), logits)
-                    loss = cross_entropy(logits, labels[batch])
+                with masks, torch.autocast(device.type, torch.bfloat16, enabled=local.bf16):
+                    loss = _task_loss(model, inputs[batch], labels[batch], seen)
                     extra = [objective.loss(inputs[batch]) for objective in losing]
                 torch.autograd.backward([loss, *extra])
                 for objective in objectives:

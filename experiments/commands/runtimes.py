@@ -14,9 +14,9 @@ from flwr.clientapp import ClientApp
 
 from clients import app as clients
 from clients.cohort import why_not
-from clients.footprint import client_bytes, free_bytes, most_at_once, sharing
+from clients.footprint import room_for, sharing
 from clients.measure import choose_cohort
-from clients.received import alone_by
+from clients.received import named_objectives
 from clients.stacking import stacking
 from experiments.commands.ray_start import RayStart
 from fedwsa import interruption
@@ -136,7 +136,7 @@ def _cohort(federation: Federation, workers: int) -> Cohort:
 def _unstackable(federation: Federation) -> str | None:
     """Why the clients of a size cannot be trained at once; None if all can."""
     config, whole = federation.config, federation.data.whole
-    if problem := alone_by(config) or why_not(config.local):
+    if problem := why_not(config.local, named_objectives(config)):
         return problem
     for size, model in federation.sizes.models.items():
         found = stacking(model, whole.shape, whole.classes, config.local.largest_batch)
@@ -150,16 +150,15 @@ def _require_room(federation: Federation, cohort: int, workers: int) -> None:
     config, shape = federation.config, federation.data.whole.shape
     counts = Counter(federation.sizes.of_client)
     device = resolve_device(config.device)
-    free = free_bytes(device)
     for size, model in federation.sizes.models.items():
         share = math.ceil(counts[size] * config.clients.fraction / workers)
-        each = client_bytes(model, shape, config.local)
-        most = most_at_once(each, free, sharing(device, workers))
-        if min(cohort, share) > most:
+        count = min(cohort, share)
+        room = room_for(model, shape, config.local, device, workers)
+        if count > room.most:
             raise ConfigError(
-                f"runtime.cohort={cohort}: in each of {workers} workers {min(cohort, share)} "
-                f"clients would take {min(cohort, share) * each / 1e9:.3g} GB, of {free / 1e9:.3g} "
-                f"GB that are free for all, and four fifths may be used: at most {most} fit"
+                f"runtime.cohort={cohort}: in each of {workers} workers {count} clients would take "
+                f"{count * room.each / 1e9:.3g} GB, of {room.free / 1e9:.3g} GB that are free for "
+                f"all, and four fifths may be used: at most {room.most} fit"
             )
 
 
@@ -175,7 +174,7 @@ def _gpu_share(config: Config, workers: int) -> float:
     """Share of a GPU for each worker, so that all find a place and no GPU is left idle."""
     if config.device != "cuda":
         return 0.0
-    return 1.0 / math.ceil(workers / torch.cuda.device_count())
+    return 1.0 / sharing("cuda", workers)
 
 
 def run(federation: Federation, client_app: ClientApp | None) -> None:

@@ -143,6 +143,11 @@ class Local(Section):
         return not any(lists) and self.lr_factors == self.epoch_factors == [1.0]
 
     @property
+    def bf16(self) -> bool:
+        """Whether networks compute in bfloat16 where torch's autocast does."""
+        return self.precision == "bf16"
+
+    @property
     def largest_batch(self) -> int:
         """The most samples that a client takes at once."""
         return max(self.batch_sizes or [self.batch_size])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clients.network import network_for
-from clients.optimisers import Optimiser
+from clients.optimisers import SingleOptimiser
 from clients.training import _Stepped
 from experiments.commands.simulate import simulate
 from fedwsa.algorithms.sizes.fedwave import FedWave
@@ -245,7 +245,7 @@ def test_templates_and_scalers_do_not_decay_at_a_client(optimiser: str) -> None:
     net = network_for(component("vit.vit", **SIZES["S"]), IMAGE, CLASSES, "cpu", sent, seed=0)
     net.load({k: t.clone() for k, t in sent.items()})
     conditions = Conditions(0.1, 0.5, batch_size=1, epochs=1, optimiser=optimiser)
-    optimiser_ = Optimiser(_Stepped(net.model).groups, conditions, 0.0, fused=True)
+    optimiser_ = SingleOptimiser(_Stepped(net.model).groups, conditions, 0.0, fused=True)
     for parameter in net.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimiser_.step()

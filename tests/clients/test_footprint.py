@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from clients.footprint import client_bytes, free_bytes, most_at_once
+from clients.footprint import Room, client_bytes, free_bytes
 from tests.given.training import local
 
 
@@ -38,7 +38,7 @@ def test_what_a_model_keeps_is_as_before() -> None:
 
 
 def test_workers_share_what_is_free() -> None:
-    assert most_at_once(10, 1000, 1) == 80
-    assert most_at_once(10, 1000, 4) == 20
-    assert most_at_once(10**9, 1000, 4) == 1
+    assert Room(each=10, free=1000, sharing=1).most == 80
+    assert Room(each=10, free=1000, sharing=4).most == 20
+    assert Room(each=10**9, free=1000, sharing=4).most == 1
     assert free_bytes("cpu") > 0

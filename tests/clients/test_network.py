@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from clients.network import Network, network_for
-from clients.optimisers import Optimiser
+from clients.optimisers import SingleOptimiser
 from clients.training import _Stepped
 from experiments.commands.simulate import simulate
 from fedwsa.config.component import Component, ConfigError, locate
@@ -252,7 +252,7 @@ def test_steps_below_the_spacing_of_half_precision_add_up(kind: torch.dtype, fus
     model = nn.Linear(40, 1, bias=False).to(kind)
     nn.init.ones_(model.weight)
     stepped = _Stepped(model)
-    optimiser = Optimiser(stepped.groups, Conditions(0.01, 0.0, 4, 1), 0.0, fused)
+    optimiser = SingleOptimiser(stepped.groups, Conditions(0.01, 0.0, 4, 1), 0.0, fused)
     for _ in range(200):
         model.weight.grad = torch.full_like(model.weight, 0.01)
         stepped.step(optimiser)

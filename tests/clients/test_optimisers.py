@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from clients.optimisers import Group, Optimiser
+from clients.optimisers import Group, SingleOptimiser
 from fedwsa.schema.conditions import Conditions
 
 KINDS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -29,7 +29,7 @@ def test_steps_are_those_of_torch_to_the_bit(kind: str, fused: bool, momentum: f
     ours, theirs = weights(), weights()
     groups: list[Group] = [{"params": ours[:2]}, {"params": ours[2:], "weight_decay": 0.0}]
     conditions = Conditions(0.05, 0.1, 1, 1, kind)  # type: ignore[arg-type]
-    optimiser = Optimiser(groups, conditions, momentum, fused)
+    optimiser = SingleOptimiser(groups, conditions, momentum, fused)
     more = {"momentum": momentum} if kind == "sgd" else {}
     reference = KINDS[kind](
         [{"params": theirs[:2]}, {"params": theirs[2:], "weight_decay": 0.0}],
@@ -61,9 +61,12 @@ conditions = Conditions.usual(settings)
 samples = Samples(*data(), lambda x: x, torch.Generator())
 train(net(), samples, settings, conditions, [])
 train_stack(Stack(net(), 2), [samples] * 2, settings, [conditions] * 2, [[], []])
-assert "torch._dynamo" not in sys.modules
+print("torch._dynamo" in sys.modules)
 """
 
 
 def test_training_alone_and_in_a_stack_does_not_import_torch_s_compiler() -> None:
-    subprocess.run([sys.executable, "-c", TRAINED], check=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINED], capture_output=True, text=True, timeout=600, check=True
+    )
+    assert done.stdout == "False\n"

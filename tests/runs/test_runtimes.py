@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from ray._private import services
 from safetensors.torch import load_file
 
+from clients import footprint
 from clients.measure import choose_cohort
 from experiments.commands import runtimes
 from experiments.commands.descendants import family
@@ -224,7 +225,7 @@ def test_a_gpu_has_one_worker_where_that_trains_stacks(
 def test_a_cohort_for_which_there_is_no_memory_is_refused_with_what_fits(
     command: Called, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(runtimes, "free_bytes", lambda device: 10**7)
+    monkeypatch.setattr(footprint, "free_bytes", lambda device: 10**7)
     words = ["clients.count=40", "clients.fraction=1", "runtime.workers=1", "runtime.cohort=30"]
     code, _, errors = command(*words)
     assert code == 1

@@ -15,6 +15,7 @@ from flwr.app import (
     Context,
     Message,
 )
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
@@ -143,11 +144,25 @@ def test_state_stays_with_its_client_whoever_plays_it() -> None:
     within(client_app(), body, workers=2)
 
 
+def alone_and_at_once() -> tuple[ClientApp, CohortApp]:
+    """The app of the other tests, and one that trains one by one as it does."""
+    alone, app = client_app(), CohortApp()
+    app._registered_funcs = alone._registered_funcs
+    return alone, app
+
+
+def two_rounds(grid: Grid) -> None:
+    """Every client answers as it does alone, and remembers the round before."""
+    for count in (1, 2):
+        replies = list(grid.send_and_receive(instructions(grid)))
+        assert weights(replies) == {i: float(i) for i in range(CLIENTS)}
+        assert [r.content["metrics"]["seen"] for r in replies] == [count] * CLIENTS
+
+
 def test_a_cohort_goes_to_the_app_at_once_and_one_that_fails_is_trained_one_by_one(
     tmp_path: Path, caplog, monkeypatch
 ) -> None:
-    alone, app = client_app(), CohortApp()
-    app._registered_funcs = alone._registered_funcs  # trains one by one as the others here
+    alone, app = alone_and_at_once()
 
     @app.cohort
     def together(messages: list[Message], contexts: list[Context]) -> list[Message] | str:
@@ -160,14 +175,8 @@ def test_a_cohort_goes_to_the_app_at_once_and_one_that_fails_is_trained_one_by_o
             return "one of them is the first"
         return [alone(m, c) for m, c in zip(messages, contexts, strict=True)]
 
-    def body(grid: Grid) -> None:
-        for count in (1, 2):
-            replies = list(grid.send_and_receive(instructions(grid)))
-            assert weights(replies) == {i: float(i) for i in range(CLIENTS)}
-            assert [r.content["metrics"]["seen"] for r in replies] == [count] * CLIENTS
-
     monkeypatch.setattr(logging.getLogger("fedwsa"), "propagate", True)
-    within(app, body, workers=1, cohort=2)
+    within(app, two_rounds, workers=1, cohort=2)
     calls = [numbers(line) for line in (tmp_path / "calls").read_text().splitlines()]
     # One worker: jobs of 60, 30 and 10 % of six equal clients are 0-3, 4-5, none.
     assert calls == [[0, 1], [2, 3], [4, 5]] * 2
@@ -186,8 +195,7 @@ def test_a_cohort_goes_to_the_app_at_once_and_one_that_fails_is_trained_one_by_o
 def test_where_memory_is_full_half_as_many_are_trained_at_once_from_then_on(
     full: Exception, in_one_piece: bool, tmp_path: Path, caplog, monkeypatch
 ) -> None:
-    alone, app = client_app(), CohortApp()
-    app._registered_funcs = alone._registered_funcs
+    alone, app = alone_and_at_once()
 
     @app.cohort
     def together(messages: list[Message], contexts: list[Context]) -> list[Message] | CohortReply:
@@ -202,14 +210,8 @@ def test_where_memory_is_full_half_as_many_are_trained_at_once_from_then_on(
         arrays = [a.content["arrays"]["w"].numpy() for a in answers]
         return CohortReply({"w": np.stack(arrays)}, [dict(a.content["metrics"]) for a in answers])
 
-    def body(grid: Grid) -> None:
-        for count in (1, 2):
-            replies = list(grid.send_and_receive(instructions(grid)))
-            assert weights(replies) == {i: float(i) for i in range(CLIENTS)}
-            assert [r.content["metrics"]["seen"] for r in replies] == [count] * CLIENTS
-
     monkeypatch.setattr(logging.getLogger("fedwsa"), "propagate", True)
-    within(app, body, workers=1, cohort=4, work=[1] * CLIENTS)
+    within(app, two_rounds, workers=1, cohort=4, work=[1] * CLIENTS)
     calls = [numbers(line) for line in (tmp_path / "calls").read_text().splitlines()]
     assert calls == [[0, 1, 2, 3], [0, 1], [2, 3], [4, 5], [0, 1], [2, 3], [4, 5]]
     [line] = {r.getMessage() for r in caplog.records if r.name == "fedwsa"}
@@ -231,8 +233,7 @@ def test_where_memory_is_full_half_as_many_are_trained_at_once_from_then_on(
 def test_what_is_no_answer_of_a_cohort_is_said_and_each_trains_alone(
     answer: object, said: str, caplog, monkeypatch
 ) -> None:
-    alone, app = client_app(), CohortApp()
-    app._registered_funcs = alone._registered_funcs
+    _, app = alone_and_at_once()
 
     @app.cohort
     def together(messages: list[Message], contexts: list[Context]) -> object:
