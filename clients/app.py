@@ -113,7 +113,8 @@ def _train(config: Config, message: Message, context: Context, received: Receive
         loss = train_augmented(model, samples, config.local, conditions, objectives, drawn, number)
     for objective in objectives:
         objective.after(model)
-    trained = Trained(received.network.state(), loss, objectives, local)
+    local.trained = received.network.state()
+    trained = Trained(loss, objectives, local)
     return reply_with(config, message, context, trained)
 
 

@@ -6,7 +6,8 @@ shares the calls. Each client's sums are those of training it alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy, pad
 
 from clients.optimisers import StackedOptimiser, clip_each
+from clients.passes import Row, StackedPasses
 from clients.training import Samples, absent_classes, without
 from fedwsa.algorithms.objective import Objective, stacks
 from fedwsa.data.examples import batch_sizes
@@ -93,7 +95,8 @@ class Stack:
             share: Tensor,
             key: Tensor,
             seen: Tensor | None,
-        ) -> tuple[Tensor, dict[str, Tensor]]:
+            others: list[Row],
+        ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             after = {name: b.clone() for name, b in buffers.items()}
             self.masks.begin(key, self._step)
             logits = precise(functional_call(model, {**weights, **after}, (x,)))
@@ -101,10 +104,12 @@ class Stack:
                 logits = without(pad(~seen, (0, logits.shape[1] - len(seen)), value=True), logits)
             each = cross_entropy(logits, y, reduction="none")
             # A sequence has a loss at each position.
-            return (each if each.dim() == 1 else each.mean(1)) @ share.to(each.dtype), after
+            task = (each if each.dim() == 1 else each.mean(1)) @ share.to(each.dtype)
+            more = self._passes.loss(x, others)
+            return (task if more is None else task + more @ share.to(more.dtype)), task, after
 
-        self._loss = loss
-        self._step = 0
+        self._model, self._loss, self._step = model, loss, 0
+        self._passes = StackedPasses(model, [], [])
 
     def client(self, k: int) -> dict[str, Tensor]:
         """The weights of client k, with their gradients, as views."""
@@ -139,6 +144,18 @@ class Stack:
             name: held[name] if name in held else t.expand(count, *t.shape)
             for name, t in rest.items()
         }
+
+    @contextmanager
+    def with_losses_of(self, objectives: Sequence[Sequence[Objective]]) -> Iterator[None]:
+        """Let the losses of the clients' objectives be added in :meth:`backward`."""
+        held, none = self.weights | self.buffers, self._passes
+        begun = [{name: t[k] for name, t in held.items()} for k in range(len(objectives))]
+        self._passes = StackedPasses(self._model, objectives, begun)
+        try:
+            with self._passes:
+                yield
+        finally:
+            self._passes = none
 
     def first(self, count: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weights and gradients of the first clients, by name, as views."""
@@ -175,7 +192,8 @@ class Stack:
         counts = torch.tensor(sizes, device=y.device)
         keys = torch.zeros_like(counts) if keys is None else keys
         self._step = step
-        of_each = vmap(self._loss, in_dims=(0, 0, 0, 0, 0, 0, None if seen is None else 0))
+        in_dims = (0, 0, 0, 0, 0, 0, None if seen is None else 0, 0)
+        of_each = vmap(self._loss, in_dims=in_dims)
         autocast = torch.autocast(y.device.type, torch.bfloat16, enabled=self._bf16)
         with self.masks:
             for longest in kinds:
@@ -186,7 +204,7 @@ class Stack:
                 share = torch.arange(longest, device=y.device) < lengths[:, None]
                 leaves = {name: w[chosen].requires_grad_() for name, w in self.weights.items()}
                 with autocast:
-                    found, after = of_each(
+                    whole, task, after = of_each(
                         leaves,
                         {name: b[chosen] for name, b in self.buffers.items()},
                         x[chosen, :longest],
@@ -194,16 +212,17 @@ class Stack:
                         share / lengths[:, None],
                         keys[chosen],
                         None if seen is None else seen[chosen],
+                        self._passes.rows(chosen),
                     )
                 # No loss depends on another client's weights.
                 gradients = torch.autograd.grad(
-                    found.sum(), list(leaves.values()), materialize_grads=True
+                    whole.sum(), list(leaves.values()), materialize_grads=True
                 )
                 for name, each in zip(leaves, gradients, strict=True):
                     self.gradients[name][chosen] = each
                 for name, each in after.items():
                     self.buffers[name][chosen] = each.detach()
-                losses[chosen] = found.detach().to(losses.dtype)
+                losses[chosen] = task.detach().to(losses.dtype)
         return losses
 
 
@@ -306,21 +325,22 @@ def train_stack(
     total = torch.zeros(len(clients), device=device)
     trained = [0] * len(clients)
     active = len(clients)
-    for step in range(steps[0]):
-        while steps[active - 1] <= step:
-            active -= 1
-        x, y, counts = batches.at(step, active)
-        classes = None if seen is None else seen[:active]
-        losses = stack.backward(x, y, counts, step, numbers[:active], classes)
-        if any(objectives):
-            held, added = stack.first(active)
-            for alike in zip(*objectives[:active], strict=True):
-                type(alike[0]).add_gradients(alike, held, added)
-        if local.clip_norm is not None:
-            clip_each([g[:active] for g in gradients], local.clip_norm)
-        optimiser.step(active)
-        total[:active] += losses * torch.tensor(counts, device=device)
-        trained = [n + counts[k] if k < active else n for k, n in enumerate(trained)]
+    with stack.with_losses_of(objectives):
+        for step in range(steps[0]):
+            while steps[active - 1] <= step:
+                active -= 1
+            x, y, counts = batches.at(step, active)
+            classes = None if seen is None else seen[:active]
+            losses = stack.backward(x, y, counts, step, numbers[:active], classes)
+            if any(objectives):
+                held, added = stack.first(active)
+                for alike in zip(*objectives[:active], strict=True):
+                    type(alike[0]).add_gradients(alike, held, added)
+            if local.clip_norm is not None:
+                clip_each([g[:active] for g in gradients], local.clip_norm)
+            optimiser.step(active)
+            total[:active] += losses * torch.tensor(counts, device=device)
+            trained = [n + counts[k] if k < active else n for k, n in enumerate(trained)]
     return (total / torch.tensor(trained, device=device)).tolist()
 
 

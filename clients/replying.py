@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
-from torch import Tensor
 
 from clients.memory import keep
 from fedwsa.algorithms.objective import LocalRun, Objective
@@ -25,17 +24,14 @@ class Trained:
 
     Attributes
     ----------
-    weights : dict
-        Those that travel, and those that an objective keeps.
     loss : float
         Mean task loss.
     objectives : sequence of Objective
         That took part; they have yet to end.
     local : LocalRun
-        The state in it is that from which the training began.
+        The state in it is that from which the training began; ``trained`` are the weights.
     """
 
-    weights: dict[str, Tensor]
     loss: float
     objectives: Sequence[Objective]
     local: LocalRun
@@ -48,7 +44,7 @@ def reply_with(config: Config, message: Message, context: Context, trained: Trai
     let the server know beside.
     """
     local = trained.local
-    begun, shared = dict(local.state), trained.weights
+    begun, shared = dict(local.state), local.trained
     for objective in trained.objectives:
         with _told_of(objective, "share"):
             shared = dict(objective.share(shared))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from flwr.app import Context, Message
+from torch import Tensor
 
 from clients import cohort
 from clients.borrowed import borrowed
 from clients.memory import alike_but_for_memory, recalled
+from clients.network import Network
 from clients.node import client_of
 from clients.privacy import asks_to_clip, clipped_and_noised
 from clients.received import (
@@ -25,7 +27,7 @@ from clients.samples import DROPOUT, local_run, samples_of
 from clients.stacking import Stacking
 from clients.training import Samples
 from fedwsa import seeding
-from fedwsa.algorithms.objective import State
+from fedwsa.algorithms.objective import Objective, State, overrides
 from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.config import Config
 from fedwsa.simulation.cohort import CohortReply
@@ -134,16 +136,18 @@ def _train_stack(
         [kind(view, content, run) for kind in first.kinds]
         for view, run in zip(views, runs, strict=True)
     ]
-    with borrowed(network.model), ExitStack() as around:
+    numbers = [seeding.key(config.seed, DROPOUT, *key) for key in keys]
+    with borrowed(network.model):
         network.model.train()
-        for kind in first.kinds:  # all were told the same, and have one model
-            around.enter_context(kind.during(network.model, content))
-        numbers = [seeding.key(config.seed, DROPOUT, *key) for key in keys]
-        losses = cohort.train_stack(stack, drawn, config.local, conditions, objectives, numbers)
-    rest = network.state()
-    trained = [
-        Trained(stack.state(k, rest), losses[k], objectives[k], run) for k, run in enumerate(runs)
-    ]
+        with ExitStack() as around:
+            for kind in first.kinds:  # all were told the same, and have one model
+                around.enter_context(kind.during(network.model, content))
+            losses = cohort.train_stack(stack, drawn, config.local, conditions, objectives, numbers)
+        rest = network.state()
+        for k, run in enumerate(runs):
+            run.trained = stack.state(k, rest)
+            _look(network, run.trained, objectives[k])
+    trained = [Trained(losses[k], objectives[k], run) for k, run in enumerate(runs)]
     answered = zip(received, contexts, trained, strict=True)
     if _plain(config, first, received[0]):
         metrics = [metrics_with(config, *each) for each in answered]
@@ -152,6 +156,14 @@ def _train_stack(
         clipped_and_noised(config, message, context, reply_with(config, message, context, own), key)
         for (message, context, own), key in zip(answered, keys, strict=True)
     ]
+
+
+def _look(network: Network, trained: Mapping[str, Tensor], objectives: Sequence[Objective]) -> None:
+    """Let those objectives that look at a trained model have a client's."""
+    if looking := [one for one in objectives if overrides(type(one), "after")]:
+        network.load(trained)
+        for objective in looking:
+            objective.after(network.model)
 
 
 def _plain(config: Config, first: Received, message: Message) -> bool:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from clients.optimisers import Group, SingleOptimiser
-from fedwsa.algorithms.objective import Objective, overrides
+from clients.passes import SinglePasses
+from fedwsa.algorithms.objective import Objective
 from fedwsa.data.examples import batch_sizes
 from fedwsa.learngene import wave
 from fedwsa.models.augment import ShadowWeights
@@ -118,6 +119,24 @@ class _Stepped:
             own.copy_(wide)
 
 
+def _steps(
+    samples: Samples, conditions: Conditions, layout: torch.memory_format
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and labels of each step of a training."""
+    sizes, steps = batch_sizes(len(samples), conditions.batch_size), 0
+    for _ in range(conditions.epochs):
+        remaining = iter(sizes)
+        for inputs, labels in samples.epoch(sizes):
+            inputs = inputs.contiguous(memory_format=layout) if inputs.dim() == 4 else inputs
+            start = 0
+            while start < len(labels):
+                if steps == conditions.steps:
+                    return
+                end = start + next(remaining)
+                yield inputs[start:end], labels[start:end]
+                start, steps = end, steps + 1
+
+
 def _task_loss(model: nn.Module, inputs: Tensor, labels: Tensor, seen: Tensor | None) -> Tensor:
     """Mean cross entropy of a batch; ``seen``: the classes whose logits count, None: all."""
     logits = precise(model(inputs))
@@ -154,34 +173,24 @@ def train(
     optimiser = SingleOptimiser(stepped.groups, conditions, local.momentum, local.fused)
     layout = torch.channels_last if local.channels_last else torch.contiguous_format
     seen = torch.unique(samples.labels) if local.mask_absent else None
-    losing = [objective for objective in objectives if overrides(type(objective), "loss")]
     masks, number = Masks(model), torch.tensor(key, device=device)
-    total, trained, steps = torch.zeros((), device=device), 0, 0
-    sizes = batch_sizes(len(samples), conditions.batch_size)
-    for _ in range(conditions.epochs):
-        remaining = iter(sizes)
-        for inputs, labels in samples.epoch(sizes):
-            inputs = inputs.contiguous(memory_format=layout) if inputs.dim() == 4 else inputs
-            start = 0
-            while start < len(labels):
-                if steps == conditions.steps:
-                    return float(total) / trained
-                end = start + next(remaining)
-                batch = slice(start, end)
-                model.zero_grad(set_to_none=True)
-                masks.begin(number, steps)
-                with masks, torch.autocast(device.type, torch.bfloat16, enabled=local.bf16):
-                    loss = _task_loss(model, inputs[batch], labels[batch], seen)
-                    extra = [objective.loss(inputs[batch]) for objective in losing]
-                torch.autograd.backward([loss, *extra])
-                for objective in objectives:
-                    objective.add_gradient()
-                if local.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), local.clip_norm)
-                stepped.step(optimiser)
-                total += loss.detach() * (end - start)
-                trained, steps = trained + end - start, steps + 1
-                start = end
+    plain = model.model if isinstance(model, ShadowWeights) else model
+    total, trained = torch.zeros((), device=device), 0
+    with SinglePasses(plain, objectives) as passes:
+        for step, (inputs, labels) in enumerate(_steps(samples, conditions, layout)):
+            model.zero_grad(set_to_none=True)
+            masks.begin(number, step)
+            with masks, torch.autocast(device.type, torch.bfloat16, enabled=local.bf16):
+                loss = _task_loss(model, inputs, labels, seen)
+                extra = passes.losses(inputs)
+            torch.autograd.backward([loss, *extra])
+            for objective in objectives:
+                objective.add_gradient()
+            if local.clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), local.clip_norm)
+            stepped.step(optimiser)
+            total += loss.detach() * len(labels)
+            trained += len(labels)
     return float(total) / trained
 
 

@@ -67,6 +67,8 @@ class LocalRun:
         objective that adds one puts its function here when it is made.
     samples : TrainedOn, optional
         What the client trains on.
+    trained : dict
+        What travels of the trained model, by name, once the training has ended.
     """
 
     lr: float
@@ -75,6 +77,7 @@ class LocalRun:
     examples: int = 0
     pulls: list[Callable[[], dict[str, Tensor]]] = field(default_factory=list)
     samples: TrainedOn | None = None
+    trained: dict[str, Tensor] = field(default_factory=dict)
 
     def pull(self, weights: Mapping[str, Tensor]) -> list[Tensor] | None:
         """The sum of all pulls on the weights, zeros where there is none; None without any."""
@@ -87,6 +90,31 @@ class LocalRun:
         return list(found.values())
 
 
+Others = Mapping[str, Mapping[str, Tensor]]
+"""Weights of other networks, by a name for each."""
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardPass:
+    """A forward pass of a training, as the loss of an objective sees it.
+
+    Attributes
+    ----------
+    inputs : Tensor
+        Of the model: ``(N, …)``.
+    represented : callable
+        Returns what went into the linear layer that the model called last, in single precision:
+        ``(N, …, features)``. Asked once.
+    represented_by : callable
+        The same, without a gradient and in evaluation mode, by the weights that
+        :meth:`Objective.others` has under a name.
+    """
+
+    inputs: Tensor
+    represented: Callable[[], Tensor]
+    represented_by: Callable[[str], Tensor]
+
+
 class Objective:
     """The client half of an algorithm: what it does before, in and after a local training.
 
@@ -96,14 +124,14 @@ class Objective:
     are called in this order::
 
         asked, begin_with
-            __init__, during, loss and add_gradient at each step, after
+            __init__, during, others, loss and add_gradient at each step, after
                 share, end, arrays, records
     """
 
     stackable: ClassVar[bool] = True
     """Whether tensors are enough, without a model to call: several clients may then be trained
-    at once, each objective on its client's part of stacked weights. One with a loss or a look
-    afterwards is not, whatever it says (:func:`stacks`)."""
+    at once, each objective on its client's part of stacked weights. One with a loss is not,
+    whatever it says, unless it says what the loss looks at (:func:`stacks`)."""
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         name = type(self).__name__
@@ -130,12 +158,32 @@ class Objective:
         """
         return nullcontext()
 
-    def loss(self, inputs: Tensor) -> Tensor:
-        """What is added to the task loss of a batch, after the model's forward pass on it.
+    def loss(self, seen: ForwardPass) -> Tensor:
+        """What is added to the task loss of a batch that the model has just answered.
 
-        For what has no closed form; ``inputs`` are those of the model.
+        For what has no closed form. The mean over all samples is added.
+
+        Returns
+        -------
+        Tensor
+            Of each sample, which must not depend on the others: ``(N,)``, or ``(N, …)``.
         """
         raise NotImplementedError
+
+    def others(self) -> Others | None:
+        """Weights of other networks that the loss looks at, by a name for each.
+
+        Asked once, before the first step. One that has this hook can be stacked: its loss is then
+        that of one client's objective, called for all of them, and may use nothing of it but what
+        the message told all.
+
+        Returns
+        -------
+        dict of dict of Tensor, or None
+            By the names of the model's parameters and buffers; those that are missing are the
+            model's own at the beginning. None: this client's loss is zero, and not asked for.
+        """
+        return {}
 
     def add_gradient(self) -> None:
         """Add to ``.grad`` of the weights, between ``backward()`` and the optimiser's step."""
@@ -162,7 +210,7 @@ class Objective:
             objective.add_gradient()
 
     def after(self, model: nn.Module) -> None:
-        """Look at the trained model as a whole; such an objective is not stackable."""
+        """Look at the trained model as a whole."""
 
     @classmethod
     def answers_beside(cls, content: Content) -> bool:
@@ -196,12 +244,8 @@ def overrides(kind: type[Objective], hook: str) -> bool:
 
 
 def stacks(kind: type[Objective]) -> bool:
-    """Whether clients may be trained at once with it.
-
-    What is asked of one model is not done in a stack.
-    """
-    alone = ("loss", "after")
-    return kind.stackable and not any(overrides(kind, hook) for hook in alone)
+    """Whether clients may be trained at once with it."""
+    return kind.stackable and (not overrides(kind, "loss") or overrides(kind, "others"))
 
 
 def trainable(model: Weights) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
+from clients.passes import SinglePasses
 from clients.training import Conditions, Samples, train
 from fedwsa.algorithms.moon.client import Moon, contrastive, require_classifier
 from fedwsa.algorithms.objective import LocalRun
@@ -31,9 +32,9 @@ def test_the_loss_is_that_of_equation_3() -> None:
     z = torch.tensor([[3.0, 0.0]])
     near, far = torch.tensor([[5.0, 0.0]]), torch.tensor([[0.0, 2.0]])
     expected = -math.log(math.exp(2) / (math.exp(2) + 1))
-    assert contrastive(z, near, far, 0.5).item() == pytest.approx(expected, rel=1e-6)
-    assert contrastive(z, far, near, 0.5).item() == pytest.approx(expected + 2, rel=1e-6)
-    assert contrastive(z, near, near, 0.5).item() == pytest.approx(math.log(2))
+    assert contrastive(z, near, far, 0.5).tolist() == pytest.approx([expected], rel=1e-6)
+    assert contrastive(z, far, near, 0.5).tolist() == pytest.approx([expected + 2], rel=1e-6)
+    assert contrastive(z, near, near, 0.5).tolist() == pytest.approx([math.log(2)])
 
 
 def features(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -52,12 +53,12 @@ def test_a_step_follows_the_gradient_of_task_and_contrastive_loss() -> None:
             q.add_(0.1)
     run = LocalRun(0.1, state={"moon": previous.state_dict()})
     moon = Moon(received, ASKED, run)
-    # The objective is made for the received weights; they move before the step is looked at.
-    received.load_state_dict(model.state_dict())
     x, y = data(16)
-    logits = received(x)
-    task = nn.functional.cross_entropy(logits, y)
-    (task + moon.loss(x)).backward()
+    with SinglePasses(received, [moon]) as passes:
+        # It is made for the received weights; they move before the step is looked at.
+        received.load_state_dict(model.state_dict())
+        task = nn.functional.cross_entropy(received(x), y)
+        (task + sum(passes.losses(x))).backward()
 
     z = features(by_hand, x)
     origin = net()
@@ -84,17 +85,21 @@ def test_a_client_s_first_training_is_fedavg_s_and_is_kept_for_the_next() -> Non
         train(model, samples, settings, Conditions.usual(settings), objectives)
 
     run(plain, [])
-    moon = Moon(first, ASKED, LocalRun(0.1, state=state))
-    run(first, [moon])
-    assert moon.end() == {}
+
+    def moon(model: nn.Module) -> Moon:
+        return Moon(
+            model, ASKED, LocalRun(0.1, state=state, trained=dict(model.named_parameters()))
+        )
+
+    one = moon(first)
+    run(first, [one])
+    assert one.end() == {}
     for (name, p), q in zip(plain.named_parameters(), first.parameters(), strict=True):
         assert torch.equal(p, q)
         assert torch.equal(state["moon"][name], p)
     # With a last model it differs from FedAvg, and leaves no hook on the network.
     again = net()
-    moon = Moon(again, ASKED, LocalRun(0.1, state=state))
-    run(again, [moon])
-    moon.end()
+    run(again, [moon(again)])
     assert not torch.equal(again[0].weight, plain[0].weight)
     assert not any(m._forward_pre_hooks for m in again.modules())
 

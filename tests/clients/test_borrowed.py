@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from clients.borrowed import borrowed
+from clients.passes import SinglePasses
 from fedwsa.algorithms.moon.client import Moon
 from fedwsa.algorithms.objective import LocalRun
 
@@ -26,7 +27,8 @@ def test_hooks_modes_and_what_is_trained_are_put_back_however_it_ends() -> None:
 
     def interrupted() -> None:
         with borrowed(model):
-            Moon(model, asked, LocalRun(0.1, state={"moon": model.state_dict()}))
+            moon = Moon(model, asked, LocalRun(0.1, state={"moon": model.state_dict()}))
+            SinglePasses(model, [moon]).__enter__()
             model.train()
             model[1].momentum = 0.7
             model[2].forward = lambda x: x  # type: ignore[method-assign]

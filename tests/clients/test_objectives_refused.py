@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
+from clients.cohort import Stack, train_stack
 from clients.replying import Trained, reply_with
+from clients.training import Samples, train
 from fedwsa.algorithms.memory.client import keep
 from fedwsa.algorithms.objective import LocalRun, Objective, stacks
 from fedwsa.algorithms.objectives import OBJECTIVES
@@ -18,9 +21,11 @@ from fedwsa.algorithms.traits import Traits
 from fedwsa.config.component import ConfigError
 from fedwsa.data.federated import open_federated
 from fedwsa.schema.compose import compose
+from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.config import Config
 from server.sizes import SizedModels
 from server.strategy import build_strategy
+from tests.given.training import data, local, net
 
 
 class Quiet(Objective):
@@ -30,13 +35,48 @@ class Quiet(Objective):
         vars(self).update(hooks)
 
 
-def test_what_is_asked_of_one_model_is_not_stacked_whatever_it_says() -> None:
+def test_a_loss_is_stacked_where_it_is_said_what_it_looks_at() -> None:
     assert stacks(Quiet)
-    for hook in ("loss", "after"):
-        assert not stacks(type("Alone", (Quiet,), {hook: lambda self, given: None}))
-    assert not stacks(type("Silent", (Quiet,), {"stackable": False}))
-    alone = {kind.__name__ for kind in OBJECTIVES if not stacks(kind)}
-    assert alone == {"FisherInformation", "Moon"}
+    loss = {"loss": lambda self, seen: seen.inputs}
+    assert not stacks(type("Alone", (Quiet,), loss))
+    others = {"others": lambda self: {}}
+    assert stacks(type("Together", (Quiet,), loss | others))
+    assert not stacks(type("Silent", (Quiet,), loss | others | {"stackable": False}))
+    assert all(map(stacks, OBJECTIVES))
+
+
+class Losing(Quiet):
+    """A loss of whatever a test returns."""
+
+    def loss(self, seen):
+        return self.said(seen)
+
+    def others(self):
+        return self.of
+
+
+@pytest.mark.parametrize(
+    ("said", "of", "message"),
+    [
+        (lambda seen: seen.inputs.sum(), {}, r"Losing\.loss\(\) must return .* each sample"),
+        (lambda seen: 0.0, {}, r"Losing\.loss\(\) must return .* each sample"),
+        (lambda seen: seen.represented()[:1], {}, r"must return .* each sample"),
+        (lambda seen: seen.represented(), {"x": {"w": torch.ones(1)}}, "the model has no w$"),
+    ],
+)
+@pytest.mark.parametrize("together", [False, True])
+def test_what_is_no_loss_of_samples_is_refused(said, of, message: str, together: bool) -> None:
+    model, settings = net(), local(epochs=1)
+    samples = Samples(*data(4), lambda p: p, torch.Generator())
+    conditions, objective = Conditions.usual(settings), Losing(said=said, of=of)
+    if together:
+        of_two = ([samples] * 2, settings, [conditions] * 2, [[objective]] * 2)
+        training = partial(train_stack, Stack(model, 2), *of_two)
+    else:
+        training = partial(train, model, samples, settings, conditions, [objective])
+    with pytest.raises(ValueError, match=message):
+        training()
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +88,8 @@ def answered(config: Config, objective: Objective, **state) -> Message:
     arrays = ArrayRecord({})
     content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})})
     context = Context(1, 1, {}, RecordDict(), {})
-    weights = {"w": torch.ones(2)}
-    trained = Trained(weights, 0.5, [objective], LocalRun(0.1, state=state, examples=3))
+    local = LocalRun(0.1, state=state, examples=3, trained={"w": torch.ones(2)})
+    trained = Trained(0.5, [objective], local)
     return reply_with(config, Message(content, 1, "train"), context, trained)
 
 

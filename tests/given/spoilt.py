@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 from fedwsa import seeding
-from fedwsa.algorithms.objective import LocalRun, Objective, Weights, gradients, trainable
+from fedwsa.algorithms.objective import (
+    ForwardPass,
+    LocalRun,
+    Objective,
+    Weights,
+    gradients,
+    trainable,
+)
 from fedwsa.wire.content import Content
 
 CLIENT = 2
@@ -34,3 +42,13 @@ class Raises(Spoilt):
     def add_gradient(self) -> None:
         if self.mine:
             raise RuntimeError("my bug")
+
+
+class OfOne(Objective):
+    """Has a loss, and does not say what that looks at."""
+
+    def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
+        assert isinstance(model, nn.Module)
+
+    def loss(self, seen: ForwardPass) -> Tensor:
+        return seen.inputs.flatten(1).sum(1) * 0.0

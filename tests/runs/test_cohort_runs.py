@@ -43,6 +43,12 @@ RUNS = {
     "every reply is wanted": ["strategy=fedmedian"],
     "aligned": ["wsa=on"],
     "absent classes": ["local.mask_absent=true", "partition.alpha=0.1"],
+    "a loss of one's own": [  # of the clients of round 2, three were there in round 1
+        *("strategy=moon", "clients.fraction=0.6", "local.batch_sizes=[8,16]", "wsa=on"),
+        *("model._target_=tests.given.odd_models.everything", "~model.width", "~model.depth"),
+    ],
+    "a loss of single layers": [*IMAGES, "strategy=moon", "model=cnn_pfl", "model.width=0.1"],
+    "a look at each trained model": ["strategy=oneshot", "merge=fisher", "rounds=1"],
     "privacy": ["strategy=dp_client_adaptive"],
     "privacy of one's own": ["privacy.local={clipping_norm: 1.0, epsilon: 50.0}"],
 }
@@ -84,10 +90,10 @@ def numbers(file: Path) -> pd.DataFrame:
 
 def test_what_cannot_be_stacked_is_said_once(tmp_path: Path) -> None:
     fleet = ["rounds=2", "clients.count=4", "local.epochs=1", "runtime.workers=1"]
-    config = compose([*fleet, f"cache_dir={tmp_path}", "strategy=moon", "runtime.cohort=4"])
+    config = compose([*fleet, f"cache_dir={tmp_path}", "strategy=wave", "runtime.cohort=4"])
     simulate(config, tmp_path / "run")
     log = (tmp_path / "run" / "run.log").read_text()
-    assert log.count("clients are trained one by one, since Moon looks at one model") == 1
+    assert log.count("one by one, since their weights are made from templates") == 1
 
 
 @pytest.mark.parametrize("spoilt", ["NotANumber", "Raises"])

@@ -185,8 +185,8 @@ def test_a_signal_before_the_first_round_leaves_nothing(
             for value in (0, 1.5)
         ),
         (
-            "runtime.cohort=4 local.objectives=[fedwsa.algorithms.moon.client.Moon]",
-            "runtime.cohort=4: clients cannot be trained at once: Moon looks at one model",
+            "runtime.cohort=4 local.objectives=[tests.given.spoilt.OfOne]",
+            "runtime.cohort=4: clients cannot be trained at once: OfOne looks at one model",
         ),
         ("runtime.gpus_per_worker=0.5", "runtime.gpus_per_worker: there is no CUDA GPU here"),
         ("runtime=flower runtime.cohort=4", "runtime: cohort needs runtime=ray"),

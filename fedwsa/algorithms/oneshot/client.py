@@ -18,8 +18,6 @@ class FisherInformation(Objective):
     labels drawn from the model, as the server wishes.
     """
 
-    stackable = False
-
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         asked = find_record(content, FISHER_LABELS)
         if asked is None or local is None or local.samples is None:
