@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --dist loadfile
 READY := $(VENV)/.ready
 
-.PHONY: help demo deploy-demo test coverage test-slow check setup clean
+.PHONY: help demo deploy-demo test coverage test-slow grid check setup clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -27,14 +27,17 @@ deploy-demo: setup  ## a server and two nodes as separate programs, with TLS and
 	$(BIN)/python -m experiments.deploy
 
 test: setup  ## the tests that take seconds
-	$(PYTEST) -n 2 -m 'not slow'
+	$(PYTEST) -n 2 -m 'not slow and not grid'
 
 coverage: setup  ## the same with coverage of fedwsa/, at least 90 %
-	$(PYTEST) -n 2 -m 'not slow' --cov --cov-report=term
+	$(PYTEST) -n 2 -m 'not slow and not grid' --cov --cov-report=term
 
 # Three at a time: much of them is waiting for programs to start and to end.
 test-slow: setup  ## the others: commands and what kills them, deployments, studies, the wheel
 	$(PYTEST) -n 3 -m slow
+
+grid: setup  ## every strategy on every model, played in every way, to one model: an hour
+	$(BIN)/python -m pytest -n 2 -m grid
 
 check: setup  ## lint, format, types, import floors
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,36 +13,11 @@ from safetensors.torch import load_file
 from experiments.commands.simulate import simulate
 from fedwsa.algorithms.traits import traits_of
 from fedwsa.config.component import ConfigError, locate
-from fedwsa.config.places import CONFIG_DIR
 from fedwsa.runfolder import state_files
-from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
+from tests.given.grid import composed, every_cell, refusal
 
-STRATEGIES = sorted(file.stem for file in (CONFIG_DIR / "strategy").glob("*.yaml"))
-DATA = {
-    "mlp": ["dataset=digits", "model=mlp"],
-    "all": ["model._target_=tests.given.odd_models.everything", "~model.depth", "~model.width"],
-    "cnn": ["dataset._target_=tests.given.small_images.small_images", "model=cnn", "partition=iid"],
-}
-REFUSED = {  # strategy, model or WSA → why
-    ("fedbn", "mlp"): "no normalisation layers",
-    ("fedbn", "cnn"): "no normalisation layers",
-    ("wave", "all"): "no weight that templates could make",
-    ("local", "on"): "no weights are averaged",
-    ("centralised", "on"): "trained in one place",
-    (
-        "oneshot",
-        "on",
-    ): "trains its clients once",  # its own rounds: tests/algorithms/test_oneshot.py
-    ("oneshot", "off"): "trains its clients once",
-}
-
-
-def every_cell(test: Callable[..., None]) -> Callable[..., None]:
-    """Run a test for each strategy, with and without WSA, on each model."""
-    for name, values in (("model", DATA), ("wsa", ["off", "on"]), ("strategy", STRATEGIES)):
-        test = pytest.mark.parametrize(name, values)(test)
-    return test
+MODELS = ["mlp", "all", "cnn"]
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +25,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("cache"))
 
 
-@every_cell
+@every_cell(MODELS)
 def test_two_rounds_of_every_combination_or_the_reason_why_not(
     strategy: str, wsa: str, model: str, cache: str, tmp_path: Path
 ) -> None:
     config = composed(strategy, wsa, model, cache)
-    if reason := REFUSED.get((strategy, model)) or REFUSED.get((strategy, wsa)):
+    if reason := refusal(strategy, model, wsa):
         with pytest.raises(ConfigError, match=reason):
             simulate(config, tmp_path / "run")
         assert not (tmp_path / "run").exists()
@@ -79,11 +53,11 @@ def test_two_rounds_of_every_combination_or_the_reason_why_not(
 
 
 @pytest.mark.slow
-@every_cell
+@every_cell(MODELS)
 def test_stacks_of_eight_give_the_models_that_clients_give_alone(
     strategy: str, wsa: str, model: str, cache: str, tmp_path: Path
 ) -> None:
-    if (strategy, model) in REFUSED or (strategy, wsa) in REFUSED:
+    if refusal(strategy, model, wsa):
         pytest.skip("refused, as the grid says")
     found, tables = [], []
     for cohort in ("off", "8"):
@@ -101,14 +75,6 @@ def test_stacks_of_eight_give_the_models_that_clients_give_alone(
     for file, tensors in alone.items():
         for name, tensor in tensors.items():
             torch.testing.assert_close(stacked[file][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
-
-
-def composed(strategy: str, wsa: str, model: str, cache: str, *more: str) -> Config:
-    fleet = ["rounds=2", "clients.count=3", "local.epochs=1", "runtime.workers=1"]
-    width = [] if model == "all" else ["model.width=0.1"]
-    overrides = [*fleet, *width, *DATA[model], f"strategy={strategy}", f"wsa={wsa}"]
-    kept = ["checkpoint.every=1", "evaluation.clients_every=2", f"cache_dir={cache}"]
-    return compose([*overrides, *kept, *more])
 
 
 def remembered(folder: Path) -> bool:
