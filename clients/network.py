@@ -163,8 +163,10 @@ def network_for(
     ``seed`` is the run's: what does not travel is built as at the server. ``layout`` is that of
     tensors with four dimensions.
     """
-    shapes = tuple((k, tuple(t.shape)) for k, t in tensors.items() if k.startswith(wave.TEMPLATES))
-    return _network(component, shape, classes, device, shapes, seed, layout)
+    templates = tuple(
+        (k, tuple(t.shape), t.dtype) for k, t in tensors.items() if k.startswith(wave.TEMPLATES)
+    )
+    return _network(component, shape, classes, device, templates, seed, layout)
 
 
 @in_run(8)  # a few sizes
@@ -173,7 +175,7 @@ def _network(
     shape: InputShape,
     classes: int,
     device: str,
-    templates: tuple[tuple[str, tuple[int, ...]], ...],
+    templates: tuple[tuple[str, tuple[int, ...], torch.dtype], ...],
     seed: int,
     layout: torch.memory_format,
 ) -> Network:
@@ -182,7 +184,10 @@ def _network(
     rest = [*state.staying(model), *state.measured(model)]
     if templates:
         known = architecture_of(component)
-        given = {k.removeprefix(wave.TEMPLATES): torch.zeros(shape) for k, shape in templates}
+        given = {
+            key.removeprefix(wave.TEMPLATES): torch.zeros(size, dtype=dtype)
+            for key, size, dtype in templates
+        }
         wave.attach(model, known, given)
         keys = {name: same[0] for name, same in wave.keys(model, known).items()}
         keys = {name: key for name, key in keys.items() if key not in rest}

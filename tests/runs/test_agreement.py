@@ -1,4 +1,7 @@
-"""However a run is played, it gives one model: ``make grid``, about an hour."""
+"""However a run is played, it gives one model: ``make grid``, about an hour.
+
+In double precision (:mod:`tests.given.double`), where the order of a sum decides nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,7 @@ from tests.given.grid import STRATEGIES, composed, every_cell, refusal
 
 pytestmark = [pytest.mark.grid, pytest.mark.usefixtures("all_cores")]
 
-# Rates at which no cell diverges, and no batch of two, whose statistics hang on the last digit: both
-# multiply rounding.
+# Rates at which no cell diverges, and no batch of two: both multiply rounding.
 FLEET = ["rounds=3", "clients.count=8", "local.lr=0.02", "evaluation.clients_every=1"]
 CONDITIONS = {
     "alike": ["local.batch_size=5"],
@@ -59,7 +61,7 @@ def assert_alike(one: Left, other: Left, way: str) -> None:
     assert one[0].keys() == other[0].keys(), way
     for name, tensor in one[0].items():
         told = lambda said, name=name: f"{way}: {name}: {said}"  # noqa: E731
-        torch.testing.assert_close(other[0][name], tensor, rtol=1e-4, atol=1e-6, msg=told)
+        torch.testing.assert_close(other[0][name], tensor, rtol=1e-6, atol=1e-9, msg=told)
     pd.testing.assert_frame_equal(one[1], other[1], rtol=1e-4)
 
 
@@ -72,7 +74,9 @@ def test_alone_stacked_and_on_two_workers_a_run_gives_one_model(
         pytest.skip("refused, as the grid says")
 
     def played(name: str, *words: str) -> Left:
+        builder = {"resnet20": "resnet"}.get(model, model)
         more = [*FLEET, *CONDITIONS[conditions], *words]
+        more.append(f"model._target_=tests.given.double.{builder}")
         config = composed(strategy, wsa, model, cache, *more)
         assert simulate(config, tmp_path / name)["failed"] == 0
         return left_by(tmp_path / name)

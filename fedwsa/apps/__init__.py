@@ -1,0 +1,1 @@
+"""Flower Apps in folders of their own, as ``flwr run`` takes them, on our engine."""
