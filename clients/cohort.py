@@ -92,7 +92,7 @@ class Stack:
             buffers: dict[str, Tensor],
             x: Tensor,
             y: Tensor,
-            share: Tensor,
+            there: Tensor,
             key: Tensor,
             seen: Tensor | None,
             others: list[Row],
@@ -103,8 +103,9 @@ class Stack:
             if seen is not None:
                 logits = without(pad(~seen, (0, logits.shape[1] - len(seen)), value=True), logits)
             each = cross_entropy(logits, y, reduction="none")
+            share = there.to(each.dtype) / there.sum()
             # A sequence has a loss at each position.
-            task = (each if each.dim() == 1 else each.mean(1)) @ share.to(each.dtype)
+            task = (each if each.dim() == 1 else each.mean(1)) @ share
             more = self._passes.loss(x, others)
             return (task if more is None else task + more @ share.to(more.dtype)), task, after
 
@@ -200,8 +201,7 @@ class Stack:
                 rows = [k for k, size in enumerate(sizes) if len(kinds) == 1 or size == longest]
                 every = len(rows) == len(sizes)  # a slice copies nothing
                 chosen = slice(len(sizes)) if every else torch.tensor(rows, device=y.device)
-                lengths = counts[chosen]
-                share = torch.arange(longest, device=y.device) < lengths[:, None]
+                there = torch.arange(longest, device=y.device) < counts[chosen][:, None]
                 leaves = {name: w[chosen].requires_grad_() for name, w in self.weights.items()}
                 with autocast:
                     whole, task, after = of_each(
@@ -209,7 +209,7 @@ class Stack:
                         {name: b[chosen] for name, b in self.buffers.items()},
                         x[chosen, :longest],
                         y[chosen, :longest],
-                        share / lengths[:, None],
+                        there,
                         keys[chosen],
                         None if seen is None else seen[chosen],
                         self._passes.rows(chosen),

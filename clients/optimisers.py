@@ -16,6 +16,7 @@ from torch.optim.sgd import sgd
 
 from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.sections import Optimiser
+from fedwsa.scope.moments import precise
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # as torch's Adam has them
 
@@ -164,8 +165,8 @@ class _PerClient:
 
     def __init__(self, values: Sequence[float], weights: Sequence[Tensor]) -> None:
         self._same = values[0] if len(set(values)) == 1 else None
-        device = weights[0].device if weights else None
-        self._all = torch.tensor(values, device=device)
+        first = weights[0] if weights else torch.zeros(())
+        self._all = torch.tensor(values, dtype=precise(first).dtype, device=first.device)
         self._shapes = [(-1, *[1] * (w.dim() - 1)) for w in weights]
 
     def _columns(self, tensors: Sequence[Tensor]) -> list[Tensor]:

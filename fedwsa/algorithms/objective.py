@@ -103,8 +103,8 @@ class ForwardPass:
     inputs : Tensor
         Of the model: ``(N, …)``.
     represented : callable
-        Returns what went into the linear layer that the model called last, in single precision:
-        ``(N, …, features)``. Asked once.
+        Returns what went into the linear layer that the model called last, half precision as
+        single: ``(N, …, features)``.
     represented_by : callable
         The same, without a gradient and in evaluation mode, by the weights that
         :meth:`Objective.others` has under a name.

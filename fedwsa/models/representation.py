@@ -7,6 +7,8 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from fedwsa.scope.moments import precise
+
 
 def linear_layers(model: nn.Module) -> list[nn.Linear]:
     """The linear layers of a model, in the order of its modules."""
@@ -41,6 +43,6 @@ class Tap:
         self._caught = inputs[0]
 
     def take(self) -> Tensor | None:
-        """What was caught since the last call, in single precision: ``(N, …, features)``."""
+        """What was caught since the last call, half precision as single: ``(N, …, features)``."""
         caught, self._caught = self._caught, None
-        return None if caught is None else caught.float()
+        return None if caught is None else precise(caught)
