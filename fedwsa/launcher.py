@@ -31,15 +31,22 @@ def find_apps() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([here, *inherited])
 
 
-def _start(name: str, module: str) -> None:
-    """Run the command whose ``main`` stands in a module of ``experiments``."""
+def _start(name: str, module: str, *, ours: bool = True) -> None:
+    """Run the command whose ``main`` stands in a module.
+
+    Parameters
+    ----------
+    ours
+        Whether it needs our apps; somebody else's may have modules of their names.
+    """
     interruption.watch(name)
     if sys.argv[1:] == ["--version"]:
         from importlib.metadata import version  # imported for this alone
 
         print(f"fedwsa {version('fedwsa')}")
         return
-    find_apps()
+    if ours:
+        find_apps()
     with interruption.starting():
         command = import_module(module)
     interruption.check()
@@ -79,6 +86,11 @@ def plot() -> None:
 def study() -> None:
     """Start ``fedwsa-study``."""
     _start("fedwsa-study", "experiments.commands.study")
+
+
+def run() -> None:
+    """Start ``fedwsa-run``."""
+    _start("fedwsa-run", "fedwsa.apps.command", ours=False)
 
 
 def table() -> None:

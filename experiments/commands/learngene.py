@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from experiments.commands.preamble import in_one_line
 from fedwsa import interruption
+from fedwsa.command_line import in_one_line
 
 # The command is imported where interruptions are answered: it takes seconds.
 

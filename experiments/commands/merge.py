@@ -16,11 +16,12 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 from rich.console import Console
 from torch import Tensor
 
-from experiments.commands.preamble import Parser, composing, in_one_line
+from experiments.commands.preamble import composing
 from experiments.merge import report
 from experiments.merge.data import DataAtHand
 from experiments.merge.files import ModelFile, require_one_kind
 from experiments.merge.methods import Ingredients, Method, merge, method_of
+from fedwsa.command_line import Parser, in_one_line
 from fedwsa.config.component import ConfigError
 from fedwsa.config.places import options
 from fedwsa.data.evaluation import Score

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.commands.help import partition_help
-from experiments.commands.preamble import composing, fail, in_one_line
+from experiments.commands.preamble import composing
 from fedwsa import interruption
+from fedwsa.command_line import fail, in_one_line
 from fedwsa.data.federated import open_federated
 from fedwsa.data.partition_files import write_partition
 from fedwsa.runfolder.tensors import require_writable

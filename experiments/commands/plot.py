@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.commands.preamble import Parser, in_one_line
 from experiments.commands.table import warn
 from experiments.reports.tables.build import Request, Row, build
 from experiments.reports.tables.collect import collect
+from fedwsa.command_line import Parser, in_one_line
 from fedwsa.config.component import ConfigError
 from fedwsa.data.partition_files import read_described
 from fedwsa.runfolder.read import Unusable

@@ -33,9 +33,9 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from experiments.commands.help import help_text
-from experiments.commands.preamble import fail, of_system
 from experiments.commands.ray_start import RayStart
 from fedwsa import interruption
+from fedwsa.command_line import fail, of_system
 from fedwsa.config.blame import telling_theirs, told
 from fedwsa.config.component import ConfigError, flat
 from fedwsa.config.explain import explain

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.commands.preamble import Parser, in_one_line
 from experiments.commands.table import request_of, warn
 from experiments.reports.tables.build import build
 from experiments.reports.tables.collect import collect
@@ -17,6 +16,7 @@ from experiments.reports.tables.formats import show
 from experiments.studies.folder import kept_apart, state_of
 from experiments.studies.runner import Runner, write_study
 from experiments.studies.schema import Cell, expand, find, load, selected, shipped
+from fedwsa.command_line import Parser, in_one_line
 from fedwsa.config.component import ConfigError
 from fedwsa.runfolder.read import Unusable, read_json
 from fedwsa.runfolder.write import STUDY

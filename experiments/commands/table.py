@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.commands.preamble import Parser, in_one_line
 from experiments.reports.tables.build import TESTS, Request, build
 from experiments.reports.tables.collect import Collection, collect
 from experiments.reports.tables.formats import FORMATS, show
 from experiments.reports.tables.metrics import METRICS, share_to_reach
+from fedwsa.command_line import Parser, in_one_line
 from fedwsa.config.component import ConfigError
 from fedwsa.runfolder.files import write_text
 

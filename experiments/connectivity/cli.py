@@ -16,11 +16,12 @@ import pandas as pd
 from rich.console import Console
 
 from experiments.commands.help import connectivity_help
-from experiments.commands.preamble import composing, fail
+from experiments.commands.preamble import composing
 from experiments.connectivity.lines import Scorer, measure
 from experiments.connectivity.pairs import Pair, Trainer
 from experiments.connectivity.schema import ConnectivityConfig, compose
 from experiments.connectivity.summary import COLUMNS, POINTS, summarise
+from fedwsa.command_line import fail
 from fedwsa.config.component import ConfigError
 from fedwsa.data.examples import LabelledData
 from fedwsa.data.federated import subset

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.commands.preamble import Parser, in_one_line
+from fedwsa.command_line import Parser, in_one_line
 from fedwsa.config.component import ConfigError
 
 # The command is imported where interruptions are answered: it takes seconds.

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from experiments.commands.preamble import Parser, in_one_line
+from fedwsa.command_line import Parser, in_one_line
 from fedwsa.config.component import ConfigError
 
 _DNS = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")

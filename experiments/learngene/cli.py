@@ -15,8 +15,9 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 from rich.console import Console
 
 from experiments.commands.help import learngene_help
-from experiments.commands.preamble import composing, fail
+from experiments.commands.preamble import composing
 from experiments.learngene.schema import LearngeneConfig, compose
+from fedwsa.command_line import fail
 from fedwsa.config.component import ConfigError
 from fedwsa.data.evaluation import evaluate, measure_statistics
 from fedwsa.data.examples import Examples, LabelledData

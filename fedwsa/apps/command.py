@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
 import traceback
 from pathlib import Path
 
@@ -41,6 +43,7 @@ def main() -> None:
     """Run the command."""
     with in_one_line(_COMMAND):
         asked = _parser().parse_args()
+        _say()
         app = AppFolder.read(asked.app)
         config = app.configured(asked.run_config)
         federation = federation_of(app, asked.federation, _federation_words(asked))
@@ -73,6 +76,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _say() -> None:
+    """Let lines of this package stand among Flower's, on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{_COMMAND}: %(message)s"))
+    logger = logging.getLogger("fedwsa")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
@@ -97,7 +109,7 @@ def _tell(error: BaseException, app: Path) -> None:
         With what the app ends with, or 1.
     """
     if isinstance(error, SystemExit):
-        raise error
+        sys.exit(error.code)
     trace = error.__traceback__
     while trace is not None and not Path(trace.tb_frame.f_code.co_filename).is_relative_to(app):
         trace = trace.tb_next

@@ -20,6 +20,10 @@ from fedwsa.simulation.run import run_simulation
 
 Engine = Literal["fedwsa", "flower"]
 
+logger = logging.getLogger("fedwsa")
+
+_NAMES: dict[Engine, str] = {"fedwsa": "fedwsa's engine", "flower": "Flower's simulation"}
+
 SUPERNODES = 2
 """As many as ``flwr run`` has where nobody says it."""
 
@@ -57,6 +61,9 @@ def play(
         "client_resources": {k: v for k, v in resources.items() if v is not None},
         "init_args": dict(federation.init or {}),
     }
+    logger.info(
+        "%s %s: %d supernodes, played by %s", app.identity, app.version, supernodes, _NAMES[engine]
+    )
     # As Flower does: whatever else lies on the path, the app's own folder comes first.
     sys.path[:] = [str(app.path), *(place for place in sys.path if place != str(app.path))]
     if engine == "flower":
@@ -98,13 +105,13 @@ def _play_there(
     Its public function leaves ``run_config`` empty and loads no folder, so this is the function
     behind it, which has no public name.
     """
-    from flwr.server.superlink.linkstate.utils import generate_rand_int_from_bytes
+    # Only now: the other engine does without Flower's.
     from flwr.simulation.run_simulation import _run_simulation
     from flwr.supercore.constant import NOOP_FEDERATION_ID
     from flwr.supercore.task_identity import TaskIdentity
     from flwr.supercore.telemetry import EventType
 
-    run.primary_task_id, run.federation_id = generate_rand_int_from_bytes(8), NOOP_FEDERATION_ID
+    run.primary_task_id, run.federation_id = secrets.randbits(63), NOOP_FEDERATION_ID
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run.run_id, 1, 1
     if not verbose:
         logging.getLogger("flwr").setLevel(logging.INFO)

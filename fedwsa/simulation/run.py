@@ -39,6 +39,7 @@ def run_simulation(
     cohort: int = 1,
     keep_workers: bool = False,
     run_config: UserConfig | None = None,
+    run: Run | None = None,
 ) -> None:
     """Run a Flower app on this machine or on a Ray cluster; a drop-in for Flower's function.
 
@@ -86,6 +87,8 @@ def run_simulation(
     run_config
         What the contexts of the ServerApp and of all clients have as ``run_config``: names with
         values that are strings, numbers, true or false. Flower's function has no such argument.
+    run
+        What ``grid.run`` says of the app; None: its number alone.
 
     Raises
     ------
@@ -116,7 +119,8 @@ def run_simulation(
 
     pool = None
     try:
-        run = Run.create_empty(secrets.randbits(63))
+        of_server = 0 if run is None else 1  # as in Flower's function, and with `flwr run`
+        run = run or Run.create_empty(secrets.randbits(63))
         # Flower asks who is speaking when a Message is made, and has no public way to say it.
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run.run_id, 1, 1
         count = count_workers(workers, gpus, cpus)
@@ -124,7 +128,7 @@ def run_simulation(
             client_app, run.run_id, num_supernodes, count, gpus, keep_workers, cpus, settings
         )
         grid = RayGrid(pool, run, num_supernodes, work, cohort)
-        context = Context(run.run_id, 0, {}, RecordDict(), dict(settings))
+        context = Context(run.run_id, of_server, {}, RecordDict(), dict(settings))
         _outside_of_event_loops(lambda: server_app(grid, context))
     finally:
         if pool is not None:
@@ -135,9 +139,7 @@ def run_simulation(
 
 def _outside_of_event_loops(call: Callable[[], object]) -> None:
     """Call in this thread, or in another if an event loop runs in it; errors are the caller's."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _in_event_loop():
         call()
         return
     errors: list[BaseException] = []
@@ -153,6 +155,14 @@ def _outside_of_event_loops(call: Callable[[], object]) -> None:
     thread.join()
     if errors:
         raise errors[0]
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _checked(run_config: UserConfig) -> UserConfig:

@@ -13,7 +13,6 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import nn
 
-from experiments.commands.preamble import of_system
 from fedwsa.algorithms.averaging import averages_by, weighs_by
 from fedwsa.algorithms.feddyn.server import FedDyn
 from fedwsa.algorithms.guard.guard import Guard
@@ -24,6 +23,7 @@ from fedwsa.algorithms.traits import Traits, traits_of
 from fedwsa.algorithms.wrapping import chain
 from fedwsa.algorithms.wsa.client import ScopeAlignment
 from fedwsa.algorithms.wsa.server import FedWSA
+from fedwsa.command_line import of_system
 from fedwsa.config.component import Component, ConfigError
 from fedwsa.config.explain import explain
 from fedwsa.models import build_model

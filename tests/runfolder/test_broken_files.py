@@ -20,7 +20,8 @@ from flwr.serverapp.strategy import FedAvg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments.commands.preamble import composing, in_one_line
+from experiments.commands.preamble import composing
+from fedwsa.command_line import in_one_line
 from fedwsa.config.component import Component, ConfigError
 from fedwsa.data.federated import open_federated
 from fedwsa.data.loading import load
