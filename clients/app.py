@@ -99,7 +99,7 @@ def _lost(message: Message, error: LostMemory) -> Message:
 def _train(config: Config, message: Message, context: Context, received: Received) -> Message:
     key, model = (round_of(message), _client(context)), received.network.model
     samples = samples_of(config, received, key)
-    conditions = conditions_of(config, received.content, key[1])
+    conditions = conditions_of(config, received.content, key[1], key[0])
     conditions = in_time(conditions, config, received.data, message, key[1])
     local = local_run(config, received, conditions, samples, received.state, key)
     weights = received.network.weights()

@@ -154,8 +154,9 @@ def content_of(message: Message) -> Content:
     }
 
 
-def conditions_of(config: Config, content: Content, client: int) -> Conditions:
-    """A client's own, but the usual ones for the pooled samples of all."""
-    if find_record(content, POOLED) is not None:
-        return Conditions.usual(config.local)
-    return Fleet(config).conditions(client)
+def conditions_of(config: Config, content: Content, client: int, number: int) -> Conditions:
+    """A client's own in a round, but the usual ones for the pooled samples of all."""
+    pooled = find_record(content, POOLED) is not None
+    own = Conditions.usual(config.local) if pooled else Fleet(config).conditions(client)
+    rate = config.rate(number)
+    return own if rate == 1.0 else replace(own, lr=own.lr * rate)

@@ -49,9 +49,10 @@ def train_together(
     drawn = [samples_of(config, first, (number, client)) for client in clients]
     if not cohort.fits(drawn):
         return _halves(config, received, contexts)
+    every = [conditions_of(config, first.content, client, number) for client in clients]
     conditions = [
-        in_time(conditions_of(config, first.content, client), config, first.data, message, client)
-        for message, client in zip(received, clients, strict=True)
+        in_time(own, config, first.data, message, client)
+        for own, message, client in zip(every, received, clients, strict=True)
     ]
     alike: dict[str, list[int]] = {}  # those who may stand in one stack
     for k, own in enumerate(conditions):

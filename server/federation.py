@@ -49,6 +49,7 @@ from server.initial import initialise, save_learned
 from server.loop import RoundLoop
 from server.marks import Marks
 from server.nodes import EngineGrid, PartitionGrid
+from server.rates import Rates
 from server.record import RoundRecord
 from server.result import tally_of, write_result
 from server.rounds import Conversation, OnEvent
@@ -102,6 +103,7 @@ class Federation:
         self.strategy = build_strategy(config, self.sizes) if strategy is None else strategy
         self.guard = build_guard(config, self.strategy)
         self.model = GlobalModel(config, self.data, self.sizes, self.strategy, self.device, folder)
+        self.rates = Rates(config, self.strategy)
         self.checkpoints = _open_checkpoints(config, folder, self.strategy)
         self.begun = _newest(self.checkpoints, folder) if resumed else None
         self.systems = Systems(config, self.data, self.sizes)
@@ -202,6 +204,7 @@ class Federation:
             arrays,
             self.config,
             self.model,
+            self.rates,
             self.systems if all(traits_of(p).on_devices for p in chain(self.strategy)) else None,
             budget.after,
             None if self._early_stop is None else self._early_stop.is_over,

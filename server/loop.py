@@ -17,6 +17,7 @@ from fedwsa.schema.config import Config
 from fedwsa.wire import messages
 from fedwsa.wire.names import ACCURACY, NUM_EXAMPLES, TRAIN_LOSS
 from server.global_model import GlobalModel
+from server.rates import Rates
 from server.record import ClientScores, Evaluated, RoundRecord, Scored, Trained
 from server.rounds import Conversation, RunError
 from server.systems import Plan, Systems
@@ -37,6 +38,8 @@ class RoundLoop:
         The run.
     model
         Scores the arrays of a round.
+    rates
+        Of each round.
     systems
         The simulated devices; None: everybody is there and answers.
     price
@@ -56,6 +59,7 @@ class RoundLoop:
         arrays: ArrayRecord,
         config: Config,
         model: GlobalModel,
+        rates: Rates,
         systems: Systems | None = None,
         price: Callable[[Trained], float | None] = lambda trained: None,
         is_over: Callable[[Score | None], bool] | None = None,
@@ -63,6 +67,7 @@ class RoundLoop:
         self._talk, self._strategy = conversation, conversation.strategy
         self.arrays, self._reference = arrays, messages.to_tensors(arrays)
         self._config, self._model, self._systems = config, model, systems
+        self._rates = rates
         self._price, self._is_over = price, is_over
 
     def run(self, number: int) -> RoundRecord:
@@ -95,6 +100,7 @@ class RoundLoop:
         """The training, whose model :attr:`arrays` has then, and the seconds of its phases."""
         start = time.perf_counter()
         talk, systems = self._talk, self._systems
+        lr, server_lr = self._rates.begin(number)
         there = range(self._config.clients.count) if systems is None else systems.there(number)
         asked = talk.asked_to_train(number, self.arrays, there)
         cohort = sorted(talk.client_of(m.metadata.dst_node_id) for m in asked)
@@ -120,6 +126,8 @@ class RoundLoop:
             scopes=self._strategy.report if moved and isinstance(self._strategy, FedWSA) else None,
             costs=costs,
             moved=moved,
+            lr=lr,
+            server_lr=server_lr,
         )
         return trained, {"train": sent - start, "aggregate": time.perf_counter() - sent}
 

@@ -60,6 +60,9 @@ class Trained:
         What the training took of the simulated devices; None: it did not happen on them.
     moved : bool
         Whether the round brought a model.
+    lr, server_lr : float or None
+        Learning rates of the round: of a client that draws no other, and of the strategy, where
+        it has one.
     """
 
     cohort: tuple[int, ...] = ()
@@ -72,6 +75,8 @@ class Trained:
     scopes: ScopeReport | None = None
     costs: Costs | None = None
     moved: bool = False
+    lr: float | None = None
+    server_lr: float | None = None
 
     @property
     def asked(self) -> tuple[int, ...]:

@@ -125,6 +125,12 @@ def _chosen(defaults: str) -> dict[str, str]:
 
 
 def _group(group: str, default: str) -> str:
+    group, _, place = group.partition("@")
+    if place:  # its options stand where the group is shown by its own name
+        return (
+            f"\nGroup {group} again, for {place}: {group}@{place}=OPTION (default: {default}),\n"
+            f"and the keys of each option as {place}.KEY=VALUE.\n"
+        )
     parts = [f"\nGroup {group}, and the keys of each option as {group}.KEY=VALUE:\n"]
     files = sorted((CONFIG_DIR / group).glob("*.yaml"))
     if (own := own_options()) is not None:

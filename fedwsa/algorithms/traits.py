@@ -106,6 +106,10 @@ class Traits:
     """Array records beside the model: one that clients are sent, and the one that answers it for
     what they train, with names among those that were sent, and of their shapes."""
 
+    rate: str | None = None
+    """Its attribute that is the server's learning rate, which a run may schedule; None: it has
+    none."""
+
     transient: tuple[str, ...] = ()
     """Attributes that are no memory: a checkpoint does without them."""
 
@@ -142,9 +146,9 @@ def _by_its_key(strategy: FedAvg) -> str | None:
 
 
 _FLOWERS: dict[type, Traits] = {
-    **dict.fromkeys(
-        (FedAvg, FedAvgM, FedProx, FedAdam, FedYogi, FedAdagrad), Traits(averages_by=_by_its_key)
-    ),
+    **dict.fromkeys((FedAvg, FedProx), Traits(averages_by=_by_its_key)),
+    **dict.fromkeys((FedAdam, FedYogi, FedAdagrad), Traits(averages_by=_by_its_key, rate="eta")),
+    FedAvgM: Traits(averages_by=_by_its_key, rate="server_learning_rate"),
     **dict.fromkeys(
         (
             DifferentialPrivacyServerSideFixedClipping,

@@ -22,6 +22,8 @@ def history_columns(*, validates: bool, private: bool) -> list[str]:
         "loss",
         *(["validation_accuracy", "validation_loss"] if validates else []),
         "train_loss",
+        "lr",
+        "server_lr",
         "client_accuracy_mean",
         "client_accuracy_worst10",
         "client_accuracy_std",

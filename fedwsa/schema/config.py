@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from fedwsa.config.component import Component, ConfigError, Section
 from fedwsa.data.federated import DataSpec
 from fedwsa.fleet import size_rules
 from fedwsa.fleet.devices import Device
 from fedwsa.learngene.settings import Init, Pretraining
+from fedwsa.schema.schedule import factor
 from fedwsa.schema.sections import (
     Checkpoint,
     Clients,
@@ -52,11 +53,20 @@ class Config(Section):
     init: Init
     pretraining: Pretraining
     strategy: Strategy
+    schedule: Component
+    server_schedule: Component
     merge: Component
     wsa: Wsa
     local: Local
     runtime: Runtime
     tracker: dict[str, Component]
+
+    @field_validator("server_schedule", mode="before")
+    @classmethod
+    def _refuse_a_name_alone(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise ValueError(f"say schedule@server_schedule={value}")
+        return value
 
     @model_validator(mode="after")
     def _refuse_checkpoints_elsewhere(self) -> Config:
@@ -100,6 +110,14 @@ class Config(Section):
                 "that does, as strategy=dp_server_fixed"
             )
         return self
+
+    def rate(self, number: int) -> float:
+        """The factor of the clients' learning rates in a round, from 1."""
+        return factor(self.schedule, self.rounds, number, "schedule")
+
+    def server_rate(self, number: int) -> float:
+        """Likewise of the server's."""
+        return factor(self.server_schedule, self.rounds, number, "server_schedule")
 
     @property
     def private(self) -> bool:

@@ -18,6 +18,8 @@ def facts(record: RoundRecord) -> dict[str, Fact]:
         "validation_accuracy": kept.accuracy if kept else None,
         "validation_loss": kept.loss if kept else None,
         "train_loss": record.train_loss,
+        "lr": record.lr,
+        "server_lr": record.server_lr,
         "client_accuracy_mean": clients.mean if clients else None,
         "client_accuracy_worst10": clients.worst10 if clients else None,
         "client_accuracy_std": clients.std if clients else None,

@@ -1,8 +1,9 @@
 """What ``load_dataset`` and FederatedDataset would fetch from the Hub, made here, of that shape.
 
 Python imports this module when it starts with the folder on its path, as apps and their workers do
-under :mod:`experiments.bench.flower_apps`. Each call of a ClientApp draws from generators that are
-keyed by client and round, so that an app that seeds nothing gives the same on each engine.
+under :mod:`experiments.bench.flower_apps`. A ServerApp, and each call of a ClientApp, begins with
+generators that are keyed by client and round, so that an app that seeds nothing gives the same on
+each engine.
 """
 
 from __future__ import annotations
@@ -136,6 +137,16 @@ def _keyed(module: Any) -> None:
     module.ClientApp.__call__ = call
 
 
+def _keyed_at_the_server(module: Any) -> None:
+    plain = module.ServerApp.__call__
+
+    def call(self: Any, grid: Any, context: Any) -> Any:
+        _seed()
+        return plain(self, grid, context)
+
+    module.ServerApp.__call__ = call
+
+
 def _seed(*key: int) -> None:
     number = sum(part * 1009**place for place, part in enumerate((1, *key)))
     random.seed(number)
@@ -143,6 +154,8 @@ def _seed(*key: int) -> None:
         sys.modules["numpy"].random.seed(number % 2**32)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(number)
+    if "tensorflow" in sys.modules:
+        sys.modules["tensorflow"].keras.utils.set_random_seed(number % 2**32)
 
 
 class _After(importlib.abc.MetaPathFinder):
@@ -169,4 +182,5 @@ class _After(importlib.abc.MetaPathFinder):
         return spec
 
 
-sys.meta_path[:0] = [_After("datasets", _of_hub), _After("flwr.clientapp", _keyed)]
+_CHANGES = {"datasets": _of_hub, "flwr.clientapp": _keyed, "flwr.serverapp": _keyed_at_the_server}
+sys.meta_path[:0] = [_After(name, change) for name, change in _CHANGES.items()]
