@@ -1,0 +1,239 @@
+"""Networks of timm and torchvision by their names, fitted to the data."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from functools import cache
+from math import gcd
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedwsa.config.component import ConfigError
+from fedwsa.models import ImageShape
+from fedwsa.models.torchvision_loader import torchvision as _torchvision
+from fedwsa.models.weights import open_weights, plain_names
+
+# isort: split
+import timm as _timm  # after it: timm takes torchvision
+
+logger = logging.getLogger("fedwsa")
+
+Kept = Literal["kept", "group"]
+
+_DEFAULT = "DEFAULT"
+
+
+def timm(
+    image: ImageShape,
+    classes: int,
+    *,
+    name: str,
+    weights: str | None,
+    norm: Kept,
+    freeze: str | None,
+) -> nn.Module:
+    """A network of timm.
+
+    Parameters
+    ----------
+    name
+        As in ``timm.list_models()``.
+    weights
+        None: drawn. ``DEFAULT``: timm's pretrained ones, from its cache or the network. Else a
+        file: safetensors, or a state dict that torch has saved. The classifier is drawn anew where
+        its shape is another.
+    norm
+        ``group``: GroupNorm in the place of BatchNorm, whose statistics have no good average.
+    freeze
+        A regular expression: parameters whose names it is found in are not trained.
+
+    Raises
+    ------
+    ValueError
+        If there is no such network, or the weights are of another.
+    """
+    _require_name("timm", name, _timm.list_models())
+    settings: dict[str, Any] = {"num_classes": classes, "in_chans": image[0]}
+    known = _timm.get_pretrained_cfg(name)
+    if known is not None and known.fixed_input_size:
+        settings["img_size"] = image[1:]
+    pretrained = weights == _DEFAULT
+    try:
+        model = _timm.create_model(name, pretrained=pretrained, **settings)
+    except Exception as error:
+        if not pretrained:
+            raise
+        place = str(known.hf_hub_id or known.url) if known is not None else "any"
+        raise ValueError(_not_there("timm", name, place)) from error
+    return _fitted(model, name, None if pretrained else weights, norm, freeze)
+
+
+def torchvision(
+    image: ImageShape,
+    classes: int,
+    *,
+    name: str,
+    weights: str | None,
+    norm: Kept,
+    freeze: str | None,
+) -> nn.Module:
+    """A network of torchvision that classifies; parameters as of :func:`timm`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such network, or the weights are of another.
+    """
+    models = _torchvision.models
+    _require_name("torchvision", name, models.list_models(module=models))
+    aside = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+    model: nn.Module = models.get_model(name, weights=None, num_classes=classes, **aside)
+    _take_channels(model, image[0])
+    if weights == _DEFAULT:
+        known = models.get_model_weights(name).DEFAULT
+        try:
+            stored = known.get_state_dict(check_hash=True)
+        except Exception as error:
+            raise ValueError(_not_there("torchvision", name, known.url)) from error
+        _load(model, stored, known.name)
+        weights = None
+    return _fitted(model, name, weights, norm, freeze)
+
+
+def _require_name(library: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        close = get_close_matches(name, known, n=3)
+        hint = f"is it {' or '.join(close)}?" if close else f"it has {len(known)} others"
+        raise ValueError(f"{library} has no {name}; {hint}")
+
+
+def _not_there(library: str, name: str, place: str) -> str:
+    return (
+        f"weights=DEFAULT: {library} has no pretrained {name} in its cache, and cannot fetch "
+        f"{place}; name a file of weights instead"
+    )
+
+
+def _fitted(
+    model: nn.Module, name: str, weights: str | None, norm: Kept, freeze: str | None
+) -> nn.Module:
+    if weights is not None:
+        _load(model, _stored(Path(weights)), weights)
+    if norm == "group":
+        _replace_norms(model)
+    elif any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        _warn_of_norms(name)
+    if freeze is not None:
+        _freeze(model, freeze)
+    return model
+
+
+@cache
+def _warn_of_norms(name: str) -> None:
+    logger.warning(
+        "model: %s has BatchNorm, whose statistics average badly where clients differ; "
+        "model.norm=group replaces it",
+        name,
+    )
+
+
+def _take_channels(model: nn.Module, channels: int) -> None:
+    """Give a network a first convolution for images of so many channels."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            if module.in_channels != channels:
+                parent, _, leaf = name.rpartition(".")
+                first = nn.Conv2d(
+                    channels,
+                    module.out_channels,
+                    module.kernel_size,  # type: ignore[arg-type]
+                    module.stride,  # type: ignore[arg-type]
+                    module.padding,  # type: ignore[arg-type]
+                    bias=module.bias is not None,
+                )
+                setattr(model.get_submodule(parent), leaf, first)
+            return
+
+
+def _stored(file: Path) -> Mapping[str, Tensor]:
+    """The tensors of a file of weights.
+
+    Raises
+    ------
+    ValueError
+        If it holds none.
+    """
+    if file.suffix in (".safetensors", ".json") or file.is_dir() or not file.is_file():
+        try:
+            return open_weights(file).tensors()
+        except ConfigError as error:
+            raise ValueError(f"weights: {error}") from None
+    try:
+        held = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"weights: {file} holds no tensors alone: {type(error).__name__}"
+        ) from None
+    held = held.get("state_dict", held) if isinstance(held, dict) else held
+    if not isinstance(held, dict) or not all(isinstance(t, Tensor) for t in held.values()):
+        raise ValueError(f"weights: {file} holds no state dict")
+    plain = plain_names(held, file)
+    return {name: held[stored] for name, stored in plain.items()}
+
+
+@torch.no_grad()
+def _load(model: nn.Module, stored: Mapping[str, Tensor], source: str) -> None:
+    """Give a network stored weights, but for a classifier of other classes.
+
+    A first convolution for colours takes grey images by the sum over its channels.
+    """
+    own = model.state_dict()
+    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    first, last = f"{layers[0]}.weight", f"{layers[-1]}."
+    taken: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        found, head = stored.get(name), name.startswith(last)
+        if found is None:
+            raise ValueError(f"weights: {source} has no {name}: it is of another network")
+        if name == first and found.dim() == 4 and tensor.shape[1] == 1 != found.shape[1]:
+            found = found.sum(1, keepdim=True)
+        if found.shape != tensor.shape:
+            if head and found.shape[1:] == tensor.shape[1:]:
+                continue
+            shapes = tuple(found.shape), tuple(tensor.shape)
+            raise ValueError(f"weights: {name} of {source} is {shapes[0]}, not {shapes[1]}")
+        taken[name] = found
+    if unknown := sorted(stored.keys() - own.keys()):
+        raise ValueError(f"weights: {source} has {unknown[0]}, which the network lacks")
+    model.load_state_dict(taken, strict=False)
+
+
+def _replace_norms(model: nn.Module) -> None:
+    """GroupNorm of up to 8 groups in the place of each BatchNorm, with its scales and shifts."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            channels = module.num_features
+            group = nn.GroupNorm(gcd(8, channels), channels, module.eps, module.affine)
+            if module.affine:
+                group.load_state_dict({"weight": module.weight, "bias": module.bias})
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, group)
+
+
+def _freeze(model: nn.Module, pattern: str) -> None:
+    try:
+        found = [p for name, p in model.named_parameters() if re.search(pattern, name)]
+    except re.error as error:
+        raise ValueError(f"freeze: {pattern!r} is no regular expression: {error}") from None
+    if not found:
+        raise ValueError(f"freeze: {pattern!r} is found in no name of a parameter")
+    if len(found) == len(list(model.parameters())):
+        raise ValueError(f"freeze: {pattern!r} leaves nothing to train")
+    for parameter in found:
+        parameter.requires_grad_(False)
