@@ -5,19 +5,23 @@ forgotten. So the handler also leaves a note, and whatever works for long asks b
 whether it is there. Nothing is raised while a module is imported: the import machinery may just
 have taken a lock, which it would keep, and every thread that imports would wait for ever; and a
 module that is written in C++ may have no way to pass an exception on, and would abort the process.
+Nor while a process is started: Python prints and forgets what its hooks around a fork raise, and
+nobody would know of a process whose start was cut off.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
-_SOON = 0.02  # seconds until a signal that came during an import is tried again
+_SOON = 0.02  # seconds until a signal that came during an import or a start is tried again
+_STARTS = subprocess.Popen.__init__.__code__
 
 _name = ""  # of the command
 _number = 0  # the signal that came
@@ -107,17 +111,18 @@ def _came(number: int, frame: FrameType | None) -> None:
 
 def _interrupt(_: int, frame: FrameType | None) -> None:
     signal.alarm(0)  # of a handler below Python, as Ray sets: it would abort a slow end
-    if _imports(frame):
+    if _cannot_stop(frame):
         signal.signal(signal.SIGALRM, _interrupt)
         signal.setitimer(signal.ITIMER_REAL, _SOON)
         return
     raise KeyboardInterrupt
 
 
-def _imports(frame: FrameType | None) -> bool:
-    """Whether a module is being imported, however far inside."""
+def _cannot_stop(frame: FrameType | None) -> bool:
+    """Whether a module is being imported or a process started, however far inside."""
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+        code = frame.f_code
+        if code.co_filename.startswith("<frozen importlib") or code is _STARTS:
             return True
         frame = frame.f_back
     return False

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.commands.descendants import usage
+from fedwsa.descendants import usage
 
 
 def fleet(clients: int, sampled: int, samples: int) -> list[str]:

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.commands.descendants import end_descendants
 from fedwsa import interruption
+from fedwsa.descendants import end_descendants
 from fedwsa.simulation.cluster import connect, cores
 
 # The rest of the engine is imported in the thread that starts Ray, while everything else is.

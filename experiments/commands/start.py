@@ -6,9 +6,9 @@ import os
 import sys
 import traceback
 
-from experiments.commands.descendants import end_descendants
 from experiments.commands.ray_start import RayStart, early_workers, expects_local_ray
 from fedwsa import interruption
+from fedwsa.descendants import end_descendants
 
 # The command is imported where interruptions are answered: it takes seconds.
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from uuid import uuid4
 
-from experiments.commands.descendants import end_descendants
 from fedwsa.config.component import ConfigError
+from fedwsa.descendants import end_descendants
 
 _PROBLEM = re.compile(r"^\[|error:|refused|denied|failed to|in use", re.IGNORECASE)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")

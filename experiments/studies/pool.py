@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.commands.descendants import end_descendants
 from fedwsa.config.component import ConfigError
+from fedwsa.descendants import end_descendants
 
 _START = (
     "from fedwsa.launcher import find_apps; find_apps(); "

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from experiments.commands.descendants import end_descendants
+from fedwsa.descendants import end_descendants
 
 # What a run needs is imported when the parent says how many cores Ray has: Ray reads it then.
 

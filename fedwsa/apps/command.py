@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -13,6 +14,7 @@ from fedwsa.apps.folder import AppFolder, federation_of
 from fedwsa.apps.play import SUPERNODES, play
 from fedwsa.command_line import Parser, fail, in_one_line
 from fedwsa.config.component import ConfigError
+from fedwsa.descendants import end_descendants
 from fedwsa.simulation.cluster import SimulationError
 
 _COMMAND = "fedwsa-run"
@@ -41,6 +43,16 @@ _HELP = {
 
 def main() -> None:
     """Run the command."""
+    try:
+        _main()
+    except SystemExit:
+        if interruption.asked():  # Ray may just be starting: its programs would be left, or crash
+            end_descendants(os.getpid())
+            os._exit(interruption.code())
+        raise
+
+
+def _main() -> None:
     with in_one_line(_COMMAND):
         asked = _parser().parse_args()
         _say()

@@ -62,7 +62,7 @@ class AppFolder:
             raise ConfigError(f"{path} {what}: an app is a folder as `flwr new` makes it")
         try:
             tomllib.loads(file.read_text(encoding="utf-8"))
-            found, _ = load_and_validate(file)
+            found, _ = load_and_validate(file, check_module=False)  # importing says it better
             config = flatten_dict(found["tool"]["flwr"]["app"].get("config", {}))
         except (ValueError, OSError) as error:
             raise ConfigError(f"{file}: {_in_a_line(str(error))}") from None
@@ -176,7 +176,8 @@ def _options(app: AppFolder, name: str | None) -> Mapping[str, Any]:
     else:
         known = _connections() | known
     if name not in known:
-        raise ConfigError(f"there is no federation {name}; {nearest(name, known)}")
+        hint = nearest(name, known) if known else "neither the app nor Flower's config.toml has any"
+        raise ConfigError(f"there is no federation {name}; {hint}")
     options = known[name].get("options", {})
     if "address" in known[name] and not options:
         raise ConfigError(
@@ -221,11 +222,14 @@ def pairs(option: str, words: Sequence[str]) -> dict[str, Any]:
         found: dict[str, Any] = parse_config_args(list(words))
     except click.ClickException:
         found = {}
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise ConfigError(f"{option}: cannot read {error.filename}: {error.strerror}") from None
+    except ValueError as error:
         raise ConfigError(f"{option}: {_in_a_line(str(error))}") from None
     if words and not found:
         raise ConfigError(
-            f"{option}: {' '.join(words)!r} are no pairs as in 'a=1 b=0.5 c=true d=\"x\"'"
+            f"{option}: {' '.join(words)!r} are no pairs as in 'a=1 b=0.5 c=true d=\"x\"', where "
+            "strings have quotes of their own"
         )
     return found
 

@@ -85,8 +85,11 @@ def play(
 
 def _component(place: str, kind: type[Any]) -> Any:
     """One of the two apps."""
-    with blaming(ConfigError, f"{place}: "):
-        found = load_app(place, ConfigError)
+    try:
+        with blaming(ConfigError, f"{place}: "):
+            found = load_app(place, AttributeError)
+    except ConfigError as error:  # Flower's explains references on further lines
+        raise ConfigError(str(error).partition(" The object reference")[0]) from error.__cause__
     if not isinstance(found, kind):
         raise ConfigError(f"{place} is a {type(found).__name__}, no {kind.__name__}")
     return found

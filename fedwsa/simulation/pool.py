@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from fedwsa import interruption
 from fedwsa.simulation import kept as kept_workers
 from fedwsa.simulation.cluster import search_path
 from fedwsa.simulation.contexts import Kept
@@ -143,7 +144,12 @@ class Pool:
                     self._starting[i] = actor.warm.remote()
                     self._warm.add(i)
             starting = list(self._starting)
-        ray.wait(starting, num_returns=len(starting), timeout=patience)
+        end = time.monotonic() + patience
+        while (left := end - time.monotonic()) > 0:
+            interruption.check()
+            _, away = ray.wait(starting, num_returns=len(starting), timeout=min(left, _POLL))
+            if not away:
+                return
 
     def submit(self, jobs: Sequence[Job]) -> int:
         """Put the jobs of an exchange in the queue; returns its number.

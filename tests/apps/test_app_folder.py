@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from fedwsa.apps.folder import AppFolder, federation_of
 from fedwsa.config.component import ConfigError
+from fedwsa.descendants import family
 from tests.given.app_folder import project_with, write_app
+from tests.given.processes import all_end, started
 
 RUN = [sys.executable, "-c", "from fedwsa.launcher import run; run()"]
 LOCAL = """
@@ -80,7 +84,7 @@ def test_the_federation_comes_from_the_folder_flower_or_the_command_line(
         (None, ["num-supernodes=true"], "num-supernodes cannot be True"),
         (None, ['backend="ray2"'], "backend cannot be 'ray2', but ray"),
         (None, ["seven"], "'seven' are no pairs as in"),
-        (None, ["none.toml"], r"--federation-config: .*No such file.*none\.toml"),
+        (None, ["none.toml"], r"cannot read none\.toml: No such file"),
     ],
 )
 def test_a_federation_that_cannot_be_is_refused(
@@ -109,6 +113,12 @@ BROKEN = {
         ["app"],
         r"madeapp\.client_app:app: ModuleNotFoundError: No module named 'nonsense' "
         r"\(app/madeapp/task\.py:1\)",
+    ),
+    "has no such app": (
+        {"client_app": "other = 3\n"},
+        ["app"],
+        r"madeapp\.client_app:app: AttributeError: Unable to load attribute app from module "
+        r"madeapp\.client_app$",
     ),
     "is no app": ({"client_app": "app = 3\n"}, ["app"], "client_app:app is a int, no ClientApp"),
     "has no such key": (
@@ -193,3 +203,43 @@ def test_what_the_server_raises_is_shown_from_its_own_line_on(tmp_path: Path) ->
         f"fedwsa-run: the app in {tmp_path / 'app'} raised ValueError",
     ]
     assert said("app", "-c", 'greeting="leave"', cwd=tmp_path)[0] == 7
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_ray_starts_or_clients_work_is_one_line_and_leaves_nobody(
+    tmp_path: Path,
+) -> None:
+    client = """
+        import time
+        from pathlib import Path
+
+        from flwr.clientapp import ClientApp
+
+        app = ClientApp()
+
+
+        @app.train()
+        def train(message, context):
+            Path("working").touch()
+            time.sleep(600)
+    """
+    write_app(tmp_path / "app", client_app=client)
+    for moment in (lambda: (tmp_path / "working").exists(), lambda: raylet(run.pid)):
+        with started([*RUN, "app"], cwd=tmp_path, stderr=subprocess.PIPE) as run:
+            end = time.monotonic() + 240
+            while not moment():
+                assert run.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            processes = family(run.pid)
+            run.send_signal(signal.SIGINT)
+            errors = run.communicate(timeout=240)[1]
+        assert run.returncode == 130
+        assert "Traceback" not in errors
+        assert errors.splitlines()[-1] == "fedwsa-run: interrupted"
+        assert all_end(processes)
+
+
+def raylet(pid: int) -> bool:
+    """Whether a process has started Ray's first programs."""
+    return len(family(pid)) > 1

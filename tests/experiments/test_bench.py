@@ -18,7 +18,7 @@ from experiments.bench.loop import loop_seconds
 from experiments.bench.timing import in_turn
 from experiments.bench.workloads import TRAININGS
 from experiments.commands import simulate
-from experiments.commands.descendants import Usage, family, usage
+from fedwsa.descendants import Usage, family, usage
 from fedwsa.schema.compose import compose
 
 

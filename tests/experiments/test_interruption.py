@@ -181,3 +181,25 @@ def test_a_simulation_leaves_the_handlers_of_its_caller(no_ray: None) -> None:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+STARTING = """
+import os, signal, subprocess, sys
+from fedwsa import interruption
+
+interruption.watch("here")
+# Where Python prints what is raised, and forgets it.
+os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))
+try:
+    subprocess.Popen([sys.executable, "-c", ""], preexec_fn=lambda: None).wait()
+    for _ in range(10**9):
+        pass
+except KeyboardInterrupt:
+    print("ended")
+"""
+
+
+def test_a_process_is_started_to_its_end() -> None:
+    command = [sys.executable, "-c", STARTING]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("ended\n", "")

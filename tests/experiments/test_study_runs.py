@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.commands.descendants import family
+from fedwsa.descendants import family
 from tests.given.processes import all_end, started
 from tests.given.runtimes import ran
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments.commands.descendants import end_descendants
+from fedwsa.descendants import end_descendants
 
 
 @contextmanager

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments.commands.descendants import family
 from experiments.commands.simulate import resume, simulate
+from fedwsa.descendants import family
 from fedwsa.schema.compose import compose
 from tests.given.checkpoint import assert_same_run
 from tests.given.processes import all_end, started

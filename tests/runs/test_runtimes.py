@@ -23,10 +23,10 @@ from safetensors.torch import load_file
 from clients import footprint
 from clients.measure import choose_cohort
 from experiments.commands import runtimes
-from experiments.commands.descendants import family
 from experiments.commands.ray_start import early_workers, expects_local_ray
 from experiments.commands.simulate import main, simulate
 from fedwsa.data.federated import open_federated
+from fedwsa.descendants import family
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
 from fedwsa.schema.fleet import Fleet

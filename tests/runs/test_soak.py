@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.commands.descendants import Usage, usage
+from fedwsa.descendants import Usage, usage
 from tests.given.processes import started
 
 ROUNDS, WARM = 2000, 300

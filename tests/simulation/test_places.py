@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from experiments.commands.descendants import family
+from fedwsa.descendants import family
 from fedwsa.simulation import SimulationError, run_simulation
 from fedwsa.simulation.cluster import connect
 
