@@ -93,6 +93,7 @@ def where(field: str) -> dict[type, Any]:
         ("takes_pulls", [FedDyn]),
         ("objectives", []),  # ours come with the package
         ("answers", [Scaffold]),
+        ("rate", [FedAdam, FedYogi, FedAdagrad, FedAvgM]),
         ("requires", [*SIZED, *PERSONAL, Scaffold, OneShot, Moon]),
         ("transient", [*SIZED, FedNova, FedDyn, OneShot, FedWSA, Guard]),
         ("wants", [*SIZED, *PRIVATE, FedNova, FedDyn, Scaffold, OneShot, FedPer, FedBN]),
@@ -145,6 +146,7 @@ class Said(FedAvg):
         takes_pulls=True,
         objectives=(Correction,),
         answers=(("asked", "answered"),),
+        rate="pace",
         transient=("notes",),
         requires=True,
     )
