@@ -80,7 +80,7 @@ def test_it_takes_one_name_in_site_packages_and_leaves_nothing_out(environment) 
 
 
 def test_every_command_says_its_version(environment, tmp_path) -> None:
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 8
     for command in COMMANDS:
         said = run([environment / "bin" / command, "--version"], tmp_path)
         assert said.stdout == f"fedwsa {PROJECT['project']['version']}\n", said.stderr
