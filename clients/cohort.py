@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor, nn
@@ -149,14 +150,14 @@ class Stack:
     @contextmanager
     def with_losses_of(self, objectives: Sequence[Sequence[Objective]]) -> Iterator[None]:
         """Let the losses of the clients' objectives be added in :meth:`backward`."""
-        held, none = self.weights | self.buffers, self._passes
+        held, without_losses = self.weights | self.buffers, self._passes
         begun = [{name: t[k] for name, t in held.items()} for k in range(len(objectives))]
         self._passes = StackedPasses(self._model, objectives, begun)
         try:
             with self._passes:
                 yield
         finally:
-            self._passes = none
+            self._passes = without_losses
 
     def first(self, count: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weights and gradients of the first clients, by name, as views."""
@@ -323,7 +324,6 @@ def train_stack(
     numbers = torch.tensor(list(keys) if keys is not None else [0] * len(clients), device=device)
     seen = _seen(clients) if local.mask_absent else None
     total = torch.zeros(len(clients), device=device)
-    trained = [0] * len(clients)
     active = len(clients)
     with stack.with_losses_of(objectives):
         for step in range(steps[0]):
@@ -340,7 +340,7 @@ def train_stack(
                 clip_each([g[:active] for g in gradients], local.clip_norm)
             optimiser.step(active)
             total[:active] += losses * torch.tensor(counts, device=device)
-            trained = [n + counts[k] if k < active else n for k, n in enumerate(trained)]
+    trained = [sum(islice(cycle(own), count)) for own, count in zip(sizes, steps, strict=True)]
     return (total / torch.tensor(trained, device=device)).tolist()
 
 

@@ -175,7 +175,7 @@ class StackedPasses:
 
     def __exit__(self, *ended: object) -> None:
         if self._asked:
-            self._tap.__exit__(None, None, None)
+            self._tap.__exit__()
 
     def rows(self, chosen: slice | Tensor) -> list[Row]:
         """What clients look at, of those that are chosen: to be mapped over."""

@@ -9,6 +9,7 @@ from fedwsa.algorithms.wrapping import chain
 from fedwsa.config.component import ConfigError
 from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.config import Config
+from fedwsa.schema.schedule import factors
 
 
 class Rates:
@@ -34,8 +35,8 @@ class Rates:
         self._of_server = rates[0] if rates else None
         self._base = getattr(*self._of_server) if self._of_server else None
         config.rate(1)  # all are looked at
-        changes = any(config.server_rate(n) != 1 for n in range(1, config.rounds + 1))
-        if self._base is None and changes:
+        of_server = factors(config.server_schedule, config.rounds, "server_schedule")
+        if self._base is None and set(of_server) != {1.0}:
             inner = [*chain(strategy)][-1]
             raise ConfigError(
                 f"server_schedule: {type(inner).__name__} has no learning rate of its own; "

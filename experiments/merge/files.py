@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fedwsa.config.component import Component, ConfigError
-from fedwsa.models.weights import INDEX, open_weights, plain_names
-
-_WITHIN = ("state_dict", "model_state_dict", "model")
-"""Where a checkpoint keeps the weights, if it holds other things beside them."""
+from fedwsa.models.weights import is_safetensors, open_torch, open_weights, plain_names
 
 
 class ModelFile(Mapping[str, Tensor]):
@@ -49,8 +43,11 @@ class ModelFile(Mapping[str, Tensor]):
         self._stored: dict[str, str] = {}
         self._files = [file]
         self._read: Callable[[str], Tensor]
-        known = file.suffix == ".safetensors" or file.name.endswith(INDEX)
-        (self._open_safetensors if known else self._open_torch)()
+        if is_safetensors(file):
+            self._open_safetensors()
+        else:
+            opened = open_torch(file)
+            self._stored, self._read = opened.stored, opened.read
         if not self._stored:
             raise ConfigError(f"{file} holds no weights")
 
@@ -62,32 +59,6 @@ class ModelFile(Mapping[str, Tensor]):
             raise ConfigError(f"{self.file}: what it says of its network is damaged") from None
         self._stored, self._read, self._files = opened.stored, opened.read, opened.files
         self.facts = _checked(facts, self.file)
-
-    def _open_torch(self) -> None:
-        try:
-            mapped = zipfile.is_zipfile(self.file)
-            with warnings.catch_warnings(action="ignore"):  # of TorchScript, which is refused
-                held = torch.load(self.file, map_location="cpu", weights_only=True, mmap=mapped)
-        except Exception as error:  # what it raises at damaged files is not documented
-            if type(error).__name__ == "UnpicklingError":
-                raise ConfigError(
-                    f"{self.file} holds code or objects beside weights, or is damaged; none of it "
-                    "was run: save the state dict alone"
-                ) from None
-            raise ConfigError(f"{self.file} is damaged, or no file of weights") from None
-        for name in _WITHIN:
-            if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
-                held = held[name]
-                break
-        if not isinstance(held, Mapping) or not all(
-            isinstance(k, str) and isinstance(t, Tensor) for k, t in held.items()
-        ):
-            raise ConfigError(f"{self.file} holds no state dict: names of tensors, and tensors")
-        for name, tensor in held.items():
-            if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-                raise ConfigError(f"{self.file}: {name} is sparse, quantized or without content")
-        tensors = {name: tensor.detach() for name, tensor in held.items()}
-        self._stored, self._read = plain_names(tensors, self.file), tensors.__getitem__
 
     def name_as(self, other: ModelFile) -> None:
         """Take the names of a file of the same network, whatever wrapper stands before either."""

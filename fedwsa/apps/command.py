@@ -104,12 +104,10 @@ def _count(text: str) -> int:
 
 
 def _federation_words(asked: argparse.Namespace) -> list[str]:
-    words = list(asked.federation_config)
-    return (
-        words
-        if asked.num_supernodes is None
-        else [*words, f"num-supernodes={asked.num_supernodes}"]
-    )
+    words: list[str] = list(asked.federation_config)
+    if asked.num_supernodes is not None:
+        words.append(f"num-supernodes={asked.num_supernodes}")
+    return words
 
 
 def _tell(error: BaseException, app: Path) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from flwr.cli.config_utils import load_and_validate
 from flwr.common.config import flatten_dict, get_metadata_from_config, parse_config_args
 
 from fedwsa.config.component import ConfigError
+from fedwsa.config.nearest import nearest
 
 _FILE = "pyproject.toml"
 
@@ -109,7 +109,7 @@ class Federation:
     supernodes: int | None = None
     cpus: float | None = None
     gpus: float | None = None
-    init: Mapping[str, Any] | None = None
+    init: Mapping[str, Any] = field(default_factory=dict)
     verbose: bool = False
 
 
@@ -232,14 +232,6 @@ def pairs(option: str, words: Sequence[str]) -> dict[str, Any]:
             "strings have quotes of their own"
         )
     return found
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """What a person may have meant, or all that there is."""
-    if not known:
-        return "there are none"
-    close = get_close_matches(name, known, n=3)
-    return f"is it {' or '.join(close)}?" if close else f"there are {', '.join(sorted(known))}"
 
 
 def _in_a_line(text: str) -> str:

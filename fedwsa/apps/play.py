@@ -59,7 +59,7 @@ def play(
     resources = {"num_cpus": federation.cpus, "num_gpus": federation.gpus}
     backend: dict[str, Any] = {
         "client_resources": {k: v for k, v in resources.items() if v is not None},
-        "init_args": dict(federation.init or {}),
+        "init_args": dict(federation.init),
     }
     logger.info(
         "%s %s: %d supernodes, played by %s", app.identity, app.version, supernodes, _NAMES[engine]

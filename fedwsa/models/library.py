@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
 from functools import cache
-from math import gcd
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,16 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from fedwsa.config.component import ConfigError
+from fedwsa.config.nearest import nearest
 from fedwsa.models import ImageShape
+from fedwsa.models.norms import norm_layer
 from fedwsa.models.torchvision_loader import torchvision as _torchvision
-from fedwsa.models.weights import open_weights, plain_names
+from fedwsa.models.weights import is_safetensors, open_torch, open_weights
 
 # isort: split
 import timm as _timm  # after it: timm takes torchvision
 
 logger = logging.getLogger("fedwsa")
 
-Kept = Literal["kept", "group"]
+NormOption = Literal["kept", "group"]
 
 _DEFAULT = "DEFAULT"
 
@@ -35,7 +35,7 @@ def timm(
     *,
     name: str,
     weights: str | None,
-    norm: Kept,
+    norm: NormOption,
     freeze: str | None,
 ) -> nn.Module:
     """A network of timm.
@@ -80,7 +80,7 @@ def torchvision(
     *,
     name: str,
     weights: str | None,
-    norm: Kept,
+    norm: NormOption,
     freeze: str | None,
 ) -> nn.Module:
     """A network of torchvision that classifies; parameters as of :func:`timm`.
@@ -108,9 +108,7 @@ def torchvision(
 
 def _require_name(library: str, name: str, known: Collection[str]) -> None:
     if name not in known:
-        close = get_close_matches(name, known, n=3)
-        hint = f"is it {' or '.join(close)}?" if close else f"it has {len(known)} others"
-        raise ValueError(f"{library} has no {name}; {hint}")
+        raise ValueError(f"{library} has no {name}; {nearest(name, known)}")
 
 
 def _not_there(library: str, name: str, place: str) -> str:
@@ -121,7 +119,7 @@ def _not_there(library: str, name: str, place: str) -> str:
 
 
 def _fitted(
-    model: nn.Module, name: str, weights: str | None, norm: Kept, freeze: str | None
+    model: nn.Module, name: str, weights: str | None, norm: NormOption, freeze: str | None
 ) -> nn.Module:
     if weights is not None:
         _load(model, _stored(Path(weights)), weights)
@@ -169,22 +167,11 @@ def _stored(file: Path) -> Mapping[str, Tensor]:
     ValueError
         If it holds none.
     """
-    if file.suffix in (".safetensors", ".json") or file.is_dir() or not file.is_file():
-        try:
-            return open_weights(file).tensors()
-        except ConfigError as error:
-            raise ValueError(f"weights: {error}") from None
+    opened = open_torch if file.is_file() and not is_safetensors(file) else open_weights
     try:
-        held = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"weights: {file} holds no tensors alone: {type(error).__name__}"
-        ) from None
-    held = held.get("state_dict", held) if isinstance(held, dict) else held
-    if not isinstance(held, dict) or not all(isinstance(t, Tensor) for t in held.values()):
-        raise ValueError(f"weights: {file} holds no state dict")
-    plain = plain_names(held, file)
-    return {name: held[stored] for name, stored in plain.items()}
+        return opened(file).tensors()
+    except ConfigError as error:
+        raise ValueError(f"weights: {error}") from None
 
 
 @torch.no_grad()
@@ -218,8 +205,9 @@ def _replace_norms(model: nn.Module) -> None:
     """GroupNorm of up to 8 groups in the place of each BatchNorm, with its scales and shifts."""
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            channels = module.num_features
-            group = nn.GroupNorm(gcd(8, channels), channels, module.eps, module.affine)
+            group = norm_layer("group", module.num_features)
+            assert isinstance(group, nn.GroupNorm)
+            group.eps = module.eps
             if module.affine:
                 group.load_state_dict({"weight": module.weight, "bias": module.bias})
             parent, _, leaf = name.rpartition(".")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Self
 
 from torch import Tensor, nn
@@ -30,12 +29,7 @@ class Tap:
         self._hooks = [layer.register_forward_pre_hook(self._catch) for layer in layers]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *ended: object) -> None:
         for hook in self._hooks:
             hook.remove()
 

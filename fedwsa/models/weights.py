@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -20,6 +23,9 @@ _AROUND = ("module.", "_module.")
 
 _WITHIN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """Anywhere in a name: torch.compile, FSDP, activation checkpoints. No layer is called so."""
+
+_BESIDE = ("state_dict", "model_state_dict", "model")
+"""Where a checkpoint of torch's keeps the weights, if it holds other things beside them."""
 
 INDEX = ".index.json"
 
@@ -71,6 +77,45 @@ def open_weights(file: Path) -> Weights:
     opened = _opened(file)
     metadata = opened.metadata() or {}
     return Weights(_names(opened.keys(), file, metadata), opened.get_tensor, metadata, [file])
+
+
+def is_safetensors(file: Path) -> bool:
+    """Whether a file is safetensors, or the index of several, by its name."""
+    return file.suffix == ".safetensors" or file.name.endswith(INDEX)
+
+
+def open_torch(file: Path) -> Weights:
+    """Open what ``torch.save`` made of a state dict, without what wrappers put before its names.
+
+    Raises
+    ------
+    ConfigError
+        If it is damaged, or holds anything but weights: nothing in it is run.
+    """
+    try:
+        mapped = zipfile.is_zipfile(file)
+        with warnings.catch_warnings(action="ignore"):  # of TorchScript, which is refused
+            held = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # what it raises at damaged files is not documented
+        if type(error).__name__ == "UnpicklingError":
+            raise ConfigError(
+                f"{file} holds code or objects beside weights, or is damaged; none of it was run: "
+                "save the state dict alone"
+            ) from None
+        raise ConfigError(f"{file} is damaged, or no file of weights") from None
+    for name in _BESIDE:
+        if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
+            held = held[name]
+            break
+    if not isinstance(held, Mapping) or not all(
+        isinstance(k, str) and isinstance(t, Tensor) for k, t in held.items()
+    ):
+        raise ConfigError(f"{file} holds no state dict: names of tensors, and tensors")
+    for name, tensor in held.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise ConfigError(f"{file}: {name} is sparse, quantized or without content")
+    tensors = {name: tensor.detach() for name, tensor in held.items()}
+    return Weights(plain_names(tensors, file), tensors.__getitem__, {}, [file])
 
 
 def _names(stored: Iterable[str], file: Path, metadata: Mapping[str, str]) -> dict[str, str]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 from fedwsa.config.blame import blaming
 from fedwsa.config.component import Component, ConfigError, build, check_arguments, locate
+from fedwsa.remembered import in_run
 
-_MOST_CHECKED = 100_000  # rounds that are looked at before the first
 
-
-@lru_cache(maxsize=8)
+@in_run(8)
 def factors(schedule: Component, rounds: int, where: str) -> tuple[float, ...]:
-    """Of each round's rate; the last stands for all that follow.
+    """Of each round's rate.
 
     Parameters
     ----------
@@ -25,12 +23,12 @@ def factors(schedule: Component, rounds: int, where: str) -> tuple[float, ...]:
     ConfigError
         If one is no number above zero.
     """
-    found, first = [], build(schedule, where, 0, rounds)
+    build(schedule, where, 0, rounds)  # says what is wrong with the path and the keys
     function = locate(schedule.target, f"{where}._target_")
-    arguments = check_arguments(function, schedule.arguments, where, 2, {})
-    for t in range(min(rounds, _MOST_CHECKED)):
+    arguments, found = check_arguments(function, schedule.arguments, where, 2, {}), []
+    for t in range(rounds):
         with blaming(ConfigError, f"{where}: round {t + 1}: "):
-            factor = function(t, rounds, **arguments) if t else first
+            factor = function(t, rounds, **arguments)
         whole = isinstance(factor, int | float) and not isinstance(factor, bool)
         if not whole or not 0 < factor < math.inf:
             raise ConfigError(f"{where}: round {t + 1}: the factor must be above 0, not {factor!r}")
@@ -39,6 +37,6 @@ def factors(schedule: Component, rounds: int, where: str) -> tuple[float, ...]:
 
 
 def factor(schedule: Component, rounds: int, number: int, where: str) -> float:
-    """Of the rate of a round, from 1."""
+    """Of the rate of a round, from 1; a later one than the last has that one's."""
     of_each = factors(schedule, rounds, where)
     return of_each[min(number, len(of_each)) - 1]

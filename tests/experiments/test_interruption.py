@@ -95,22 +95,22 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     assert "fedwsa: " not in done.stderr  # nothing is left that could say it
 
 
-IMPORTING = '''
+IMPORTING = """
 import os, signal, threading, time
 from fedwsa import interruption
 
 interruption.watch("here")
 LOCKED = threading.Lock()
 # As in the callback of an import's lock: taken, and not yet in the try that lets it go.
-code = """
-LOCKED.acquire()
-os.kill(os.getpid(), NUMBER)
-for _ in range(1000):
-    pass
-LOCKED.release()
-"""
-inside = compile(code, "<frozen importlib._bootstrap>", "exec")
-exec(inside)
+def inside():
+    LOCKED.acquire()
+    os.kill(os.getpid(), NUMBER)
+    for _ in range(1000):
+        pass
+    LOCKED.release()
+
+inside.__code__ = inside.__code__.replace(co_filename="<frozen importlib._bootstrap>")
+inside()
 assert not LOCKED.locked()
 began = time.monotonic()
 try:
@@ -118,7 +118,7 @@ try:
         time.sleep(1)
 except KeyboardInterrupt:
     raise SystemExit(interruption.code())
-'''
+"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -104,14 +104,13 @@ OWN = f"{__name__}.halving"
 
 
 def test_a_run_trains_at_the_rates_of_its_rounds(tmp_path: Path) -> None:
-    """Round by round: as runs of one round would, each from where the last has ended."""
+    """Round 1 is that of a run without a schedule, what follows is not."""
     cache = f"cache_dir={tmp_path}/cache"
     scheduled = compose([*FLEET, cache, f"schedule._target_={OWN}", "local.lr=0.4"])
     simulate(scheduled, tmp_path / "run")
     history = pd.read_csv(tmp_path / "run" / "history.csv")
     assert history["lr"].tolist() == pytest.approx([0.4, 0.2, 0.1])
     assert history["server_lr"].isna().all()
-    # Where all learn at a half of it from round 2 on, round 1 is the same, and round 2 is not.
     simulate(compose([*FLEET, cache, "local.lr=0.4"]), tmp_path / "constant")
     constant = pd.read_csv(tmp_path / "constant" / "history.csv")
     assert constant["train_loss"][0] == history["train_loss"][0]

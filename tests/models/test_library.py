@@ -89,7 +89,7 @@ def test_what_a_pattern_finds_is_not_trained() -> None:
     [
         ({"name": "resnet81"}, r"timm has no resnet81; is it resnet\w+ or"),
         ({"weights": "none.safetensors"}, r"weights: there is no file none\.safetensors"),
-        ({"weights": "text.pt"}, r"weights: .*text\.pt holds no tensors alone"),
+        ({"weights": "text.pt"}, r"weights: .*text\.pt holds code or objects"),
         ({"weights": "other.safetensors"}, r"weights: .* has no conv1\.weight: it is of another"),
         (
             {"weights": "narrow.safetensors"},
