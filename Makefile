@@ -32,9 +32,9 @@ test: setup  ## the tests that take seconds
 coverage: setup  ## the same with coverage of fedwsa/, at least 90 %
 	$(PYTEST) -n 2 -m 'not slow and not grid' --cov --cov-report=term
 
-# Three at a time: much of them is waiting for programs to start and to end.
+# Four on two cores: much of them is waiting for programs to start and to end.
 test-slow: setup  ## the others: commands and what kills them, deployments, studies, the wheel
-	$(PYTEST) -n 3 -m slow
+	$(PYTEST) -n 4 -m slow
 
 grid: setup  ## every strategy on every model, played in every way, to one model: an hour
 	$(BIN)/python -m pytest -n 2 -m grid

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
-from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for what a shell runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests press Ctrl-C
@@ -15,11 +18,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # Ray's workers have the other co
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray on 127.0.0.1 only
 os.environ.setdefault("RAY_worker_niceness", "0")  # else its workers wait for all that is busy
 
-# Each of several pytest processes keeps to a core: its runs have one worker, which does not have to
-# wait for another's, and starting one is what most of the time goes into.
+# Each of several pytest processes keeps to a core, and so do the programs that its tests start: a
+# run has one worker then. Starting one is what most of the time goes into.
 CORES = os.sched_getaffinity(0)
-if name := os.environ.get("PYTEST_XDIST_WORKER"):
-    os.sched_setaffinity(0, {sorted(CORES)[int(name.removeprefix("gw")) % len(CORES)]})
+NUMBER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+OWN = {sorted(CORES)[int(NUMBER) % len(CORES)]} if NUMBER else CORES
+os.sched_setaffinity(0, OWN)
+
+TESTS = Path(__file__).parent
 
 from fedwsa.launcher import find_apps
 
@@ -32,6 +38,7 @@ import pytest
 import ray
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 gc.freeze()  # Flower's strategies collect garbage at each reply
 
@@ -41,16 +48,6 @@ settings.register_profile("fedwsa", deadline=None, derandomize=True)
 settings.load_profile("fedwsa")
 
 
-@pytest.fixture(autouse=True)
-def _all_cores_for_slow_tests(request: pytest.FixtureRequest) -> Iterator[None]:
-    """All cores for tests that are marked slow: many start several programs."""
-    own = os.sched_getaffinity(0)
-    if request.node.get_closest_marker("slow"):
-        os.sched_setaffinity(0, CORES)
-    yield
-    os.sched_setaffinity(0, own)
-
-
 @pytest.fixture
 def task_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let messages be made outside a run: Flower asks who is speaking (no public setter)."""
@@ -58,15 +55,39 @@ def task_identity(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
 
 
+@cache
+def asks_for_all_cores(file: str) -> bool:
+    """Whether the tests of a module have two workers, or all cores for another reason."""
+    return bool(re.search("all_cores|two_workers", (TESTS / file).read_text()))
+
+
+class WholeModules(LoadScopeScheduling):
+    """A pytest process plays whole modules, one those with two workers: a Ray for all of them."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0].removeprefix("tests/")
+        return "all cores" if asks_for_all_cores(file) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeModules | None:
+    """Of several pytest processes, with ``--dist loadfile``."""
+    return WholeModules(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cores(request: pytest.FixtureRequest) -> None:
+    """The cores of a module's tests; a Ray that runs would keep to those of the module before."""
+    file = str(request.path.relative_to(TESTS))
+    wanted = CORES if asks_for_all_cores(file) else OWN
+    if os.sched_getaffinity(0) != wanted:
+        ray.shutdown()
+        os.sched_setaffinity(0, wanted)
+
+
 @pytest.fixture(scope="module")
-def all_cores() -> Iterator[None]:
+def all_cores() -> None:
     """All cores of the machine, for runs with two workers."""
-    own = os.sched_getaffinity(0)
-    ray.shutdown()
-    os.sched_setaffinity(0, CORES)
-    yield
-    ray.shutdown()
-    os.sched_setaffinity(0, own)
 
 
 @pytest.fixture(scope="module")

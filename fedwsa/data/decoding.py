@@ -25,6 +25,7 @@ from fedwsa.data.examples import Examples
 from fedwsa.data.images import coloured
 
 Pixels = NDArray[np.uint8]
+Transform = Callable[[Image.Image], Image.Image]
 Background = Literal["white", "black"]
 
 Encoded = bytes | Path | str | None
@@ -48,6 +49,7 @@ def decode_images(
     name: Callable[[int], str],
     description: str,
     background: Background = "white",
+    transform: Transform | None = None,
 ) -> torch.Tensor:
     """Decode images of one size to uint8, shape ``(N, C, H, W)``; C is 1 if all are grey.
 
@@ -61,6 +63,8 @@ def decode_images(
         What to call the image with an index, in messages.
     background
         What shows through where an image is transparent.
+    transform
+        What is done to each image.
 
     Raises
     ------
@@ -69,7 +73,7 @@ def decode_images(
     """
     pixels: Pixels = np.empty((count, 0, 0, 1), dtype=np.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = _in_order(pool, batches, background)
+        decoded = _in_order(pool, batches, background, transform)
         for i in track(range(count), description, total=count, transient=True):
             try:
                 image = next(decoded)
@@ -81,7 +85,8 @@ def decode_images(
             if (height, width) != pixels.shape[1:3]:
                 raise ConfigError(
                     f"dataset.path: images of mixed sizes: {name(i)} is {width}x{height}, "
-                    f"{name(0)} {pixels.shape[2]}x{pixels.shape[1]}"
+                    f"{name(0)} {pixels.shape[2]}x{pixels.shape[1]}; dataset.transform="
+                    f"[{{Resize:[{pixels.shape[1]},{pixels.shape[2]}]}}] makes them alike"
                 )
             if channels > pixels.shape[-1]:  # the first in colour: all become colour
                 pixels = np.repeat(pixels, channels, axis=-1)
@@ -90,17 +95,32 @@ def decode_images(
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, batches: Iterable[Sequence[Encoded]], background: Background
+    pool: ThreadPoolExecutor,
+    batches: Iterable[Sequence[Encoded]],
+    background: Background,
+    transform: Transform | None,
 ) -> Iterator[Pixels]:
     """Decoded images; while those of a batch are taken, the next one is read."""
     waiting: deque[Iterator[Pixels]] = deque()
     ground = {"white": 255, "black": 0}[background]
     for batch in batches:
-        waiting.append(pool.map(lambda encoded: decode_image(encoded, ground), batch))
+        waiting.append(pool.map(lambda encoded: _decoded(encoded, ground, transform), batch))
         if len(waiting) > 1:
             yield from waiting.popleft()
     for images in waiting:
         yield from images
+
+
+def _decoded(encoded: Encoded, ground: int, transform: Transform | None) -> Pixels:
+    """An image as it is to be."""
+    pixels = decode_image(encoded, ground)
+    if transform is None:
+        return pixels
+    try:
+        image = transform(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
+    except (TypeError, ValueError) as error:
+        raise _Refused(f"cannot be transformed: {_reason(error)}") from None
+    return np.atleast_3d(np.asarray(image))
 
 
 def decode_image(encoded: Encoded, ground: int) -> Pixels:
@@ -198,7 +218,7 @@ def _constant(pixels: Pixels) -> bool:
 
 
 def in_one_shape(
-    train: Examples, test: Examples, names: Sequence[Path]
+    train: Examples, test: Examples, names: Sequence[object]
 ) -> tuple[Examples, Examples]:
     """Both parts with the same channels: where one is in colour, the grey one becomes colour.
 

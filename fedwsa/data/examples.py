@@ -138,6 +138,20 @@ class LabelledData(ABC):
         by_label = self.train.labels.dim() == 1
         return self.classes if by_label else int(self.train.strata.max()) + 1
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the classes are called, where the data say it."""
+        return ()
+
+    def require_like(self, other: Mapping[str, Any]) -> None:  # noqa: B027
+        """Refuse inputs that mean other things than those of a data set with these facts.
+
+        Raises
+        ------
+        ValueError
+            Says what is unlike.
+        """
+
     @abstractmethod
     def prepare(self, inputs: Tensor) -> Tensor:
         """Inputs as stored → the input of a model, on their device."""

@@ -94,7 +94,7 @@ def _by_id(ids: Ids | None, name: str) -> tuple[Ids, list[Indices]]:
     if ids is None:
         raise ConfigError(
             f"partition={name}: needs natural ids, which this data set has not; "
-            "dataset=parquet takes them from dataset.id_column"
+            "dataset=parquet, hub and csv take them from dataset.id_column, numpy from ids"
         )
     names, counts = np.unique(ids, return_counts=True)
     return names, np.split(np.argsort(ids, kind="stable"), np.cumsum(counts)[:-1])

@@ -63,6 +63,12 @@ def crop_flip(pixels: Tensor, random: torch.Generator, padding: int = 4) -> Tens
     ].permute(0, 3, 1, 2)
 
 
+def flip(pixels: Tensor, random: torch.Generator) -> Tensor:
+    """Mirror half of the images ``(N, C, H, W)``, drawn for each."""
+    mirrored = (torch.rand(len(pixels), generator=random) < 0.5).to(pixels.device)
+    return torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+
+
 @dataclass(frozen=True, eq=False)
 class ImageData(LabelledData):
     """Images of one size, each with a label.
@@ -77,7 +83,7 @@ class ImageData(LabelledData):
     std: Sequence[float]
 
     kind: ClassVar[str] = "images"
-    augmentations: ClassVar[Mapping[str, Augment]] = {"crop_flip": crop_flip}
+    augmentations: ClassVar[Mapping[str, Augment]] = {"flip": flip, "crop_flip": crop_flip}
 
     @classmethod
     def of(cls, train: Examples, test: Examples) -> ImageData:

@@ -21,13 +21,16 @@ from fedwsa.data.cache import fetch, keep, place
 from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.images import ImageData
 from fedwsa.data.keys import digest, of_code, of_component, versions
+from fedwsa.data.measurements import Measurements
 from fedwsa.data.text import TextData
 
 _DECODERS = ("numpy", "torch", "pillow", "pyarrow", "scikit-learn", "torchvision")
 
 logger = logging.getLogger("fedwsa")
 
-KINDS: dict[str, type[LabelledData]] = {kind.kind: kind for kind in (ImageData, TextData)}
+KINDS: dict[str, type[LabelledData]] = {
+    kind.kind: kind for kind in (ImageData, TextData, Measurements)
+}
 
 
 @dataclass(frozen=True)

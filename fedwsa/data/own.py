@@ -86,7 +86,7 @@ def open_reference(spec: DataSpec) -> tuple[LabelledData, Reference]:
     told = Reference(
         kind=whole.kind,
         classes=whole.classes,
-        names=source.classes,
+        names=source.classes or whole.names,
         shape=whole.shape,
         facts=whole.facts(),
     )
@@ -162,6 +162,10 @@ def open_node(spec: DataSpec, path: str, client: int, clients: int, told: str) -
             f"data-path: {path} has labels up to {highest}; the server's data have "
             f"{reference.classes} classes"
         )
+    try:
+        whole.require_like(reference.facts)
+    except ValueError as error:
+        raise ConfigError(f"data-path: {path} has {error}") from None
     kind = KINDS[reference.kind]
     whole = kind(whole.train, whole.test, reference.classes, **reference.facts)
     sizes = np.zeros(clients, dtype=np.int64)
@@ -177,7 +181,8 @@ def _source_at(source: Component, path: str, reference: Reference) -> Source:
     asked = ["path", "classes"]
     if asked_for(locate(source.target, "dataset._target_"), asked, "dataset") != asked:
         raise ConfigError(
-            f"dataset: nodes cannot have {source.name} of their own, but parquet or image_folder"
+            f"dataset: nodes cannot have {source.name} of their own, but parquet, image_folder, "
+            "csv or numpy"
         )
     there = source.replace(path=path)
     try:

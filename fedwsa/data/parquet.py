@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fedwsa.config.component import ConfigError
-from fedwsa.data.decoding import BATCH, Background, Encoded, decode_images
+from fedwsa.data.decoding import BATCH, Background, Encoded, Transform, decode_images
 from fedwsa.data.examples import Examples
 
 # pyarrow is imported where a file is read: who has the cached tensors is spared it.
@@ -62,7 +62,10 @@ def _reading(file: Path) -> Iterator[None]:
 
 
 def read_part(
-    files: Sequence[Path], wanted: dict[str, str | None], background: Background
+    files: Sequence[Path],
+    wanted: dict[str, str | None],
+    background: Background,
+    transform: Transform | None = None,
 ) -> Examples:
     """The images and labels of a part, shard after shard.
 
@@ -92,7 +95,7 @@ def read_part(
         return f"{files[shard]}, row {i - (ends[shard] - counts[shard])}"
 
     what = f"Decoding {files[0].name}"
-    pixels = decode_images(batches, sum(counts), name, what, background)
+    pixels = decode_images(batches, sum(counts), name, what, background, transform)
     return Examples(pixels, torch.from_numpy(np.concatenate(labels)))
 
 

@@ -14,12 +14,13 @@ from PIL import Image
 
 from fedwsa.config.component import ConfigError
 from fedwsa.data.cache import place
-from fedwsa.data.decoding import BATCH, Background, decode_images, in_one_shape
+from fedwsa.data.decoding import BATCH, Background, Transform, decode_images, in_one_shape
 from fedwsa.data.examples import Examples
 from fedwsa.data.images import ImageData
 from fedwsa.data.keys import digest, of_files
 from fedwsa.data.loading import Source
 from fedwsa.data.parquet import natural_ids, part_files, read_part, require_one_numbering
+from fedwsa.data.transforms import Transforms, transform_of
 
 # scikit-learn and torchvision are imported where their data are read, for seconds.
 
@@ -114,6 +115,7 @@ def parquet(
     label_column: str | None = None,
     id_column: str | None = None,
     background: Background = "white",
+    transform: Transforms | None = None,
     classes: tuple[str, ...] | None = None,
 ) -> Source:
     """``train.parquet`` and ``test.parquet`` in a folder, in the Hugging Face layout.
@@ -122,18 +124,21 @@ def parquet(
     image column holds encoded files (JPEG, PNG, …) as binary or as a struct with ``bytes``;
     a label column holds integers from 0. Columns that are not named are found by their type.
     An id column, of integers or strings, names the natural client of each training image.
-    ``background`` shows through where images are transparent.
+    ``background`` shows through where images are transparent; ``transform`` is done to each
+    (:func:`fedwsa.data.transforms.transform_of`).
     With ``classes`` the folder is a node's own: its training part is all there is.
     """
     names = ("train", "test") if classes is None else ("train",)
     parts = [part_files(place(path), name) for name in names]
     content = of_files([file for files in parts for file in files])
-    asked = (image_column, label_column, id_column, background, [len(files) for files in parts])
+    counts = [len(files) for files in parts]
+    asked = (image_column, label_column, id_column, background, transform, counts)
 
     def decode() -> ImageData:
         wanted = {"image": image_column, "label": label_column, "id": id_column}
         require_one_numbering([file for files in parts for file in files], wanted)
-        read = [read_part(files, wanted, background) for files in parts]
+        change = transform_of(transform or [])
+        read = [read_part(files, wanted, background, change) for files in parts]
         if len(read) == 1:
             return ImageData.own(read[0])
         train, test = in_one_shape(read[0], read[1], [files[0] for files in parts])
@@ -145,11 +150,16 @@ def parquet(
 
 
 def image_folder(
-    *, path: str, background: Background = "white", classes: tuple[str, ...] | None = None
+    *,
+    path: str,
+    background: Background = "white",
+    transform: Transforms | None = None,
+    classes: tuple[str, ...] | None = None,
 ) -> Source:
     """``train/CLASS/*`` and ``test/CLASS/*``: a folder of image files for each class.
 
-    ``background`` shows through where images are transparent.
+    ``background`` shows through where images are transparent; ``transform`` is done to each
+    (:func:`fedwsa.data.transforms.transform_of`).
     With ``classes``, the names of all of them, the folder is a node's own: its training part is
     all there is, and some classes may be missing.
     """
@@ -165,12 +175,13 @@ def image_folder(
     content = of_files([file for files in listed for file in files])
 
     def decode() -> ImageData:
-        read = [_read_files(files, names, background) for files in listed]
+        change = transform_of(transform or [])
+        read = [_read_files(files, names, background, change) for files in listed]
         if len(read) == 1:
             return ImageData.own(read[0])
         return ImageData.of(*in_one_shape(read[0], read[1], parts))
 
-    key = digest(relative, names, background, content)
+    key = digest(relative, names, background, transform, content)
     return Source(f"folder-{key[:24]}", decode, tuple(names))
 
 
@@ -190,8 +201,10 @@ def _images_in(part: Path) -> list[Path]:
     return files
 
 
-def _read_files(files: Sequence[Path], names: Sequence[str], background: Background) -> Examples:
+def _read_files(
+    files: Sequence[Path], names: Sequence[str], background: Background, change: Transform | None
+) -> Examples:
     batches = (files[i : i + BATCH] for i in range(0, len(files), BATCH))
     what = f"Decoding {files[0].parent.parent.name}"
-    pixels = decode_images(batches, len(files), lambda i: str(files[i]), what, background)
+    pixels = decode_images(batches, len(files), lambda i: str(files[i]), what, background, change)
     return Examples(pixels, torch.tensor([names.index(file.parent.name) for file in files]))

@@ -1,15 +1,16 @@
-"""Networks for images and for text, each of any width and depth.
+"""Networks for images, text, tables and time series, each of any width and depth.
 
-A builder takes the shape of an example, an :data:`ImageShape` or a :data:`TextShape`, and the
-number of classes, then its own arguments by name; the defaults stand in ``conf/model/``.
-``width`` multiplies the channels or units of all hidden layers. How its first parameter is
-annotated says what it is for.
+A builder takes the shape of an example, an :data:`ImageShape`, a :data:`TextShape` or a
+:data:`SeriesShape`, and the number of classes, then its own arguments by name; the defaults stand
+in ``conf/model/``. ``width`` multiplies the channels or units of all hidden layers. How its first
+parameter is annotated says what it is for.
 """
 
 from __future__ import annotations
 
 import typing
 from collections.abc import Callable
+from types import UnionType
 from typing import Any
 
 import torch
@@ -28,10 +29,14 @@ TextShape = tuple[int]
 """Length of a sequence; the network answers tokens ``(N, T)`` by ``(N, classes, T)``, each
 position by what comes next, from the tokens up to it."""
 
+SeriesShape = tuple[int, int]
+"""Channels and times of a series, a time alone of a table; the network answers ``(N, C, T)`` by
+``(N, classes)``."""
+
 InputShape = tuple[int, ...]
 """One of them."""
 
-_KINDS = {1: "text", 3: "images"}
+_KINDS = {1: "text", 2: "tables and time series", 3: "images"}
 """Length of the shape of an example → what it is."""
 
 
@@ -61,24 +66,28 @@ def blank_inputs(shape: InputShape, count: int, device: str | torch.device = "cp
     return torch.zeros(count, *shape, dtype=kind, device=device)
 
 
-def takes(builder: Callable[..., Any]) -> int | None:
-    """Length of the shapes that a builder is for; None: any, or it does not say."""
-    sizes = typing.get_args(next(iter(hints_of(builder).values()), None))
-    return len(sizes) if sizes and all(size is int for size in sizes) else None
+def takes(builder: Callable[..., Any]) -> frozenset[int]:
+    """Lengths of the shapes that a builder is for; empty: any, or it does not say."""
+    hint = next(iter(hints_of(builder).values()), None)
+    kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    sizes = [typing.get_args(kind) for kind in kinds]
+    known = all(found and all(size is int for size in found) for found in sizes)
+    return frozenset(map(len, sizes)) if known else frozenset()
 
 
 def _require_kind(component: Component, shape: InputShape, where: str) -> None:
     """Refuse a network for examples of another kind, naming those that fit."""
     wanted = takes(locate(component.target, f"{where.partition('.')[0]}._target_"))
-    if wanted in (None, len(shape)):
+    if not wanted or len(shape) in wanted:
         return
     fitting = [
         name
         for name, option in options("model").items()
-        if takes(locate(option.target, "model._target_")) == len(shape)
+        if len(shape) in takes(locate(option.target, "model._target_"))
     ]
+    kinds = " and ".join(_KINDS.get(n, "other data") for n in sorted(wanted))
     raise ConfigError(
-        f"{where}: {component.name} is for {_KINDS.get(wanted, 'other data')}, and the data are "
+        f"{where}: {component.name} is for {kinds}, and the data are "
         f"{_KINDS.get(len(shape), 'of another kind')}; take one of {', '.join(fitting)}"
     )
 

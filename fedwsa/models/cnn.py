@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, PositiveFloat
 from torch import nn
 
-from fedwsa.models import ImageShape, require_side, scaled
+from fedwsa.models import ImageShape, SeriesShape, require_side, scaled
 from fedwsa.models.architecture import Architecture, Axes, Axis, described
 from fedwsa.models.units import chain
 
@@ -17,7 +17,7 @@ Depth = Annotated[int, Field(ge=1, le=12)]
 
 def _axes(model: nn.Module) -> Axes:
     """The dense layer reads flattened channels."""
-    last = [m for m in model.modules() if isinstance(m, nn.Conv2d)][-1]
+    last = [m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d)][-1]
     dense = model.get_submodule("dense")
     assert isinstance(dense, nn.Linear)
     return {"dense.weight": {1: Axis(inner=dense.in_features // last.out_channels)}}
@@ -72,5 +72,30 @@ def cnn_pfl(image: ImageShape, classes: int, *, width: PositiveFloat, depth: Dep
     layers["flatten"] = nn.Flatten()
     layers["dense"], layers["relu"] = nn.Linear(channels * height * wide, hidden), nn.ReLU()
     layers["dense_dropout"] = nn.Dropout(0.5)
+    layers["head"] = nn.Linear(hidden, classes)
+    return nn.Sequential(layers)
+
+
+@described(_CNN)
+def cnn1d(series: SeriesShape, classes: int, *, width: PositiveFloat, depth: Depth) -> nn.Module:
+    """``depth`` times (convolution over 5 times, ReLU, halving), then a dense layer of 128.
+
+    Channels are 32·width at first and double at each halving.
+    """
+    channels, times = series
+    if times < 2**depth:
+        raise ValueError(
+            f"cnn1d needs series of at least {2**depth} times; these have {times}: take a smaller "
+            "depth, or for a table model=mlp"
+        )
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for stage in range(depth):
+        out = scaled(32 * 2**stage, width)
+        layers[f"conv{stage}"] = nn.Conv1d(channels, out, 5, padding=2)
+        layers[f"relu{stage}"], layers[f"pool{stage}"] = nn.ReLU(), nn.MaxPool1d(2)
+        channels, times = out, times // 2
+    hidden = scaled(128, width)
+    layers["flatten"] = nn.Flatten()
+    layers["dense"], layers["relu"] = nn.Linear(channels * times, hidden), nn.ReLU()
     layers["head"] = nn.Linear(hidden, classes)
     return nn.Sequential(layers)

@@ -52,7 +52,7 @@ def chain(model: nn.Module, axes: Axes | None = None) -> Units:
     axes
         Its unusual axes: the layer behind the convolutions reads flattened channels.
     """
-    kinds = (nn.Linear, nn.Conv2d)
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
     last = [name for name, module in model.named_children() if isinstance(module, kinds)][-1]
     found = _Found()
     stream: str | None = None

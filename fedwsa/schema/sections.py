@@ -39,7 +39,7 @@ Cohort = Annotated[int | str, BeforeValidator(_cohort)]
 class Dataset(Component):
     """The examples; keys that are not named here go to the source."""
 
-    augment: Literal["none", "crop_flip"]
+    augment: Literal["none", "flip", "crop_flip"]
 
     @property
     def source(self) -> Component:

@@ -16,12 +16,13 @@ from clients.passes import SinglePasses
 from clients.training import Conditions, Samples, train
 from fedwsa.algorithms.moon.client import Moon, contrastive, require_classifier
 from fedwsa.algorithms.objective import LocalRun
-from fedwsa.config.component import ConfigError, locate
+from fedwsa.config.component import ConfigError
 from fedwsa.config.places import options
-from fedwsa.models import ImageShape, blank_inputs, build_model, takes
+from fedwsa.models import ImageShape, blank_inputs, build_model
 from fedwsa.schema.compose import compose
 from server.sizes import SizedModels
 from server.strategy import build_strategy
+from tests.given.shapes import an_example_for
 from tests.given.training import data, local, net
 
 ASKED = {"config": {"moon-mu": 2.0, "moon-temperature": 0.5}}
@@ -156,8 +157,7 @@ def test_it_is_refused_before_round_1_where_it_counts(mu: float) -> None:
 def test_our_models_answer_by_a_linear_layer(name: str) -> None:
     component = options("model")[name]
     component = component.replace(width=0.25) if "width" in component.arguments else component
-    text = takes(locate(component.target, "model")) == 1
-    shape = (8,) if text else (3, 32, 32)
+    shape = an_example_for(component)
     model = build_model(component, shape, 10, 0).train()
     require_classifier(model, blank_inputs(shape, 2))
     assert model.training  # as it was

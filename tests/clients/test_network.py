@@ -16,12 +16,12 @@ from clients.network import Network, network_for
 from clients.optimisers import SingleOptimiser
 from clients.training import _Stepped
 from experiments.commands.simulate import simulate
-from fedwsa.config.component import Component, ConfigError, locate
+from fedwsa.config.component import Component, ConfigError
 from fedwsa.config.places import options
 from fedwsa.data.evaluation import evaluate
 from fedwsa.data.federated import open_federated
 from fedwsa.merge.average import average
-from fedwsa.models import build_model, exchange, state, takes
+from fedwsa.models import build_model, exchange, state
 from fedwsa.models.attributes import copied
 from fedwsa.models.files import load_network
 from fedwsa.remembered import enter
@@ -31,6 +31,7 @@ from fedwsa.wire import messages
 from fedwsa.wire.names import STAYING
 from server.sizes import SizedModels
 from tests.given.odd_models import everything
+from tests.given.shapes import an_example_for
 
 IMAGE, CLASSES = (1, 4, 4), 3
 ODD = Component.of("tests.given.odd_models.everything")
@@ -220,7 +221,7 @@ def test_layers_as_torch_makes_them_are_shared_and_copied(build: Callable[[], nn
 @pytest.mark.parametrize("name", options("model"))
 def test_networks_of_ours_are_shareable(name: str) -> None:
     component = options("model")[name]
-    shape = (8,) if takes(locate(component.target, "model")) == 1 else (3, 32, 32)
+    shape = an_example_for(component)
     small = component.replace(width=0.25) if "width" in component.arguments else component
     model = build_model(small, shape, 10, 0)
     state.require_shareable(model, "model")

@@ -138,7 +138,10 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
     ("decode", "line"),
     [
         (lambda: {}["nope"], "KeyError: 'nope' (tests/config/test_blame.py:"),
-        (lambda: (PIXELS, LABELS), "TypeError: decode must return ImageData or TextData, not tup"),
+        (
+            lambda: (PIXELS, LABELS),
+            "TypeError: decode must return ImageData or TextData or Measurements, not tup",
+        ),
         (lambda: images(PIXELS.numpy(), LABELS), "Examples: inputs must be a torch tensor, not nu"),
         (lambda: images(PIXELS, LABELS[:5]), "Examples: 5 labels for 6 inputs ("),
         (lambda: images(PIXELS, LABELS.int()), "train: labels must be int64, not int32"),

@@ -64,6 +64,9 @@ def test_every_option_composes_and_fits_its_signature(group: str) -> None:
 NEEDED = {
     "parquet": ["dataset.path=x"],
     "image_folder": ["dataset.path=x"],
+    "csv": ["dataset.path=x"],
+    "numpy": ["dataset.path=x"],
+    "hub": ["dataset.name=x"],
     "shakespeare": ["dataset.path=x"],
     "from_file": ["partition.path=x"],
     "size": ["partition.sizes=[1]"],

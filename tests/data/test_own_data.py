@@ -189,6 +189,37 @@ def test_a_parquet_folder_may_be_a_node_s_too(tmp_path, monkeypatch) -> None:
     assert json.loads(Path("runs/flower-1/partition.json").read_text())["sizes"] == [200, 200]
 
 
+def test_a_table_may_be_a_node_s_too_if_its_columns_are_the_server_s(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+
+    def table(name: str, count: int, classes: list[str], columns: list[str]) -> None:
+        rows = pd.DataFrame(random.normal(size=(count, 3)), columns=list("abc"))
+        rows["kind"] = [classes[i % len(classes)] for i in range(count)]
+        rows[[*columns, "kind"]].to_csv(f"{name}.csv", index=False)
+
+    table("reference", 40, ["ill", "well"], ["a", "b", "c"])
+    table("a", 30, ["ill"], ["a", "b", "c"])
+    table("b", 20, ["ill", "well"], ["a", "b", "c"])
+    table("turned", 20, ["ill", "well"], ["c", "b", "a"])
+    table("strange", 20, ["ill", "odd"], ["a", "b", "c"])
+    config = {
+        "overrides": "clients.count=2 partition=own dataset=csv dataset.path=reference.csv "
+        "dataset.label_column=kind rounds=1 local.epochs=1 cache_dir=cache"
+    }
+
+    def play(*names: str) -> None:
+        nodes = [{"partition-id": k, "data-path": f"{name}.csv"} for k, name in enumerate(names)]
+        server.app.app(Fleet(nodes, config), Context(1, 0, {}, RecordDict(), config))
+
+    with pytest.raises(ConfigError, match=r"data-path: turned.csv has other columns than the serv"):
+        play("a", "turned")
+    with pytest.raises(ConfigError, match=r"data-path: strange.csv, row 1: label odd is none of i"):
+        play("a", "strange")
+    play("a", "b")
+    assert json.loads(Path("runs/flower-1/partition.json").read_text())["sizes"] == [30, 20]
+
+
 def test_a_simulation_cannot_have_it(tmp_path) -> None:
     config = compose(["partition=own", f"cache_dir={tmp_path}"])
     with pytest.raises(ConfigError, match="for deployments"):

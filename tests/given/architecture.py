@@ -7,13 +7,14 @@ from torch import nn
 from fedwsa.config.component import Component
 from fedwsa.models import build_model
 
-IMAGE, TEXT, CLASSES = (3, 32, 32), (12,), 7
+IMAGE, SERIES, TEXT, CLASSES = (3, 32, 32), (2, 32), (12,), 7
 
 
 SMALL = {
     "mlp.mlp": {"width": 0.5, "depth": 3},
     "cnn.cnn": {"width": 0.5, "depth": 2},
     "cnn.cnn_pfl": {"width": 0.5, "depth": 2},
+    "cnn.cnn1d": {"width": 0.5, "depth": 2},
     "resnet.resnet": {"width": 0.5, "depth": 14, "norm": "group"},
     "vgg.vgg": {"width": 0.25, "depth": 11, "norm": "none"},
     "vit.vit": {"width": 0.25, "depth": 3, "heads": None, "patch": 8, "mlp_ratio": 4.0},
@@ -27,6 +28,8 @@ def component(name: str, **changes: object) -> Component:
 
 
 def shape(name: str) -> tuple[int, ...]:
+    if name == "cnn.cnn1d":
+        return SERIES
     return TEXT if name.startswith("text.") else IMAGE
 
 

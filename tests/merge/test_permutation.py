@@ -28,6 +28,7 @@ CASES = {
     "mlp": {"_target_": "fedwsa.models.mlp.mlp", "width": 0.2, "depth": 3},
     "linear": {"_target_": "fedwsa.models.mlp.mlp", "width": 0.2, "depth": 0},
     "cnn": {"_target_": "fedwsa.models.cnn.cnn", "width": 0.5, "depth": 2},
+    "cnn1d": {"_target_": "fedwsa.models.cnn.cnn1d", "width": 0.5, "depth": 2},
     "cnn_pfl": {"_target_": "fedwsa.models.cnn.cnn_pfl", "width": 0.5, "depth": 2},
     **{
         f"{kind} {norm}": {
@@ -48,9 +49,13 @@ def component(case: str) -> Component:
     return Component.model_validate(CASES[case])
 
 
+def shape(case: str) -> tuple[int, ...]:
+    return (2, 32) if case == "cnn1d" else IMAGE
+
+
 def network(case: str, seed: int = 0) -> nn.Module:
     """With gains, biases and running statistics that differ from unit to unit."""
-    model = build_model(component(case), IMAGE, CLASSES, seed).eval()
+    model = build_model(component(case), shape(case), CLASSES, seed).eval()
     random = seeding.generator(seed, "statistics")
     with torch.no_grad():
         for module in model.modules():
@@ -64,11 +69,12 @@ def network(case: str, seed: int = 0) -> nn.Module:
 
 
 def units(case: str) -> Units:
-    return units_of(component(case), IMAGE, CLASSES)
+    return units_of(component(case), shape(case), CLASSES)
 
 
 def answers(model: nn.Module, state: Mapping[str, Tensor]) -> Tensor:
-    images = torch.randn(5, *IMAGE, generator=seeding.generator(0, "images"))
+    shape = (2, 32) if any(isinstance(m, nn.Conv1d) for m in model.modules()) else IMAGE
+    images = torch.randn(5, *shape, generator=seeding.generator(0, "images"))
     model.load_state_dict(dict(state))
     with torch.no_grad():
         return model.double()(images.double())

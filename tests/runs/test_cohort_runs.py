@@ -22,7 +22,9 @@ from fedwsa.wire import messages
 from tests.given.spoilt import CLIENT
 
 IMAGES = ["dataset._target_=tests.given.small_images.small_images", "partition=iid"]
+SERIES = ["dataset._target_=tests.given.small_series.small_series", "partition=iid"]
 RUNS = {
+    "time series": [*SERIES, "model=cnn1d", "model.width=0.25", "wsa=on", "strategy=scaffold"],
     "dropout": [*IMAGES, "model=cnn_pfl", "model.width=0.1"],
     "statistics of norms": [
         "model._target_=tests.given.odd_models.everything",

@@ -1,0 +1,113 @@
+"""Tables and time series: numbers of several channels, measured once or at several times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fedwsa.config.component import ConfigError
+from fedwsa.data.examples import Examples, LabelledData
+
+_SMALLEST = 1e-6  # a channel that varies by less is a constant
+
+
+@dataclass(frozen=True, eq=False)
+class Measurements(LabelledData):
+    """Numbers as float32 ``(N, C, T)``: C channels at T times; of a table C columns, and T is 1.
+
+    Attributes
+    ----------
+    mean, std : sequence of float
+        Of the training examples, a number per channel.
+    channels : tuple of str
+        What the channels are called, where they have names: the columns of a table.
+    words : tuple of str
+        What the classes are called, in the order of their labels, where they have names.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    channels: Sequence[str] = ()
+    words: Sequence[str] = ()
+
+    kind: ClassVar[str] = "measurements"
+
+    @classmethod
+    def of(
+        cls,
+        train: Examples,
+        test: Examples,
+        classes: int,
+        channels: Sequence[str] = (),
+        words: Sequence[str] = (),
+    ) -> Measurements:
+        """A data set of these numbers, with its channels measured."""
+        values = train.inputs.double()
+        std, mean = torch.std_mean(values, dim=(0, 2), correction=0)
+        std[std < _SMALLEST] = 1.0
+        return cls(train, test, classes, mean.tolist(), std.tolist(), channels, words)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the classes are called."""
+        return tuple(self.words)
+
+    def require_like(self, other: Mapping[str, Any]) -> None:
+        """Refuse a table of other columns: channel 3 is to be the same thing everywhere."""
+        if (theirs := list(other["channels"])) != (ours := list(self.channels)):
+            apart = sorted(set(theirs) ^ set(ours)) or ["their order"]
+            raise ValueError(f"other columns than the server's: {', '.join(apart)}")
+
+    def require(self) -> None:
+        """Numbers must be finite float32, ``(N, C, T)``, and those of both parts alike."""
+        for examples in (self.train, self.test):
+            inputs = examples.inputs
+            if inputs.dtype != torch.float32 or inputs.dim() != 3:
+                raise ValueError(
+                    "measurements must be float32 of shape (N, channels, times); these are "
+                    f"{str(inputs.dtype)[6:]} of shape {tuple(inputs.shape)}"
+                )
+            if not bool(inputs.isfinite().all()):
+                raise ValueError("measurements must be finite numbers")
+        shapes = [tuple(part.inputs.shape[1:]) for part in (self.train, self.test)]
+        if len(set(shapes)) > 1:
+            raise ValueError(
+                f"examples for training are {shapes[0]}, those of the test {shapes[1]}"
+            )
+        super().require()
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """Zero mean and unit variance in each channel."""
+        shift = torch.tensor(self.mean, device=inputs.device).view(-1, 1)
+        scale = torch.tensor(self.std, device=inputs.device).view(-1, 1)
+        return (inputs - shift) / scale
+
+    def facts(self) -> dict[str, Any]:
+        """Mean and standard deviation of the channels, their names, and the classes'."""
+        return {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "channels": list(self.channels),
+            "words": list(self.words),
+        }
+
+
+def require_classes(labels: Tensor, where: str) -> int:
+    """How many classes there are.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer examples than the highest label says.
+    """
+    classes = int(labels.max()) + 1
+    if classes > len(labels):
+        raise ConfigError(
+            f"{where}: labels run up to {classes - 1}, with only {len(labels)} training examples; "
+            "labels must be 0, 1, ... up to the number of classes"
+        )
+    return classes
