@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -89,10 +89,7 @@ def free_bytes(device: str) -> int:
     """What nobody uses of a GPU's memory, or of this machine's."""
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 1 << 62  # nobody knows: all fits
+    return int(psutil.virtual_memory().available)  # which Apple's GPUs share
 
 
 def sharing(device: str, workers: int) -> int:

@@ -134,13 +134,13 @@ def _together(
 
 def _fastest(run: Callable[[], None], device: str, times: int = 3) -> float:
     # Of this thread's processor: what else the machine does must not decide.
-    clock = time.perf_counter if device == "cuda" else time.thread_time
+    clock = time.thread_time if device == "cpu" else time.perf_counter
     seconds = []
     for _ in range(times):  # the first warms up
         start = clock()
         run()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if device != "cpu":
+            torch.accelerator.synchronize()
         seconds.append(clock() - start)
         if sum(seconds) > 2 * _LONG and len(seconds) > 1:
             break

@@ -158,5 +158,7 @@ def conditions_of(config: Config, content: Content, client: int, number: int) ->
     """A client's own in a round, but the usual ones for the pooled samples of all."""
     pooled = find_record(content, POOLED) is not None
     own = Conditions.usual(config.local) if pooled else Fleet(config).conditions(client)
-    rate = config.rate(number)
-    return own if rate == 1.0 else replace(own, lr=own.lr * rate)
+    rate, decay = config.rate(number), config.decay_rate(number)
+    if rate == decay == 1.0:
+        return own
+    return replace(own, lr=own.lr * rate, weight_decay=own.weight_decay * decay)

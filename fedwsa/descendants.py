@@ -1,4 +1,4 @@
-"""Processes of this machine, as /proc shows them."""
+"""Processes of this machine."""
 
 from __future__ import annotations
 
@@ -30,26 +30,20 @@ class Usage:
 
 def family(root: int) -> list[int]:
     """A process and all that descend from it, parents first."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text()
-            except OSError:  # it has ended meanwhile
-                continue
-            parent = int(stat.rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(entry.name))
-    found = [root]
-    for pid in found:
-        found += children.get(pid, [])
-    return found
+    import psutil  # imported where processes are ended: commands are to start fast
+
+    try:
+        children = psutil.Process(root).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return [root]
+    return [root, *(child.pid for child in children)]
 
 
 _OWN = ("Pss_Anon:", "Pss_Shmem:")
 
 
 def usage(root: int) -> Usage:
-    """What a process and all that descend from it take now."""
+    """What a process and all that descend from it take now, as Linux's /proc shows it."""
     memory, descriptors, threads = 0.0, 0, 0
     for pid in family(root):
         place = Path(f"/proc/{pid}")

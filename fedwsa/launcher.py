@@ -39,6 +39,8 @@ def _start(name: str, module: str, *, ours: bool = True) -> None:
     ours
         Whether it needs our apps; somebody else's may have modules of their names.
     """
+    if sys.platform == "win32":
+        sys.exit(f"{name}: runs on Linux and macOS; on Windows, in its Subsystem for Linux")
     interruption.watch(name)
     if sys.argv[1:] == ["--version"]:
         from importlib.metadata import version  # imported for this alone

@@ -106,6 +106,8 @@ def seeded(seed: int, purpose: str, *parts: int) -> Iterator[None]:
             torch.default_generator.manual_seed(value)
             if torch.cuda.is_available():
                 torch.cuda.manual_seed_all(value)
+            elif torch.backends.mps.is_available():
+                torch.mps.manual_seed(value)
             yield
     finally:
         random.setstate(python)

@@ -35,6 +35,7 @@ class Rates:
         self._of_server = rates[0] if rates else None
         self._base = getattr(*self._of_server) if self._of_server else None
         config.rate(1)  # all are looked at
+        config.decay_rate(1)
         of_server = factors(config.server_schedule, config.rounds, "server_schedule")
         if self._base is None and set(of_server) != {1.0}:
             inner = [*chain(strategy)][-1]

@@ -109,9 +109,9 @@ def settled(federation: Federation) -> Runtime:
 def _here(federation: Federation) -> tuple[int, Cohort]:
     """Workers on this machine, and how many clients each trains at once."""
     config, runtime = federation.config, federation.config.runtime
-    if config.device == "cuda" and runtime.workers is None and runtime.gpus_per_worker is None:
+    if config.device != "cpu" and runtime.workers is None and runtime.gpus_per_worker is None:
         # A stack fills a GPU: a second worker would wait for it. Single clients do not.
-        one_each = torch.cuda.device_count()
+        one_each = torch.accelerator.device_count()
         cohort = _cohort(federation, one_each)
         return (one_each if cohort not in ("off", 1) else _workers(None)), cohort
     workers = _workers(runtime.workers)

@@ -15,10 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from uuid import uuid4
 
+import psutil
+
 from fedwsa.config.component import ConfigError
 from fedwsa.descendants import end_descendants
 
 _PROBLEM = re.compile(r"^\[|error:|refused|denied|failed to|in use", re.IGNORECASE)
+_VARIABLE = "FEDWSA_FEDERATION"  # which all that belongs together inherits
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -51,9 +54,8 @@ class Processes:
     """
 
     def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
-        name, value = "FEDWSA_FEDERATION", uuid4().hex
-        self.logs, self._environment = logs, {**environment, name: value}
-        self._mark = f"{name}={value}".encode()
+        self._mark = uuid4().hex
+        self.logs, self._environment = logs, {**environment, _VARIABLE: self._mark}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         logs.mkdir(parents=True, exist_ok=True)
 
@@ -81,11 +83,10 @@ class Processes:
         have inherited a variable.
         """
         found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with suppress(OSError):  # ended meanwhile, or somebody else's
-                    if self._mark in (entry / "environ").read_bytes().split(b"\0"):
-                        found.append(int(entry.name))
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):  # ended meanwhile, or somebody else's
+                if process.environ().get(_VARIABLE) == self._mark:
+                    found.append(process.pid)
         return found
 
     def start(self, name: str, words: Sequence[str | Path]) -> None:

@@ -44,7 +44,7 @@ class _Asked:
     id: str | None
     drop: tuple[str, ...]
     background: Background
-    transform: Transforms
+    transform: Transforms | None
 
 
 def hub(
@@ -59,7 +59,7 @@ def hub(
     id_column: str | None,
     drop: list[str],
     background: Background,
-    transform: Transforms,
+    transform: Transforms | None,
 ) -> Source:
     """Images or a table that ``datasets.load_dataset`` loads: from the Hub, its cache or a folder.
 

@@ -137,7 +137,7 @@ def parquet(
     def decode() -> ImageData:
         wanted = {"image": image_column, "label": label_column, "id": id_column}
         require_one_numbering([file for files in parts for file in files], wanted)
-        change = transform_of(transform or [])
+        change = transform_of(transform)
         read = [read_part(files, wanted, background, change) for files in parts]
         if len(read) == 1:
             return ImageData.own(read[0])
@@ -175,7 +175,7 @@ def image_folder(
     content = of_files([file for files in listed for file in files])
 
     def decode() -> ImageData:
-        change = transform_of(transform or [])
+        change = transform_of(transform)
         read = [_read_files(files, names, background, change) for files in listed]
         if len(read) == 1:
             return ImageData.own(read[0])

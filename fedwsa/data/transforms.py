@@ -19,7 +19,7 @@ Transforms = list[str | dict[str, Any]]
 """Names of transforms, or name → its arguments by name or its first one; done in this order."""
 
 
-def transform_of(asked: Transforms) -> Callable[[Image.Image], Image.Image] | None:
+def transform_of(asked: Transforms | None) -> Callable[[Image.Image], Image.Image] | None:
     """What brings images into one form; None where nothing is named.
 
     Parameters

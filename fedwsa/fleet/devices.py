@@ -8,11 +8,11 @@ import torch
 
 from fedwsa.config.component import ConfigError
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
-def resolve_device(name: Device, key: str = "device") -> Literal["cpu", "cuda"]:
-    """``auto`` is the GPU if there is one; ``key`` is what an error names.
+def resolve_device(name: Device, key: str = "device") -> Literal["cpu", "cuda", "mps"]:
+    """``auto`` is the GPU if there is one, CUDA's or Apple's; ``key`` is what an error names.
 
     Raises
     ------
@@ -20,7 +20,11 @@ def resolve_device(name: Device, key: str = "device") -> Literal["cpu", "cuda"]:
         If a GPU is asked for and there is none.
     """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"{key}: there is no CUDA GPU here")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"{key}: there is no Apple GPU here that torch can use")
     return name

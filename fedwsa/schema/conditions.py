@@ -17,9 +17,9 @@ class Conditions:
 
     Attributes
     ----------
-    lr
-        In this round: what the client has, times the run's schedule.
-    weight_decay, batch_size, epochs, optimiser
+    lr, weight_decay
+        In this round: what the client has, times the run's schedules.
+    batch_size, epochs, optimiser
         The same in all rounds.
     steps : int or None
         After how many it has to stop in this round; None: when its epochs are done.

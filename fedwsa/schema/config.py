@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from fedwsa.config.component import Component, ConfigError, Section
 from fedwsa.data.federated import DataSpec
@@ -55,17 +55,18 @@ class Config(Section):
     strategy: Strategy
     schedule: Component
     server_schedule: Component
+    decay_schedule: Component
     merge: Component
     wsa: Wsa
     local: Local
     runtime: Runtime
     tracker: dict[str, Component]
 
-    @field_validator("server_schedule", mode="before")
+    @field_validator("server_schedule", "decay_schedule", mode="before")
     @classmethod
-    def _refuse_a_name_alone(cls, value: object) -> object:
+    def _refuse_a_name_alone(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, str):
-            raise ValueError(f"say schedule@server_schedule={value}")
+            raise ValueError(f"say schedule@{info.field_name}={value}")
         return value
 
     @model_validator(mode="after")
@@ -114,6 +115,10 @@ class Config(Section):
     def rate(self, number: int) -> float:
         """The factor of the clients' learning rates in a round, from 1."""
         return factor(self.schedule, self.rounds, number, "schedule")
+
+    def decay_rate(self, number: int) -> float:
+        """Likewise of their weight decays."""
+        return factor(self.decay_schedule, self.rounds, number, "decay_schedule")
 
     def server_rate(self, number: int) -> float:
         """Likewise of the server's."""

@@ -31,7 +31,9 @@ class SimulationError(ValueError):
 
 def cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS gives a process all of them
 
 
 def keep_local() -> None:

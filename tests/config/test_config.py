@@ -127,7 +127,7 @@ def test_a_strategy_takes_free_arguments() -> None:
         ("wsa.strength=-1", "wsa.strength: input should be greater than or equal to 0"),
         ("wsa.fusion=median", "wsa.fusion: input should be 'moments', 'mean_variance' or"),
         ("wsa.target=fixed", "wsa: target=fixed needs wsa.scope=FILE"),
-        ("device=tpu", "device: input should be 'auto', 'cpu' or 'cuda' (got 'tpu')"),
+        ("device=tpu", "device: input should be 'auto', 'cpu', 'cuda' or 'mps' (got 'tpu')"),
         ("dataset=parquet", "dataset.path: must be given"),
         ("rounds=0 seed=-1", "rounds: input should be greater than 0 (got 0); seed: input"),
     ],

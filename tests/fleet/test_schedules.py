@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR, StepLR
 
+from clients.received import conditions_of
 from experiments.commands.simulate import resume, simulate
 from fedwsa.config.component import Component, ConfigError
 from fedwsa.fleet import schedules
@@ -139,6 +140,25 @@ def test_the_server_s_rate_goes_by_its_own_and_a_resume_goes_on_in_both(tmp_path
     assert history["server_lr"].tolist() == pytest.approx([0.01, 0.009, 0.008, 0.007, 0.006])
     cosine = [0.015 * (1 + math.cos(math.pi * t / 5)) for t in range(5)]
     assert history["lr"].tolist() == pytest.approx(cosine)
+
+
+def test_weight_decay_goes_by_its_own_for_each_client_s_own(tmp_path: Path) -> None:
+    words = [*FLEET, f"cache_dir={tmp_path}/cache", "local.weight_decays=[0.2,0.4]", "seed=3"]
+    schedule = ["schedule@decay_schedule=step", "decay_schedule.every=1"]
+    config = compose([*words, *schedule, "decay_schedule.factor=0.5"])
+    decays = [[conditions_of(config, {}, k, t).weight_decay for t in (1, 2, 3)] for k in range(4)]
+    assert {own[0] for own in decays} == {0.2, 0.4}
+    assert decays == [pytest.approx([own[0], own[0] / 2, own[0] / 4]) for own in decays]
+    assert {conditions_of(config, {}, 0, t).lr for t in (1, 2, 3)} == {config.local.lr}
+    # Decay that is gone after the first round leaves larger weights than decay that stays.
+    runs = {"gone": [*schedule, "decay_schedule.factor=1e-9"], "stays": []}
+    for name, more in runs.items():
+        simulate(compose([*words, *more]), tmp_path / name)
+    gone, stays = (load_file(tmp_path / name / "model.safetensors") for name in runs)
+    norms = [sum(float(t.square().sum()) for t in model.values()) for model in (gone, stays)]
+    assert norms[0] > norms[1] * 1.01
+    with pytest.raises(ConfigError, match=r"say schedule@decay_schedule=cosine"):
+        compose([*words, "decay_schedule=cosine"])
 
 
 def test_a_strategy_without_a_rate_has_none_to_schedule(tmp_path: Path) -> None:

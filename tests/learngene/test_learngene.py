@@ -44,8 +44,8 @@ def built(
 
 def output(model: nn.Module, example=IMAGE) -> Tensor:
     random = torch.Generator().manual_seed(2)
-    inputs = torch.randn(3, *IMAGE, generator=random)
-    if example != IMAGE:
+    inputs = torch.randn(3, *example, generator=random)
+    if len(example) == 1:
         inputs = torch.randint(0, CLASSES, (3, *example), generator=random)
     with torch.no_grad():
         return model.eval()(inputs)

@@ -137,7 +137,7 @@ def test_a_transformer_is_trained_in_cohorts_with_wsa_as_one_by_one(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model=mlp"], "model: mlp is for images, and the data are text; take one of char_lstm, "),
+        (["model=cnn"], "model: cnn is for images, and the data are text; take one of char_lstm, "),
         (["dataset.augment=crop_flip"], r"dataset.augment=crop_flip: not for text, which takes "),
         (["runtime.cohort=2"], r"runtime.cohort=2: .* at once: torch has no stacked LSTM"),
         (["strategy=wave"], "no weight that templates could make"),
