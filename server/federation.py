@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flwr.app import ArrayRecord
@@ -20,6 +20,7 @@ from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config.blame import blaming
 from fedwsa.config.component import ConfigError
 from fedwsa.config.identity import described
+from fedwsa.data.evaluation import Score
 from fedwsa.data.federated import FederatedData, open_federated
 from fedwsa.data.skew import open_skew
 from fedwsa.fleet.devices import resolve_device
@@ -31,7 +32,7 @@ from fedwsa.schema.sections import Runtime
 from server.alignment import check_alignment
 from server.budget import Budget
 from server.callbacks import Callback
-from server.callbacks.choosing import build_choosing
+from server.callbacks.choosing import Pruned, build_choosing
 from server.callbacks.events import Events
 from server.callbacks.progress import ProgressDisplay
 from server.callbacks.tables import (
@@ -77,6 +78,9 @@ class Federation:
         Those of the run; None: opened as the configuration says.
     strategy
         Likewise.
+    report
+        Told how many evaluations there were and the last validation accuracy; whether the run is
+        given up.
 
     Raises
     ------
@@ -92,6 +96,7 @@ class Federation:
         resumed: bool = False,
         data: FederatedData | None = None,
         strategy: Strategy | None = None,
+        report: Callable[[int, float], bool] | None = None,
     ) -> None:
         enter(None)  # files may have changed since this process had a run
         self.config, self.folder = config, folder
@@ -111,7 +116,9 @@ class Federation:
         self.learned = self._initialise()
         if isinstance(self.strategy, FedWSA):
             check_alignment(config, self.strategy, self.sizes, self.model.largest)
-        self._early_stop, self._best = build_choosing(config, self.model, self._over)
+        stop, self._best = build_choosing(config, self.model, self._over)
+        given_up = None if report is None else Pruned(report)
+        self._stops = [judge for judge in (stop, given_up) if judge is not None]
         with blaming(ConfigError, "model: "):
             for model in self.sizes.models.values():
                 model.to(self.device)
@@ -207,7 +214,7 @@ class Federation:
             self.rates,
             self.systems if all(traits_of(p).on_devices for p in chain(self.strategy)) else None,
             budget.after,
-            None if self._early_stop is None else self._early_stop.is_over,
+            self._is_over,
         )
 
     def _run(
@@ -229,14 +236,16 @@ class Federation:
                 self._checkpoint(number, loop.arrays, grid, sums)
         tally = add_up(tally, {"seconds": time.perf_counter() - start})
         if number < config.rounds:
-            logger.info(
-                "round %d: no better validation accuracy for %d evaluations, the run ends",
-                number,
-                config.evaluation.patience,
-            )
+            logger.info("round %d: %s, the run ends", number, self._reason)
         if not tally["moved"]:
             logger.warning("no round brought a model: the result is the initial one")
         return record, tally
+
+    def _is_over(self, validation: Score | None) -> bool:
+        """Whether a round is the last, and why; to be asked once of each."""
+        over = [stop.reason for stop in self._stops if stop.is_over(validation)]
+        self._reason = over[0] if over else ""
+        return bool(over)
 
     def _checkpoint(
         self, number: int, arrays: ArrayRecord, grid: Grid, tally: dict[str, float]

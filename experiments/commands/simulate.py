@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from experiments.commands import search
 from experiments.commands.help import help_text
 from experiments.commands.ray_start import RayStart
 from fedwsa import interruption
@@ -77,7 +79,8 @@ def _attempt(composed: DictConfig, folder: Path) -> float:
     interruption.check()
     swept = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
-        return _to_choose_by(simulate(parse(composed), folder, pictures=True))
+        config, report = parse(composed), search.report_of_trial()
+        return _to_choose_by(simulate(config, folder, pictures=True, report=report))
     except (ConfigError, RunError) as error:
         if _TRACEBACK:
             raise
@@ -118,6 +121,7 @@ def simulate(
     client_app: ClientApp | None = None,
     resumed: bool = False,
     pictures: bool = False,
+    report: Callable[[int, float], bool] | None = None,
 ) -> dict[str, Any]:
     """Run a federation and leave a run folder.
 
@@ -136,6 +140,9 @@ def simulate(
         checkpoint.
     pictures
         Whether to draw them: a third of a second.
+    report
+        Told how many evaluations there were and the last validation accuracy; whether the run is
+        given up.
 
     Returns
     -------
@@ -156,7 +163,7 @@ def simulate(
     from server.rounds import RunError
 
     with telling_theirs(ConfigError):
-        federation = _set_up(config, folder, resumed)
+        federation = _set_up(config, folder, resumed, report)
     label = federation.config.label
     with held(folder):
         (folder / FAILED).unlink(missing_ok=True)  # why it ended early is over
@@ -188,7 +195,12 @@ def _leave(folder: Path, label: str, error: BaseException, pictures: bool) -> No
         logger.warning("the run folder is incomplete: %s", told(other))
 
 
-def _set_up(config: Config, folder: Path, resumed: bool) -> Federation:
+def _set_up(
+    config: Config,
+    folder: Path,
+    resumed: bool,
+    report: Callable[[int, float], bool] | None,
+) -> Federation:
     """Everything that a run needs before its first round; its folder says what it is."""
     from experiments.commands import runtimes
     from server.federation import Federation
@@ -197,7 +209,7 @@ def _set_up(config: Config, folder: Path, resumed: bool) -> Federation:
     _quiet_libraries()
     with console.status("reading the data ..."):
         config = runtimes.located(config)
-        federation = Federation(config, folder, console, resumed)
+        federation = Federation(config, folder, console, resumed, report=report)
     start = runtimes.start_ray(config)
     if config.runtime.address is not None:  # settling asks the cluster
         runtimes.await_ray(start)
@@ -343,6 +355,7 @@ def main() -> None:
     sys.argv[1:] = free_arguments([*sys.argv[1:], *_places_of_runs(sys.argv[1:])])
     sys.path.append(os.getcwd())  # a strategy, model or partition of one's own lies there
     register()  # and its yaml in conf/
+    search.register()
     try:
         _run_in_one_line()
         interruption.check()
@@ -371,6 +384,10 @@ def _run_in_one_line() -> None:
         if _TRACEBACK:
             raise
         _fail(explain(error, sys.argv[1:]))
+    except ConfigError as error:  # of a search: a run has said it
+        if _TRACEBACK:
+            raise
+        _fail(str(error))
     except OSError as error:  # the run folder: everything else says itself what it cannot do
         if _TRACEBACK:
             raise

@@ -28,6 +28,7 @@ class EarlyStop:
 
     def __init__(self, patience: int, past: Iterable[float] = ()) -> None:
         self._patience = patience
+        self.reason = f"no better validation accuracy for {patience} evaluations"
         self._best, self._waited = -1.0, 0
         for accuracy in past:
             self._see(accuracy)
@@ -41,6 +42,28 @@ class EarlyStop:
         if validation is not None:
             self._see(validation.accuracy)
         return self._waited >= self._patience
+
+
+class Pruned:
+    """Ends a run that somebody who compares it with others gives up.
+
+    Parameters
+    ----------
+    report
+        (evaluations so far, validation accuracy) → whether it is given up.
+    """
+
+    reason = "others were better by now"
+
+    def __init__(self, report: Callable[[int, float], bool]) -> None:
+        self._report, self._seen = report, 0
+
+    def is_over(self, validation: Score | None) -> bool:
+        """Whether a round is the last; to be asked once of each, None: it was not validated."""
+        if validation is None:
+            return False
+        self._seen += 1
+        return self._report(self._seen, validation.accuracy)
 
 
 class BestModel:

@@ -17,16 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from experiments.commands import simulate
-from tests.given.runtimes import ran
+from tests.given.commands import COMMAND, fedwsa
 
-COMMAND = Path(sys.executable).with_name("fedwsa")
 NO_RAY = "runtime=flower"  # what is refused needs none; starting one takes seconds
-
-
-def fedwsa(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
-    variables = {**inherited, "FEDWSA_CACHE": str(folder / "cache"), "COLUMNS": "100"}
-    return ran([COMMAND, *arguments], folder, {**variables, **environment})
 
 
 def test_help_explains_groups_keys_and_examples(tmp_path: Path) -> None:

@@ -1,11 +1,18 @@
-"""A command that runs in this process."""
+"""Commands, in this process and in another."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+from tests.given.runtimes import ran
+
+COMMAND = Path(sys.executable).with_name("fedwsa")
 
 Called = Callable[..., tuple[int, str, str]]
 
@@ -29,3 +36,10 @@ def called(
         return code, *capsys.readouterr()
 
     return run
+
+
+def fedwsa(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a folder, with a cache there."""
+    inherited = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
+    variables = {**inherited, "FEDWSA_CACHE": str(folder / "cache"), "COLUMNS": "100"}
+    return ran([COMMAND, *arguments], folder, {**variables, **environment})
