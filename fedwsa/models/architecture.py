@@ -198,7 +198,11 @@ def units_of(component: Component, shape: InputShape, classes: int, where: str =
 _Builder = TypeVar("_Builder", bound=Callable[..., nn.Module])
 
 
-def described(architecture: Architecture) -> Callable[[_Builder], _Builder]:
+Described = Architecture | Callable[[Mapping[str, object]], Architecture | None]
+"""What is known of a kind of network, or of what a builder makes with some arguments."""
+
+
+def described(architecture: Described) -> Callable[[_Builder], _Builder]:
     """Attach what is known of a kind of network to the function that builds it."""
 
     def attach(builder: _Builder) -> _Builder:
@@ -217,6 +221,12 @@ def architecture_of(component: Component) -> Architecture:
         If its builder does not say.
     """
     found = getattr(locate(component.target, "model._target_"), "architecture", None)
+    if callable(found):
+        found = found(component.arguments)
+        if found is None:
+            raise ConfigError(
+                f"model: nothing says how the weights of {component.name} hang together"
+            )
     if not isinstance(found, Architecture):
         raise ConfigError(
             f"model._target_: {component.target} does not say how its weights hang together; "

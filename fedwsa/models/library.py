@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from fedwsa.config.component import ConfigError
 from fedwsa.config.nearest import nearest
 from fedwsa.models import ImageShape
+from fedwsa.models.architecture import Architecture, described
+from fedwsa.models.families import FAMILIES, Family
 from fedwsa.models.norms import norm_layer
 from fedwsa.models.torchvision_loader import torchvision as _torchvision
 from fedwsa.models.weights import is_safetensors, open_torch, open_weights
@@ -29,6 +32,17 @@ NormOption = Literal["kept", "group"]
 _DEFAULT = "DEFAULT"
 
 
+def _family(name: str) -> Family | None:
+    """Of a network of timm."""
+    return next((f for m, f in FAMILIES.items() if name in _timm.list_models(module=m)), None)
+
+
+def _architecture(arguments: Mapping[str, object]) -> Architecture | None:
+    family = _family(str(arguments["name"]))
+    return None if family is None else family.architecture
+
+
+@described(_architecture)
 def timm(
     image: ImageShape,
     classes: int,
@@ -37,6 +51,8 @@ def timm(
     weights: str | None,
     norm: NormOption,
     freeze: str | None,
+    width: PositiveFloat,
+    depth: PositiveInt | None,
 ) -> nn.Module:
     """A network of timm.
 
@@ -52,11 +68,15 @@ def timm(
         ``group``: GroupNorm in the place of BatchNorm, whose statistics have no good average.
     freeze
         A regular expression: parameters whose names it is found in are not trained.
+    width
+        Times the channels or units of all layers; of vision transformers, ConvNeXts and ResNets.
+    depth
+        Blocks of a transformer, of each stage of the others; None: as the library has it.
 
     Raises
     ------
     ValueError
-        If there is no such network, or the weights are of another.
+        If there is no such network, it has not this size, or the weights are of another.
     """
     _require_name("timm", name, _timm.list_models())
     settings: dict[str, Any] = {"num_classes": classes, "in_chans": image[0]}
@@ -64,6 +84,18 @@ def timm(
     if known is not None and known.fixed_input_size:
         settings["img_size"] = image[1:]
     pretrained = weights == _DEFAULT
+    family, usual = None, None
+    if width != 1.0 or depth is not None:
+        if pretrained:
+            raise ValueError("weights=DEFAULT are of the network as it is: leave width and depth")
+        if (family := _family(name)) is None:
+            raise ValueError(
+                f"{name} has no width and depth; timm's vision transformers, ConvNeXts and ResNets "
+                "have"
+            )
+        with torch.device("meta"):
+            usual = _timm.create_model(name, **settings)
+        settings |= family.settings(usual, width, depth)
     try:
         model = _timm.create_model(name, pretrained=pretrained, **settings)
     except Exception as error:
@@ -71,6 +103,8 @@ def timm(
             raise
         place = str(known.hf_hub_id or known.url) if known is not None else "any"
         raise ValueError(_not_there("timm", name, place)) from error
+    if family is not None:
+        family.finish(model, usual, width)
     return _fitted(model, name, None if pretrained else weights, norm, freeze)
 
 

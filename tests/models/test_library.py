@@ -20,6 +20,8 @@ COLOUR, GREY = (3, 32, 32), (1, 28, 28)
 
 def component(of: str, **keys: object) -> Component:
     usual = {"name": "resnet18", "weights": None, "norm": "kept", "freeze": None}
+    if of == "timm":
+        usual |= {"width": 1.0, "depth": None}
     return Component.model_validate({"_target_": f"fedwsa.models.library.{of}", **usual, **keys})
 
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
 from experiments.commands.simulate import simulate
 from fedwsa.models.library import timm
 from fedwsa.schema.compose import compose
+from tests.given.large_digits import large_digits
 
-NAME, SIDE, BATCH = "test_resnet", 4, 32
+NAME, BATCH = "test_resnet", 32
 SHAPE = (1, 32, 32)
 OTHERS = 900  # of the digits, which no client has
 
@@ -24,13 +24,13 @@ OTHERS = 900  # of the digits, which no client has
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits of 32x32 pixels in a federation's file, and weights that tell odd ones elsewhere."""
     folder = tmp_path_factory.mktemp("finetuning")
-    bunch = load_digits()
-    pixels = np.kron(np.round(bunch.images * 255 / 16), np.ones((SIDE, SIDE))).astype(np.uint8)
-    np.savez(folder / "digits.npz", x=pixels[OTHERS:], y=bunch.target[OTHERS:])
+    pixels, targets = large_digits()
+    np.savez(folder / "digits.npz", x=pixels[OTHERS:], y=targets[OTHERS:])
     torch.manual_seed(0)
-    net = timm(SHAPE, 2, name=NAME, weights=None, norm="kept", freeze=None).train()
+    drawn = {"weights": None, "norm": "kept", "freeze": None, "width": 1.0, "depth": None}
+    net = timm(SHAPE, 2, name=NAME, **drawn).train()
     inputs = torch.from_numpy(pixels[:OTHERS])[:, None].float() / 255
-    labels = torch.from_numpy(bunch.target[:OTHERS] % 2)
+    labels = torch.from_numpy(targets[:OTHERS] % 2)
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
     for _ in range(6):
         for batch in torch.randperm(OTHERS).split(BATCH):
