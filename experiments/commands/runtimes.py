@@ -111,7 +111,7 @@ def _here(federation: Federation) -> tuple[int, Cohort]:
     config, runtime = federation.config, federation.config.runtime
     if config.device != "cpu" and runtime.workers is None and runtime.gpus_per_worker is None:
         # A stack fills a GPU: a second worker would wait for it. Single clients do not.
-        one_each = torch.accelerator.device_count()
+        one_each = torch.cuda.device_count() if config.device == "cuda" else 1
         cohort = _cohort(federation, one_each)
         return (one_each if cohort not in ("off", 1) else _workers(None)), cohort
     workers = _workers(runtime.workers)
