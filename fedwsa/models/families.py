@@ -72,18 +72,23 @@ def _plain_stem(model: Any, usual: Any, width: float) -> None:
     if isinstance(usual.conv1, nn.Sequential) or width == 1.0:
         return
     channels, first = scaled(usual.conv1.out_channels, width), model.layer1[0]
-    model.conv1 = _convolution(model.conv1, model.conv1.in_channels, channels)
+    model.conv1 = convolution_like(model.conv1, model.conv1.in_channels, channels)
     model.bn1 = type(model.bn1)(channels)
-    first.conv1 = _convolution(first.conv1, channels, first.conv1.out_channels)
+    first.conv1 = convolution_like(first.conv1, channels, first.conv1.out_channels)
+    made = [model.conv1, first.conv1]
     if usual.layer1[0].downsample is None:  # what it reads is as wide as what it gives
         first.downsample = None
     else:
         old = first.downsample[0]
-        first.downsample[0] = _convolution(old, channels, old.out_channels)
+        first.downsample[0] = convolution_like(old, channels, old.out_channels)
+        made.append(first.downsample[0])
+    for layer in made:  # as timm does
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
 
-def _convolution(old: nn.Conv2d, channels: int, out: int) -> nn.Conv2d:
-    made = nn.Conv2d(
+def convolution_like(old: nn.Conv2d, channels: int, out: int) -> nn.Conv2d:
+    """A new one with other channels."""
+    return nn.Conv2d(
         channels,
         out,
         old.kernel_size,  # type: ignore[arg-type]
@@ -91,8 +96,6 @@ def _convolution(old: nn.Conv2d, channels: int, out: int) -> nn.Conv2d:
         old.padding,  # type: ignore[arg-type]
         bias=old.bias is not None,
     )
-    nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")  # as timm does
-    return made
 
 
 FAMILIES: Mapping[str, Family] = {

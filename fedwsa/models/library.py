@@ -17,7 +17,7 @@ from fedwsa.config.component import ConfigError
 from fedwsa.config.nearest import nearest
 from fedwsa.models import ImageShape
 from fedwsa.models.architecture import Architecture, described
-from fedwsa.models.families import FAMILIES, Family
+from fedwsa.models.families import FAMILIES, Family, convolution_like
 from fedwsa.models.norms import norm_layer
 from fedwsa.models.torchvision_loader import torchvision as _torchvision
 from fedwsa.models.weights import is_safetensors, open_torch, open_weights
@@ -181,14 +181,7 @@ def _take_channels(model: nn.Module, channels: int) -> None:
         if isinstance(module, nn.Conv2d):
             if module.in_channels != channels:
                 parent, _, leaf = name.rpartition(".")
-                first = nn.Conv2d(
-                    channels,
-                    module.out_channels,
-                    module.kernel_size,  # type: ignore[arg-type]
-                    module.stride,  # type: ignore[arg-type]
-                    module.padding,  # type: ignore[arg-type]
-                    bias=module.bias is not None,
-                )
+                first = convolution_like(module, channels, module.out_channels)
                 setattr(model.get_submodule(parent), leaf, first)
             return
 
