@@ -11,7 +11,8 @@ fedwsa: federated-learning simulations with weight scope alignment
 
 Usage: fedwsa [GROUP=OPTION ...] [KEY=VALUE ...]
        fedwsa --multirun wsa=off,on seed=0,1,2    every combination, then a comparison
-       fedwsa --multirun hydra/sweeper=optuna ... a search by Optuna (docs/studies.md)
+       fedwsa --multirun hydra/sweeper=optuna ... a search by Optuna: hydra.sweeper.trials,
+                                                  .sampler, .pruning, .storage (docs/studies.md)
        fedwsa resume=RUN                          go on with an interrupted run (checkpoint.every)
        fedwsa --cfg job [...]                     show the composed run, start nothing
        fedwsa --version                           likewise of the other commands

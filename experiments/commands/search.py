@@ -10,7 +10,7 @@ import csv
 import math
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 # optuna is imported where a search begins: it is an extra, and takes a second.
+
+_INTERRUPTED, _TOLD = "interrupted", "told"  # attributes of a trial, of a study
 
 _trial: Trial | None = None  # of the run that is being played
 
@@ -105,24 +107,30 @@ class OptunaSweeper(Sweeper):
                 "hydra/sweeper=optuna: there is nothing to search; give a key a range or choices: "
                 "'local.lr=tag(log,interval(0.001,0.3))' wsa=off,on"
             )
-        some = [f"{key}={_a_value(kind)}" for key, kind in space.items()]
-        if not loader.load_sweep_config(self.config, [*fixed, *some]).evaluation.validation:
+        some = {key: _a_value(kind) for key, kind in space.items()}
+        composed = loader.load_sweep_config(self.config, [*fixed, *_words(some)])
+        for key, kind in space.items():
+            for choice in getattr(kind, "choices", ())[1:]:  # each option is there
+                loader.load_sweep_config(self.config, [*fixed, *_words({**some, key: choice})])
+        if not composed.evaluation.validation:
             raise ConfigError(
                 "hydra/sweeper=optuna: a search chooses on images that are neither clients' nor of "
                 "the test set; give evaluation.validation=0.1"
             )
         folder = Path(self.config.hydra.sweep.dir)
-        study = _study(asked, space)
+        study = _study(asked, space, _told(overrides))
         folder.mkdir(parents=True, exist_ok=True)
-        while (number := len(_begun(study))) < asked.trials:
-            if asked.sampler == "grid" and number == len(study.trials):
+        while (number := len(_counted(study))) < asked.trials:
+            if asked.sampler == "grid" and len(_begun(study)) == len(study.trials):
                 break  # all of it
             trial = study.ask(dict(space))
-            words = [f"{key}={value}" for key, value in trial.params.items()]
+            words = _words(trial.params)
             of = asked.trials if asked.sampler != "grid" else min(asked.trials, len(study.trials))
             print(f"search: trial {number + 1} of {of}: {shlex.join(words)}", flush=True)
-            self._play(study, trial, [*fixed, *words])
-            write_trials(study, folder / "search.csv")
+            try:
+                self._play(study, trial, [*fixed, *words])
+            finally:
+                write_trials(study, folder / "search.csv")
         _tell_the_best(study)
 
     def _play(self, study: Study, trial: Trial, words: list[str]) -> None:
@@ -130,8 +138,13 @@ class OptunaSweeper(Sweeper):
         from optuna.trial import TrialState
 
         assert self.launcher is not None  # set up before
-        with _playing(trial):
-            [played] = self.launcher.launch([words], initial_job_idx=trial.number)
+        try:
+            with _playing(trial):
+                [played] = self.launcher.launch([words], initial_job_idx=trial.number)
+        except BaseException:
+            trial.set_user_attr(_INTERRUPTED, True)
+            study.tell(trial, state=TrialState.FAIL)
+            raise
         accuracy = played.return_value  # raises what the run has raised
         if math.isnan(accuracy):
             study.tell(trial, state=TrialState.FAIL)
@@ -191,34 +204,62 @@ class Asked:
     storage: str | None
 
 
-def _study(asked: Asked, space: Mapping[str, BaseDistribution]) -> Study:
-    """The search, as far as its storage has it; of a grid all trials wait in it."""
+def _study(asked: Asked, space: Mapping[str, BaseDistribution], told: list[str]) -> Study:
+    """The search, as far as its storage has it; of a grid all trials wait in it.
+
+    Raises
+    ------
+    ConfigError
+        If the storage is none, or holds a search that was told something else.
+    """
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=asked.seed)
-    if asked.sampler == "tpe":
-        sampler = optuna.samplers.TPESampler(seed=asked.seed)
     pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
     if asked.pruning:
         pruner = optuna.pruners.MedianPruner(n_startup_trials=asked.pruning_after)
-    storage = None
-    if asked.storage is not None:
-        storage = JournalStorage(JournalFileBackend(str(place(asked.storage))))
-    study = optuna.create_study(
-        study_name="fedwsa",
-        direction="maximize",
-        sampler=sampler,
-        pruner=pruner,
-        storage=storage,
-        load_if_exists=True,
-    )
+    try:
+        storage = None
+        if asked.storage is not None:
+            storage = JournalStorage(JournalFileBackend(str(place(asked.storage))))
+        study = optuna.create_study(
+            study_name="fedwsa",
+            direction="maximize",
+            pruner=pruner,
+            storage=storage,
+            load_if_exists=True,
+        )
+    except Exception as error:  # a file that holds something else makes it raise anything
+        raise ConfigError(f"hydra.sweeper.storage: {asked.storage} holds no search") from error
+    if unlike := sorted(set(study.user_attrs.get(_TOLD, told)) ^ set(told)):
+        raise ConfigError(
+            f"hydra.sweeper.storage: {asked.storage} holds another search: {', '.join(unlike)}"
+        )
+    study.set_user_attr(_TOLD, told)
+    for trial in study.trials:
+        if trial.state == TrialState.RUNNING:  # whoever played it was killed
+            study.tell(trial.number, state=TrialState.FAIL)
+    seed = asked.seed + len(_begun(study))  # who goes on does not draw the same again
+    study.sampler = optuna.samplers.RandomSampler(seed=seed)
+    if asked.sampler == "tpe":
+        study.sampler = optuna.samplers.TPESampler(seed=seed)
     if asked.sampler == "grid":
         for values in product(*_grid(space).values()):
             study.enqueue_trial(dict(zip(space, values, strict=True)), skip_if_exists=True)
     return study
+
+
+def _told(overrides: Sequence[Override]) -> list[str]:
+    """What makes a search another one: all that stands on its line, but the search's own keys."""
+    return sorted(str(override.input_line) for override in overrides)
+
+
+def _counted(study: Study) -> list[FrozenTrial]:
+    """The trials that were played, to their end or to their own failure."""
+    return [trial for trial in _begun(study) if not trial.user_attrs.get(_INTERRUPTED)]
 
 
 def _begun(study: Study) -> list[FrozenTrial]:
@@ -228,30 +269,41 @@ def _begun(study: Study) -> list[FrozenTrial]:
     return [trial for trial in study.trials if trial.state != TrialState.WAITING]
 
 
+def _words(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={value}" for key, value in values.items()]
+
+
 def _word(override: Override) -> str:
     return f"{override.get_key_element()}={override.get_value_element_as_str()}"
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """What Optuna draws a key's values from."""
+    """What Optuna draws a key's values from.
+
+    Raises
+    ------
+    ConfigError
+        If there is nothing in the range.
+    """
     from optuna import distributions
 
-    sweep = override.value()
-    if isinstance(sweep, IntervalSweep):
-        low, high, log = sweep.start, sweep.end, "log" in sweep.tags
-        assert low is not None
-        assert high is not None
-        kind = distributions.FloatDistribution
-        if isinstance(low, int) and isinstance(high, int):
-            return distributions.IntDistribution(low, high, log=log)
-        try:
-            return kind(float(low), float(high), log=log)
-        except ValueError as error:
-            raise ConfigError(f"{override.get_key_element()}: {error}") from None
-    if isinstance(sweep, RangeSweep) and isinstance(sweep.range(), range):
-        steps = list(sweep.range())
-        return distributions.IntDistribution(min(steps), max(steps), step=abs(int(sweep.step)))
-    return distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
+    sweep, key = override.value(), override.get_key_element()
+    try:
+        if isinstance(sweep, IntervalSweep):
+            low, high, log = sweep.start, sweep.end, "log" in sweep.tags
+            assert low is not None
+            assert high is not None
+            if isinstance(low, int) and isinstance(high, int):
+                return distributions.IntDistribution(low, high, log=log)
+            return distributions.FloatDistribution(float(low), float(high), log=log)
+        if isinstance(sweep, RangeSweep) and isinstance(sweep.range(), range):
+            steps = sorted(sweep.range())
+            if not steps:
+                raise ValueError("there is nothing in the range")
+            return distributions.IntDistribution(steps[0], steps[-1], step=abs(int(sweep.step)))
+        return distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from None
 
 
 def _a_value(kind: BaseDistribution) -> Any:
@@ -300,7 +352,7 @@ def _tell_the_best(study: Study) -> None:
         return  # what failed was said
     pruned = len(study.get_trials(states=[TrialState.PRUNED]))
     best = study.best_trial
-    words = shlex.join(f"{key}={value}" for key, value in best.params.items())
+    words = shlex.join(_words(best.params))
     print(
         f"search: {len(_begun(study))} trials, {pruned} ended early; the best is {best.number}, "
         f"with a validation accuracy of {best.value:.4f}:\n  {words}"

@@ -17,7 +17,7 @@ from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.images import ImageData
 from fedwsa.data.keys import digest, of_files
 from fedwsa.data.loading import Source
-from fedwsa.data.measurements import Measurements, require_classes
+from fedwsa.data.measurements import Measurements, require_classes, single
 from fedwsa.data.splits import TestShare, in_two
 
 _NAMES = ("x_train", "y_train", "ids_train", "x_test", "y_test", "x", "y", "ids")
@@ -90,10 +90,10 @@ def _data(arrays: Mapping[str, NDArray[Any]], test: float, own: bool) -> Labelle
             f"dataset.path: there is no {missing[0]}, nor x and y; there is {there}; arrays are "
             f"called {', '.join(_NAMES)}"
         )
-    if whole and {"x_train", "y_train"} & arrays.keys():
-        raise ConfigError(
-            "dataset.path: there are both x and y, and x_train and y_train; keep either"
-        )
+    read = {"x", "y", "ids"} if whole else {*wanted, "ids_train"}
+    if unread := sorted(arrays.keys() - read - ({"x_test", "y_test"} if own else set())):
+        others = "x, y and ids" if whole else "x_train, y_train, x_test, y_test and ids_train"
+        raise ConfigError(f"dataset.path: there is {unread[0]} beside {others}; keep either")
     train = _examples(arrays, "" if whole else "_train")
     if own:
         rest = train[torch.arange(0)]
@@ -101,11 +101,15 @@ def _data(arrays: Mapping[str, NDArray[Any]], test: float, own: bool) -> Labelle
         train, rest = in_two(train, test)
     else:
         rest = _examples(arrays, "_test")
+    if train.inputs.shape[1:] != rest.inputs.shape[1:]:
+        shapes = [tuple(part.inputs.shape[1:]) for part in (train, rest)]
+        raise ConfigError(f"dataset.path: x_train has examples {shapes[0]}, x_test {shapes[1]}")
+    if not own:
+        require_classes(torch.cat([train.labels, rest.labels]), "dataset.path")
     if train.inputs.dtype == torch.uint8:
         return ImageData.own(train) if own else ImageData.of(train, rest)
-    labels = train.labels if own else torch.cat([train.labels, rest.labels])
-    classes = int(labels.max()) + 1 if own else require_classes(labels, "dataset.path")
-    return Measurements.of(train, rest, classes)
+    labels = torch.cat([train.labels, rest.labels])
+    return Measurements.of(train, rest, int(labels.max()) + 1)
 
 
 def _examples(arrays: Mapping[str, NDArray[Any]], suffix: str) -> Examples:
@@ -118,6 +122,11 @@ def _examples(arrays: Mapping[str, NDArray[Any]], suffix: str) -> Examples:
                 f"dataset.path: {name} has shape {array.shape}, x{suffix} {x.shape}; an entry for "
                 "each example, one at least"
             )
+    if ids is not None and (ids.ndim != 1 or (ids.dtype.kind == "f" and np.isnan(ids).any())):
+        raise ConfigError(
+            f"dataset.path: ids{suffix} must name a client for each example, shape (N,), none "
+            f"missing; it is {ids.dtype} of shape {ids.shape}"
+        )
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise ConfigError(
             f"dataset.path: y{suffix} must hold integers of shape (N,); it is {y.dtype} of shape "
@@ -135,24 +144,30 @@ def _examples(arrays: Mapping[str, NDArray[Any]], suffix: str) -> Examples:
 
 def _inputs(x: NDArray[Any], name: str) -> Tensor:
     """Images as uint8 ``(N, C, H, W)``, other numbers as float32 ``(N, C, T)``."""
+    if not x.size:
+        raise ConfigError(f"dataset.path: {name} has shape {x.shape}: there is nothing in it")
     if x.dtype == np.uint8 and x.ndim in (3, 4):
         if x.ndim == 3:
             x = x[:, None]
         elif x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
             x = x.transpose(0, 3, 1, 2)
+        if x.shape[1] not in (1, 3):
+            raise ConfigError(
+                f"dataset.path: {name} has shape {x.shape}; images have 1 or 3 channels"
+            )
         return torch.from_numpy(np.ascontiguousarray(x))
     if x.dtype.kind not in "fiub" or x.ndim not in (2, 3):
         raise ConfigError(
             f"dataset.path: {name} is {x.dtype} of shape {x.shape}; it must be images, uint8 of 3 "
             "or 4 dimensions, a table of 2, or time series of 3"
         )
-    with np.errstate(over="ignore"):
-        numbers = x.astype(np.float32)
-    if not (good := np.isfinite(numbers)).all():
-        at = tuple(int(i) for i in np.unravel_index(int(np.argmin(good)), x.shape))
-        raise ConfigError(
-            f"dataset.path: {name} has {x[at]} at {at}: missing, or no number of 32 bits"
-        )
-    if x.ndim == 2:
-        numbers = numbers[:, :, None]
-    return torch.from_numpy(np.ascontiguousarray(numbers))
+    series = x[:, :, None] if x.ndim == 2 else x
+    channels = []
+    for c in range(series.shape[1]):
+
+        def called(at: tuple[int, ...], c: int = c) -> str:
+            whole = (at[0], c, *at[1:])[: x.ndim]
+            return f"{name} has {x[whole]} at {whole}"
+
+        channels.append(single(series[:, c], called, f"{name}, column {c},"))
+    return torch.stack(channels, dim=1)

@@ -120,6 +120,8 @@ def _decoded(encoded: Encoded, ground: int, transform: Transform | None) -> Pixe
         image = transform(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
     except (TypeError, ValueError) as error:
         raise _Refused(f"cannot be transformed: {_reason(error)}") from None
+    if not all(image.size):
+        raise _Refused("is empty when it is transformed")
     return np.atleast_3d(np.asarray(image))
 
 

@@ -114,7 +114,8 @@ def _decoded(asked: _Asked) -> LabelledData:
     if image is None:
         return _table(asked, splits, names)
     label = _label_column(train, asked.label, asked.id)
-    read = [_images(s, image, label, n, asked) for s, n in zip(splits, names, strict=False)]
+    words = _words(train, label, names[0])
+    read = [_images(s, image, label, words, n, asked) for s, n in zip(splits, names, strict=False)]
     if asked.id is not None:
         read[0] = replace(read[0], ids=_ids(train, asked.id))
     if isinstance(asked.test, float):
@@ -133,6 +134,9 @@ def _split(asked: _Asked, split: str) -> Any:
         raise ConfigError(
             f"dataset.name: the Hub has no data set {asked.name}, or none for all"
         ) from None
+    except datasets.exceptions.DataFilesNotFoundError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"dataset.name: {asked.name}: {reason}") from None
     except (ConnectionError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
@@ -177,15 +181,26 @@ def _label_column(split: Any, wanted: str | None, ids: str | None) -> str:
         if not simple and not isinstance(kind, datasets.ClassLabel):
             raise ConfigError(f"dataset.label_column: {wanted} holds no classes; {_columns(split)}")
         return wanted
-    classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    whole = [n for n, k in features.items() if "int" in getattr(k, "dtype", "") and n != ids]
-    found: list[str] = [name for name in classes if name != ids] or whole
+    if (only := _class_column(split, ids)) is not None:
+        return only
+    found: list[str] = [
+        n for n, k in features.items() if "int" in getattr(k, "dtype", "") and n != ids
+    ]
     if len(found) != 1:
         count = "no column" if not found else f"{len(found)} columns"
         raise ConfigError(
             f"dataset.label_column: there is {count} of classes, name one; {_columns(split)}"
         )
-    return found[0]
+    return str(found[0])
+
+
+def _class_column(split: Any, ids: str | None) -> str | None:
+    """The only column of classes; None where there is none, or several."""
+    import datasets
+
+    kinds = split.features.items()
+    found = [n for n, kind in kinds if isinstance(kind, datasets.ClassLabel) and n != ids]
+    return str(found[0]) if len(found) == 1 else None
 
 
 def _columns(split: Any) -> str:
@@ -196,7 +211,9 @@ def _columns(split: Any) -> str:
     return f"it has {', '.join(f'{name} ({kind})' for name, kind in held.items())}"
 
 
-def _images(split: Any, image: str, label: str, name: str, asked: _Asked) -> Examples:
+def _images(
+    split: Any, image: str, label: str, words: NDArray[Any] | None, name: str, asked: _Asked
+) -> Examples:
     pixels = decode_images(
         _encoded(split, image),
         len(split),
@@ -205,7 +222,7 @@ def _images(split: Any, image: str, label: str, name: str, asked: _Asked) -> Exa
         asked.background,
         transform_of(asked.transform),
     )
-    return Examples(pixels, _labels(split, label, name))
+    return Examples(pixels, _labels(split, label, words, name))
 
 
 def _encoded(split: Any, column: str) -> Iterator[Sequence[Encoded]]:
@@ -232,11 +249,25 @@ def _column(split: Any, column: str, name: str, key: str) -> NDArray[Any]:
     return values
 
 
-def _labels(split: Any, column: str, name: str) -> Tensor:
-    """Numbers of classes; words and truths become numbers in their order."""
+def _words(split: Any, column: str, name: str) -> NDArray[Any] | None:
+    """What the classes are called, in their order; None where they are numbers already."""
     values = _column(split, column, name, "dataset.label_column")
-    if values.dtype.kind not in "iu":
-        values = np.unique(values, return_inverse=True)[1]
+    return None if values.dtype.kind in "iu" else np.unique(values)
+
+
+def _labels(split: Any, column: str, words: NDArray[Any] | None, name: str) -> Tensor:
+    """Numbers of classes; those of words and truths are their places among the classes'."""
+    values = _column(split, column, name, "dataset.label_column")
+    if words is not None:
+        numbers = np.searchsorted(words, values)
+        unknown = words[np.minimum(numbers, len(words) - 1)] != values
+        if unknown.any():
+            row = int(unknown.argmax())
+            raise ConfigError(
+                f"dataset.label_column: {name}, row {row}: {column} is {values[row]}, which is no "
+                "class of the training split"
+            )
+        values = numbers
     if len(values) and int(values.min()) < 0:
         row = int(values.argmin())
         raise ConfigError(
@@ -256,7 +287,7 @@ def _ids(split: Any, column: str) -> Tensor:
 
 def _table(asked: _Asked, splits: Sequence[Any], names: Sequence[str]) -> LabelledData:
     """All columns but the label and the id as numbers."""
-    label = _label_column(splits[0], asked.label, asked.id)
+    label = asked.label or _class_column(splits[0], asked.id)
     wanted = {"label": label, "id": asked.id}
     parts = [
         table_of(split.to_pandas(), name, wanted, asked.drop)

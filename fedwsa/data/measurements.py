@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedwsa.config.component import ConfigError
 from fedwsa.data.examples import Examples, LabelledData
 
-_SMALLEST = 1e-6  # a channel that varies by less is a constant
+_CONSTANT = 1e-7  # of a channel's largest value: what varies by less is rounding
+_TOLD = 2e-6  # what varies by less is hardly told apart in 32 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ class Measurements(LabelledData):
         """A data set of these numbers, with its channels measured."""
         values = train.inputs.double()
         std, mean = torch.std_mean(values, dim=(0, 2), correction=0)
-        std[std < _SMALLEST] = 1.0
+        std[std <= _CONSTANT * values.abs().amax((0, 2))] = 1.0
         return cls(train, test, classes, mean.tolist(), std.tolist(), channels, words)
 
     @property
@@ -96,6 +99,35 @@ class Measurements(LabelledData):
         }
 
 
+def single(values: NDArray[Any], name: Callable[[tuple[int, ...]], str], where: str) -> Tensor:
+    """Numbers of a column or channel as float32.
+
+    Parameters
+    ----------
+    name
+        What to call the value at an index, in messages.
+    where
+        What to call all of them.
+
+    Raises
+    ------
+    ConfigError
+        If one is missing or too large, or they differ by less than 32 bits can tell.
+    """
+    wide = values.astype(np.float64)
+    with np.errstate(over="ignore"):
+        small = wide.astype(np.float32)
+    if not (good := np.isfinite(small)).all():
+        at = tuple(int(i) for i in np.unravel_index(int(np.argmin(good)), values.shape))
+        raise ConfigError(f"dataset.path: {name(at)}: missing, or no number of 32 bits")
+    if 0 < wide.std() < _TOLD * np.abs(wide).max():
+        raise ConfigError(
+            f"dataset.path: {where} differs by so little beside its size ({wide.flat[0]:g}) that "
+            "32 bits cannot tell: subtract its mean"
+        )
+    return torch.from_numpy(small)
+
+
 def require_classes(labels: Tensor, where: str) -> int:
     """How many classes there are.
 
@@ -110,4 +142,6 @@ def require_classes(labels: Tensor, where: str) -> int:
             f"{where}: labels run up to {classes - 1}, with only {len(labels)} training examples; "
             "labels must be 0, 1, ... up to the number of classes"
         )
+    if classes < 2:
+        raise ConfigError(f"{where}: all labels are {classes - 1}: there is nothing to tell apart")
     return classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from fedwsa.data.cache import place
 from fedwsa.data.examples import Examples
 from fedwsa.data.keys import digest, of_files
 from fedwsa.data.loading import Source
-from fedwsa.data.measurements import Measurements
+from fedwsa.data.measurements import Measurements, single
 from fedwsa.data.splits import TestShare, in_two
 
 if TYPE_CHECKING:
@@ -88,10 +89,25 @@ def _read(file: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        return pd.read_csv(file, skipinitialspace=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # values that are left out
+            table = pd.read_csv(file, skipinitialspace=True, index_col=False, low_memory=False)
+            head = pd.read_csv(file, skipinitialspace=True, header=None, nrows=1, dtype=str)
+    except pd.errors.ParserWarning:
+        raise ConfigError(f"dataset.path: {file} has rows of more values than its header") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"dataset.path: {file} is not UTF-8 text (byte {error.start})") from None
     except (ValueError, OSError) as error:  # pandas' errors of a table are ValueErrors
         reason = " ".join(str(error).split())
         raise ConfigError(f"dataset.path: {file} is no table of values: {reason}") from None
+    names = [str(name) for name in head.iloc[0]]
+    if twice := next((name for name in names if names.count(name) > 1 and name != "nan"), None):
+        raise ConfigError(f"dataset.path: {file} has {names.count(twice)} columns called {twice}")
+    if len(names) == 1 and (other := next((s for s in ";\t|" if s in names[0]), None)):
+        raise ConfigError(
+            f"dataset.path: {file} must have commas between its values; these seem to be {other!r}"
+        )
+    return table
 
 
 class Part:
@@ -136,20 +152,34 @@ def table_of(
         raise ConfigError(
             f"dataset.drop: {name} has no {unknown[0]}; {nearest(unknown[0], columns)}"
         )
-    label = _label_column(columns, wanted["label"], name)
+    label = label_column(columns, wanted["label"], name)
     if (ids := wanted["id"]) is not None and ids not in columns:
         raise ConfigError(f"dataset.id_column: {name} has no {ids}; {nearest(ids, columns)}")
+    if used := next((column for column in drop if column in (label, ids)), None):
+        raise ConfigError(f"dataset.drop: {used} is the label or the id of a client")
     rest = [c for c in columns if c not in (label, ids, *drop)]
+    if unnamed := next((c for c in rest if c.startswith("Unnamed: ")), None):
+        raise ConfigError(
+            f"dataset.path: {name} has a column without a name, an index it seems; "
+            f"dataset.drop=['{unnamed}'] leaves it out"
+        )
     if not rest:
         raise ConfigError(f"dataset.path: {name} has no column of numbers beside {label}")
     _require_whole(table, [c for c in (label, ids, *rest) if c is not None], name)
     numbers = np.stack([_numbers(table[c], c, name) for c in rest], axis=1)
-    return Part(
-        numbers, rest, table[label].to_numpy(), None if ids is None else table[ids].to_numpy()
-    )
+    return Part(numbers, rest, _values(table[label]), None if ids is None else _values(table[ids]))
 
 
-def _label_column(columns: Sequence[str], wanted: str | None, name: str) -> str:
+def _values(column: pd.Series) -> np.ndarray[Any, Any]:
+    """What stands in a column; words among numbers make all of them words."""
+    found: np.ndarray[Any, Any] = column.to_numpy()
+    if found.dtype.kind in "fiub":
+        return found
+    return np.array([_word(value) for value in found])
+
+
+def label_column(columns: Sequence[str], wanted: str | None, name: str) -> str:
+    """The column of labels: the one that is wanted, or is called as one."""
     if wanted is not None:
         if wanted not in columns:
             raise ConfigError(
@@ -185,15 +215,21 @@ def _numbers(column: pd.Series, called: str, name: str) -> np.ndarray[Any, Any]:
     """A column as float32."""
     import pandas as pd
 
-    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    times = column.dtype.kind in "mM"  # dates would be counts of nanoseconds
+    if times or column.map(lambda value: isinstance(value, list | dict | np.ndarray)).any():
+        values = np.full(len(column), np.nan)
+    else:
+        coerced = pd.to_numeric(column, errors="coerce")
+        values = coerced.to_numpy(dtype=np.float64, na_value=np.nan)
     with np.errstate(over="ignore"):
-        small = values.astype(np.float32)
-    if not (good := np.isfinite(small)).all():
+        good = np.isfinite(values.astype(np.float32))
+    if not good.all():
         row = int(np.argmin(good))
         raise ConfigError(
             f"dataset.path: {name}, row {row}: {called} is {column.iloc[row]}, no number of 32 "
             "bits; write it as numbers, or name the column in dataset.drop"
         )
+    small: np.ndarray[Any, Any] = single(values, str, f"{name}, {called}").numpy()
     return small
 
 
@@ -243,7 +279,7 @@ def _word(value: Any) -> str:
     """What a class is called: 1, 1.0 and "1" are one."""
     if isinstance(value, np.floating | float) and float(value).is_integer():
         return str(int(value))
-    return str(value)
+    return str(value).strip()
 
 
 def _examples(part: Part, words: Sequence[str], name: str) -> Examples:

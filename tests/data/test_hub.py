@@ -143,6 +143,26 @@ def test_it_is_what_parquet_files_of_images_are(tmp_path) -> None:
     assert data.facts() == other.facts()
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "numbers"),
+    [(["a", "b", "c"], ["c", "b", "c"], [2, 1, 2]), ([True, False, True], [True] * 3, [1] * 3)],
+)
+def test_words_have_the_numbers_of_the_training_split(train, test, numbers, tmp_path) -> None:
+    kinds = {"image": IMAGE, "kind": WORD if "a" in train else datasets.Value("bool")}
+    splits = {
+        name: {"image": pictures(3, 6, 5), "kind": words}
+        for name, words in (("train", train), ("test", test))
+    }
+    folder = written(tmp_path / "words", kinds, **splits)
+    data = opened("hub", folder, "dataset.label_column=kind")
+    assert data.test.labels.tolist() == numbers
+    if "a" in train:
+        splits["test"]["kind"][1] = "d"
+        other = written(tmp_path / "other", kinds, **splits)
+        with pytest.raises(ConfigError, match=r"row 1: kind is d, which is no class of the trai"):
+            opened("hub", other, "dataset.label_column=kind")
+
+
 def test_a_folder_of_image_files(tmp_path) -> None:
     for i, pixels in enumerate(pictures(12, 6, 5, 3)):
         file = tmp_path / "pets" / "train" / ("cat", "dog")[i % 2] / f"{i}.png"
@@ -150,6 +170,15 @@ def test_a_folder_of_image_files(tmp_path) -> None:
         Image.fromarray(pixels).save(file)
     data = opened("hub", tmp_path / "pets", "dataset.test=0.25")
     assert (data.shape, data.classes, len(data.train), len(data.test)) == ((3, 6, 5), 2, 9, 3)
+
+
+def test_a_table_s_label_is_what_is_called_so_and_not_what_holds_integers(tmp_path) -> None:
+    (tmp_path / "t").mkdir()
+    rows = "".join(f"{i % 7},{i * 0.5},{i % 2}.0\n" for i in range(40))
+    (tmp_path / "t" / "train.csv").write_text(f"age,b,label\n{rows}")
+    data = opened("hub", tmp_path / "t", "dataset.test=0.2")
+    assert isinstance(data, Measurements)
+    assert (data.names, list(data.channels)) == (("0", "1"), ["age", "b"])
 
 
 def test_without_images_it_is_a_table(tmp_path) -> None:

@@ -99,6 +99,24 @@ def test_what_is_cached_is_what_was_decoded(table: Path, tmp_path: Path) -> None
     assert first.names == ("short", "tall")
 
 
+def test_small_units_are_no_constants_and_words_are_alike_but_for_blanks(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    rows = "".join(
+        f"{(-1) ** i * 1e-8},{('x', 'y ')[i % 2] if i % 4 < 2 else 'xy'[i % 2]}\n"
+        for i in range(20)
+    )
+    file.write_text(f"a,label\n{rows}")
+    data = opened(file)
+    assert data.names == ("x", "y")
+    assert float(data.prepare(data.train.inputs).abs().min()) > 0.9
+
+
+def test_numbers_and_words_as_labels_are_all_words(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("a,label\n" + "".join(f"{i},{(0, 'x')[i % 2]}\n" for i in range(20)))
+    assert opened(file).names == ("0", "x")
+
+
 ROWS = "a,b,label\n1,2,x\n3,4,y\n5,6,x\n7,8,y\n"
 
 
@@ -122,6 +140,23 @@ ROWS = "a,b,label\n1,2,x\n3,4,y\n5,6,x\n7,8,y\n"
         ),
         (ROWS.replace("3,4", "3.5,4"), ("dataset.label_column=a", "dataset.drop=[label]"), "fract"),
         ("", (), r"t.csv is no table of values: No columns to parse"),
+        (ROWS.replace("x\n", "x,9\n").replace("y\n", "y,9\n"), (), r"rows of more values than its"),
+        (ROWS.replace("a,b,label", "a,a,label"), (), r"t.csv has 2 columns called a"),
+        (
+            ROWS.replace("a,b", ",b"),
+            (),
+            r"a column without a name, an index it seems; dataset.drop=",
+        ),
+        (ROWS.replace(",", ";"), (), r"must have commas between its values; these seem to be ';'"),
+        (ROWS, ("dataset.drop=[label]",), r"dataset.drop: label is the label or the id of a clien"),
+        (
+            ROWS.replace("1,", "1700000001,")
+            .replace("3,", "1700000003,")
+            .replace("5,", "1700000005,")
+            .replace("7,", "1700000007,"),
+            (),
+            r"t.csv, a differs by so little beside its size \(1.7e\+09\) that 32 bits cannot",
+        ),
         ("a,label\n", (), r"t.csv has no rows"),
         ("a,label\n1,x\n1,2,3,4\n", (), r"t.csv is no table of values: "),
     ],

@@ -70,6 +70,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         ),
         (["local.lr=tag(log,interval(0,1))", VALID], "local.lr: `low > 0` must hold for `log=True"),
         (["modle=mlp,cnn", VALID], "modle: unknown key; did you mean model?"),
+        (["wsa=off,on,foo", VALID], "wsa=foo: no such option"),
+        (["local.epochs=range(5,1)", VALID], "local.epochs: there is nothing in the range"),
+        (["wsa=off,on", VALID, f"hydra.sweeper.storage={__file__}"], "hydra.sweeper.storage: /"),
     ],
 )
 def test_a_search_that_cannot_be_is_one_line_and_leaves_nothing(
@@ -108,6 +111,13 @@ def test_each_trial_is_a_run_that_answers_by_the_validation_split(tmp_path: Path
         assert done.returncode == 0, done.stderr
         table = pd.read_csv(tmp_path / "sweep" / "search.csv")
         assert table["trial"].tolist() == list(range(trials))
+    assert table["local.lr"].is_unique  # it does not draw again what it drew
+    other = fedwsa(tmp_path, *SEARCH, "wsa=off,on", *keep, "hydra.sweep.dir=other")
+    assert other.returncode == 1
+    assert (
+        "search.log holds another search: local.lr=tag(log,interval(0.00001,0.3)), wsa=off,on"
+        in (other.stderr)
+    )
     assert "trial 8 of 10" in done.stdout
     assert "trial 7 of" not in done.stdout
     curves: list[list[float]] = []
