@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -26,8 +25,6 @@ from fedwsa.data.tables import measured, table_of
 from fedwsa.data.transforms import Transforms, transform_of
 
 # datasets is imported where data are read, for seconds: who has the cached tensors is spared it.
-
-logger = logging.getLogger("fedwsa")
 
 
 @dataclass(frozen=True)

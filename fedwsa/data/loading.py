@@ -24,7 +24,7 @@ from fedwsa.data.keys import digest, of_code, of_component, versions
 from fedwsa.data.measurements import Measurements
 from fedwsa.data.text import TextData
 
-_DECODERS = ("numpy", "torch", "pillow", "pyarrow", "scikit-learn", "torchvision")
+_DECODERS = ("numpy", "torch", "pandas", "pillow", "pyarrow", "scikit-learn", "torchvision")
 
 logger = logging.getLogger("fedwsa")
 
