@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flwr.app import ArrayRecord
@@ -32,7 +32,7 @@ from fedwsa.schema.sections import Runtime
 from server.alignment import check_alignment
 from server.budget import Budget
 from server.callbacks import Callback
-from server.callbacks.choosing import Pruned, build_choosing
+from server.callbacks.choosing import Pruned, Report, build_choosing
 from server.callbacks.events import Events
 from server.callbacks.progress import ProgressDisplay
 from server.callbacks.tables import (
@@ -79,8 +79,7 @@ class Federation:
     strategy
         Likewise.
     report
-        Told how many evaluations there were and the last validation accuracy; whether the run is
-        given up.
+        Of somebody who compares the run with others.
 
     Raises
     ------
@@ -96,7 +95,7 @@ class Federation:
         resumed: bool = False,
         data: FederatedData | None = None,
         strategy: Strategy | None = None,
-        report: Callable[[int, float], bool] | None = None,
+        report: Report | None = None,
     ) -> None:
         enter(None)  # files may have changed since this process had a run
         self.config, self.folder = config, folder
@@ -118,6 +117,7 @@ class Federation:
             check_alignment(config, self.strategy, self.sizes, self.model.largest)
         stop, self._best = build_choosing(config, self.model, self._over)
         given_up = None if report is None else Pruned(report)
+        self._reason = ""  # why the last round was the last
         self._stops = [judge for judge in (stop, given_up) if judge is not None]
         with blaming(ConfigError, "model: "):
             for model in self.sizes.models.values():

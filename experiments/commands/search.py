@@ -10,12 +10,13 @@ import csv
 import math
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from io import StringIO
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -31,11 +32,14 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from fedwsa.config.component import ConfigError, check_arguments
 from fedwsa.data.cache import place
+from fedwsa.runfolder.files import write_text
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
+
+    from server.callbacks.choosing import Report
 
 # optuna is imported where a search begins: it is an extra, and takes a second.
 
@@ -44,7 +48,7 @@ _INTERRUPTED, _TOLD = "interrupted", "told"  # attributes of a trial, of a study
 _trial: Trial | None = None  # of the run that is being played
 
 
-def report_of_trial() -> Callable[[int, float], bool] | None:
+def report_of_trial() -> Report | None:
     """Tells the search how good the run is after so many evaluations, and whether it is to end.
 
     None where the run is no trial.
@@ -333,16 +337,14 @@ def _grid(space: Mapping[str, BaseDistribution]) -> dict[str, list[Any]]:
 def write_trials(study: Study, file: Path) -> None:
     """A row for each trial: its number, state, validation accuracy, evaluations and values."""
     keys = sorted({key for trial in _begun(study) for key in trial.params})
-    temporary = file.with_suffix(".part")
-    with temporary.open("w", newline="") as opened:
-        writer = csv.writer(opened)
-        writer.writerow(["trial", "state", "validation_accuracy", "evaluations", *keys])
-        for trial in _begun(study):
-            values = [trial.params.get(key, "") for key in keys]
-            seen = len(trial.intermediate_values)
-            state = trial.state.name.lower()
-            writer.writerow([trial.number, state, trial.value, seen, *values])
-    temporary.replace(file)
+    table = StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["trial", "state", "validation_accuracy", "evaluations", *keys])
+    for trial in _begun(study):
+        values = [trial.params.get(key, "") for key in keys]
+        seen, state = len(trial.intermediate_values), trial.state.name.lower()
+        writer.writerow([trial.number, state, trial.value, seen, *values])
+    write_text(file, table.getvalue())
 
 
 def _tell_the_best(study: Study) -> None:

@@ -8,7 +8,6 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -31,11 +30,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
 
 from experiments.commands import search
 from experiments.commands.help import help_text
 from experiments.commands.ray_start import RayStart
+from experiments.commands.results import show
 from fedwsa import interruption
 from fedwsa.command_line import fail, of_system
 from fedwsa.config.blame import telling_theirs, told
@@ -50,6 +49,7 @@ from fedwsa.schema.config import Config
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
 
+    from server.callbacks.choosing import Report
     from server.federation import Federation
 
 
@@ -121,7 +121,7 @@ def simulate(
     client_app: ClientApp | None = None,
     resumed: bool = False,
     pictures: bool = False,
-    report: Callable[[int, float], bool] | None = None,
+    report: Report | None = None,
 ) -> dict[str, Any]:
     """Run a federation and leave a run folder.
 
@@ -141,8 +141,7 @@ def simulate(
     pictures
         Whether to draw them: a third of a second.
     report
-        Told how many evaluations there were and the last validation accuracy; whether the run is
-        given up.
+        Of somebody who compares the run with others.
 
     Returns
     -------
@@ -156,14 +155,24 @@ def simulate(
     RunError
         If the run cannot go on; the history so far is kept.
     """
+    with telling_theirs(ConfigError):
+        federation = _set_up(config, folder, resumed, report)
+    _play(federation, client_app, folder, pictures)
+    result = read_json(folder / "result.json")
+    show(console, result, folder)
+    return result
+
+
+def _play(
+    federation: Federation, client_app: ClientApp | None, folder: Path, pictures: bool
+) -> None:
+    """All rounds, and the pictures; of a run that ends early its folder says why."""
     from experiments.commands import runtimes
     from experiments.commands.runs import draw_pictures
     from fedwsa.runfolder.write import FAILED
     from server.folder import held
     from server.rounds import RunError
 
-    with telling_theirs(ConfigError):
-        federation = _set_up(config, folder, resumed, report)
     label = federation.config.label
     with held(folder):
         (folder / FAILED).unlink(missing_ok=True)  # why it ended early is over
@@ -175,9 +184,6 @@ def simulate(
             raise
         if pictures:
             draw_pictures(folder, label)
-    result = read_json(folder / "result.json")
-    _show(result, folder)
-    return result
 
 
 def _leave(folder: Path, label: str, error: BaseException, pictures: bool) -> None:
@@ -199,7 +205,7 @@ def _set_up(
     config: Config,
     folder: Path,
     resumed: bool,
-    report: Callable[[int, float], bool] | None,
+    report: Report | None,
 ) -> Federation:
     """Everything that a run needs before its first round; its folder says what it is."""
     from experiments.commands import runtimes
@@ -268,34 +274,6 @@ def _quiet_libraries() -> None:
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG)  # for run.log
         logger.propagate = False
-
-
-def _show(result: dict[str, Any], folder: Path) -> None:
-    table = Table("", "", show_header=False, box=None)
-    names = {
-        "accuracy": "accuracy, global test set",
-        "validation_accuracy": "accuracy, validation split",
-        "client_accuracy_mean": "accuracy, clients' hold-outs",
-        "client_accuracy_worst10": "  of the worst tenth",
-        "failed": "failed client rounds",
-        "rejected": "  of them refused by the guard",
-        "dropped": "client rounds without an answer",
-        "late": "client rounds past the deadline",
-        "best_round": "best round by the validation split",
-        "epsilon": "ε of differential privacy",
-    }
-    optional = {"validation_accuracy", "rejected", "dropped", "late", "epsilon"}
-    for key, name in names.items():
-        value = result.get(key)
-        if value is None or (key in optional and not value):
-            continue
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-        if key == "accuracy":
-            for size, accuracy in result.get("sizes", {}).items():
-                table.add_row(f"  of size {size}", f"{accuracy:.4f}")
-    table.add_row("rounds, seconds", f"{result['rounds']}, {result['seconds']:.1f}")
-    table.add_row("run folder", os.path.relpath(folder))
-    console.print(table)
 
 
 def _remove_if_empty(folder: Path) -> None:

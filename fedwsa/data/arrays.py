@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fedwsa.config.component import ConfigError
 from fedwsa.data.cache import place
-from fedwsa.data.examples import Examples, LabelledData
+from fedwsa.data.examples import Examples, LabelledData, count_classes, numbered
 from fedwsa.data.images import ImageData
 from fedwsa.data.keys import digest, of_files
 from fedwsa.data.loading import Source
-from fedwsa.data.measurements import Measurements, require_classes, single
+from fedwsa.data.measurements import Measurements, single
 from fedwsa.data.splits import TestShare, in_two
 
 _NAMES = ("x_train", "y_train", "ids_train", "x_test", "y_test", "x", "y", "ids")
@@ -49,14 +49,9 @@ def numpy(*, path: str, test: TestShare, classes: tuple[str, ...] | None = None)
     files = sorted(found.glob("*.npy")) if found.is_dir() else [found]
     files = [file for file in files if file == found or file.stem in _NAMES]
     if not files or not files[0].is_file():
-        raise ConfigError(
-            f"dataset.path: there is no file {found}"
-            + (
-                f"/x_train.npy or /x.npy; arrays are called {', '.join(_NAMES)}"
-                if found.is_dir()
-                else ""
-            )
-        )
+        called = f"/x_train.npy or /x.npy; arrays are called {', '.join(_NAMES)}"
+        there = called if found.is_dir() else ""
+        raise ConfigError(f"dataset.path: there is no file {found}{there}")
 
     def decode() -> LabelledData:
         return _data(_read(files), test, classes is not None)
@@ -104,12 +99,14 @@ def _data(arrays: Mapping[str, NDArray[Any]], test: float, own: bool) -> Labelle
     if train.inputs.shape[1:] != rest.inputs.shape[1:]:
         shapes = [tuple(part.inputs.shape[1:]) for part in (train, rest)]
         raise ConfigError(f"dataset.path: x_train has examples {shapes[0]}, x_test {shapes[1]}")
-    if not own:
-        require_classes(torch.cat([train.labels, rest.labels]), "dataset.path")
+    if own and train.inputs.dtype == torch.uint8:
+        return ImageData.own(train)
+    classes = int(train.labels.max()) + 1 if own else count_classes(train.labels, rest.labels)
+    if classes < 2 and not own:
+        raise ConfigError("dataset.path: all labels are 0: there is nothing to tell apart")
     if train.inputs.dtype == torch.uint8:
-        return ImageData.own(train) if own else ImageData.of(train, rest)
-    labels = torch.cat([train.labels, rest.labels])
-    return Measurements.of(train, rest, int(labels.max()) + 1)
+        return ImageData.of(train, rest)
+    return Measurements.of(train, rest, classes)
 
 
 def _examples(arrays: Mapping[str, NDArray[Any]], suffix: str) -> Examples:
@@ -134,11 +131,10 @@ def _examples(arrays: Mapping[str, NDArray[Any]], suffix: str) -> Examples:
         )
     if int(y.min()) < 0:
         raise ConfigError(f"dataset.path: y{suffix} must not be negative; there is {int(y.min())}")
-    numbers = None if ids is None else np.unique(ids, return_inverse=True)[1]
     return Examples(
         _inputs(x, f"x{suffix}"),
         torch.from_numpy(y.astype(np.int64)),
-        None if numbers is None else torch.from_numpy(numbers).long(),
+        None if ids is None else numbered(ids),
     )
 
 

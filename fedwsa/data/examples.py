@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedwsa.config.component import ConfigError
@@ -177,6 +179,28 @@ class LabelledData(ABC):
             allowed = ", ".join(["none", *self.augmentations])
             raise ConfigError(f"dataset.augment={name}: not for {self.kind}, which takes {allowed}")
         return self.augmentations[name]
+
+
+def numbered(names: NDArray[Any]) -> Tensor:
+    """Natural clients by their names, numbered from 0 in the order of these: int64 ``(N,)``."""
+    return torch.from_numpy(np.unique(names, return_inverse=True)[1]).long()
+
+
+def count_classes(train: Tensor, test: Tensor) -> int:
+    """How many classes there are, by the highest label of both parts.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer examples to train on.
+    """
+    classes = int(max(train.max(), test.max())) + 1
+    if classes > len(train):
+        raise ConfigError(
+            f"dataset: labels run up to {classes - 1}, with only {len(train)} training examples; "
+            "labels must be 0, 1, ... up to the number of classes"
+        )
+    return classes
 
 
 def batch_sizes(n: int, size: int) -> list[int]:

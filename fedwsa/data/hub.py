@@ -16,7 +16,7 @@ from torch import Tensor
 from fedwsa.config.component import ConfigError
 from fedwsa.data.cache import place
 from fedwsa.data.decoding import BATCH, Background, Encoded, decode_images, in_one_shape
-from fedwsa.data.examples import Examples, LabelledData
+from fedwsa.data.examples import Examples, LabelledData, numbered
 from fedwsa.data.images import ImageData
 from fedwsa.data.keys import digest, of_files
 from fedwsa.data.loading import Source
@@ -279,7 +279,7 @@ def _ids(split: Any, column: str) -> Tensor:
     if column not in split.features:
         raise ConfigError(f"dataset.id_column: there is no {column}; {_columns(split)}")
     values = _column(split, column, "the training split", "dataset.id_column")
-    return torch.from_numpy(np.unique(values, return_inverse=True)[1]).long()
+    return numbered(values)
 
 
 def _table(asked: _Asked, splits: Sequence[Any], names: Sequence[str]) -> LabelledData:

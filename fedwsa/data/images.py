@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedwsa.config.component import ConfigError
-from fedwsa.data.examples import Augment, Examples, LabelledData
+from fedwsa.data.examples import Augment, Examples, LabelledData, count_classes
 
 
 def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -96,12 +95,7 @@ class ImageData(LabelledData):
         """
         for examples in (train, test):
             _require_pixels(examples.inputs)
-        classes = int(max(train.labels.max(), test.labels.max())) + 1
-        if classes > len(train):
-            raise ConfigError(
-                f"dataset: labels run up to {classes - 1}, with only {len(train)} training "
-                "images; labels must be 0, 1, ... up to the number of classes"
-            )
+        classes = count_classes(train.labels, test.labels)
         return cls(train, test, classes, *channel_statistics(train.inputs))
 
     @classmethod

@@ -126,22 +126,3 @@ def single(values: NDArray[Any], name: Callable[[tuple[int, ...]], str], where: 
             "32 bits cannot tell: subtract its mean"
         )
     return torch.from_numpy(small)
-
-
-def require_classes(labels: Tensor, where: str) -> int:
-    """How many classes there are.
-
-    Raises
-    ------
-    ConfigError
-        If there are fewer examples than the highest label says.
-    """
-    classes = int(labels.max()) + 1
-    if classes > len(labels):
-        raise ConfigError(
-            f"{where}: labels run up to {classes - 1}, with only {len(labels)} training examples; "
-            "labels must be 0, 1, ... up to the number of classes"
-        )
-    if classes < 2:
-        raise ConfigError(f"{where}: all labels are {classes - 1}: there is nothing to tell apart")
-    return classes

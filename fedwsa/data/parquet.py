@@ -15,7 +15,7 @@ import torch
 
 from fedwsa.config.component import ConfigError
 from fedwsa.data.decoding import BATCH, Background, Encoded, Transform, decode_images
-from fedwsa.data.examples import Examples
+from fedwsa.data.examples import Examples, numbered
 
 # pyarrow is imported where a file is read: who has the cached tensors is spared it.
 
@@ -267,7 +267,7 @@ def natural_ids(files: Sequence[Path], column: str) -> torch.Tensor:
                 f"dataset.id_column: {file}, column {column}: some ids are missing (row {row})"
             )
         read.append(found.to_numpy())
-    return torch.from_numpy(np.unique(np.concatenate(read), return_inverse=True)[1]).long()
+    return numbered(np.concatenate(read))
 
 
 def _column(

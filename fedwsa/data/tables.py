@@ -14,7 +14,7 @@ import torch
 from fedwsa.config.component import ConfigError
 from fedwsa.config.nearest import nearest
 from fedwsa.data.cache import place
-from fedwsa.data.examples import Examples
+from fedwsa.data.examples import Examples, numbered
 from fedwsa.data.keys import digest, of_files
 from fedwsa.data.loading import Source
 from fedwsa.data.measurements import Measurements, single
@@ -291,7 +291,5 @@ def _examples(part: Part, words: Sequence[str], name: str) -> Examples:
             f"dataset.path: {name}, row {unknown[0]}: label {unknown[1]} is none of {shown}"
         )
     labels = torch.tensor([numbers[word] for word in read])
-    ids = None
-    if part.ids is not None:
-        ids = torch.from_numpy(np.unique(part.ids, return_inverse=True)[1]).long()
+    ids = None if part.ids is None else numbered(part.ids)
     return Examples(torch.from_numpy(part.numbers)[:, :, None].contiguous(), labels, ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -10,6 +10,7 @@ from PIL import Image
 
 from fedwsa.config.component import ConfigError
 from fedwsa.config.nearest import nearest
+from fedwsa.data.decoding import Transform
 
 # torchvision is imported where images are decoded: who has the cached tensors is spared it.
 
@@ -19,7 +20,7 @@ Transforms = list[str | dict[str, Any]]
 """Names of transforms, or name → its arguments by name or its first one; done in this order."""
 
 
-def transform_of(asked: Transforms | None) -> Callable[[Image.Image], Image.Image] | None:
+def transform_of(asked: Transforms | None) -> Transform | None:
     """What brings images into one form; None where nothing is named.
 
     Parameters

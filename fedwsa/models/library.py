@@ -84,18 +84,11 @@ def timm(
     if known is not None and known.fixed_input_size:
         settings["img_size"] = image[1:]
     pretrained = weights == _DEFAULT
-    family, usual = None, None
     if width != 1.0 or depth is not None:
         if pretrained:
             raise ValueError("weights=DEFAULT are of the network as it is: leave width and depth")
-        if (family := _family(name)) is None:
-            raise ValueError(
-                f"{name} has no width and depth; timm's vision transformers, ConvNeXts and ResNets "
-                "have"
-            )
-        with torch.device("meta"):
-            usual = _timm.create_model(name, **settings)
-        settings |= family.settings(usual, width, depth)
+        model = _of_size(name, settings, width, depth)
+        return _fitted(model, name, weights, norm, freeze)
     try:
         model = _timm.create_model(name, pretrained=pretrained, **settings)
     except Exception as error:
@@ -103,9 +96,20 @@ def timm(
             raise
         place = str(known.hf_hub_id or known.url) if known is not None else "any"
         raise ValueError(_not_there("timm", name, place)) from error
-    if family is not None:
-        family.finish(model, usual, width)
     return _fitted(model, name, None if pretrained else weights, norm, freeze)
+
+
+def _of_size(name: str, settings: dict[str, Any], width: float, depth: int | None) -> nn.Module:
+    """A drawn network of timm of another size than the library's."""
+    if (family := _family(name)) is None:
+        raise ValueError(
+            f"{name} has no width and depth; timm's vision transformers, ConvNeXts and ResNets have"
+        )
+    with torch.device("meta"):
+        usual = _timm.create_model(name, **settings)
+    model = _timm.create_model(name, **settings, **family.settings(usual, width, depth))
+    family.finish(model, usual, width)
+    return model
 
 
 def torchvision(

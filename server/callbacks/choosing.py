@@ -14,6 +14,9 @@ from server.callbacks.tables import validation_accuracies
 from server.global_model import GlobalModel
 from server.record import RoundRecord
 
+Report = Callable[[int, float], bool]
+"""(evaluations so far, validation accuracy) → whether the run is given up."""
+
 
 class EarlyStop:
     """Ends a run that has not become better for some evaluations.
@@ -50,12 +53,12 @@ class Pruned:
     Parameters
     ----------
     report
-        (evaluations so far, validation accuracy) → whether it is given up.
+        Of who compares.
     """
 
     reason = "others were better by now"
 
-    def __init__(self, report: Callable[[int, float], bool]) -> None:
+    def __init__(self, report: Report) -> None:
         self._report, self._seen = report, 0
 
     def is_over(self, validation: Score | None) -> bool:

@@ -117,7 +117,7 @@ WITH_A_GAP = np.where(np.arange(60).reshape(20, 3) == 7, np.nan, 1.0)
         ({"x": X, "y": Y, "ids": Y[:3]}, r"ids has shape \(3,\), x \(20, 3\)"),
         ({"x": X, "y": Y * 0.5}, r"y must hold integers of shape \(N,\); it is float64 of shape"),
         ({"x": X, "y": Y - 1}, r"y must not be negative; there is -1"),
-        ({"x": X, "y": Y + 40}, r"labels run up to 43, with only 20 training examples"),
+        ({"x": X, "y": Y + 40}, r"labels run up to 43, with only 16 training examples"),
         ({"x": WITH_A_GAP, "y": Y}, r"x has nan at \(2, 1\): missing, or no number of 32 bits"),
         ({"x": X[:, :, None, None], "y": Y}, r"x is float64 of shape \(20, 3, 1, 1\); it must be"),
         ({"x": X.astype(str), "y": Y}, r"x is <U32 of shape \(20, 3\); it must be images"),
