@@ -150,7 +150,7 @@ def test_what_is_no_app_ends_in_one_line_before_anything_is_started(
 @pytest.mark.slow
 def test_an_app_runs_as_in_flower_s_own_simulation(tmp_path: Path) -> None:
     write_app(tmp_path / "app")
-    words = ["app", "-n", "3", "-c", "num-server-rounds=3 model.bias=false"]
+    words = ["app", "-n", "3", "-c", "num-server-rounds=3 model.bias=false least=3"]
     left = {}
     for engine in ("fedwsa", "flower"):
         place = tmp_path / engine
@@ -173,7 +173,7 @@ def test_an_app_runs_as_in_flower_s_own_simulation(tmp_path: Path) -> None:
     assert ours["app"] == [
         "somebody/made-app",
         "1.0.0",
-        {"model.bias": False, "num-server-rounds": 3},
+        {"model.bias": False, "num-server-rounds": 3, "least": 3},
     ]
     assert ours["nodes"] == 3
 

@@ -32,6 +32,7 @@ num-server-rounds = 2
 learning-rate = 0.5
 model.bias = true
 greeting = "hello"
+least = 2
 """
 
 _FILES = {
@@ -106,7 +107,9 @@ _FILES = {
             print(run["greeting"])
             arrays = ArrayRecord(start(run["model.bias"]))
             rounds, config = run["num-server-rounds"], ConfigRecord({"shrink": 0.5})
-            result = FedAvg().start(grid, arrays, num_rounds=rounds, train_config=config)
+            # Flower's simulation starts this while its nodes are still registering.
+            strategy = FedAvg(min_available_nodes=run["least"])
+            result = strategy.start(grid, arrays, num_rounds=rounds, train_config=config)
             left = {
                 "weights": [a.tolist() for a in result.arrays.to_numpy_ndarrays()],
                 "train": [dict(m) for m in result.train_metrics_clientapp.values()],
