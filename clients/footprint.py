@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from fedwsa import seeding
 from fedwsa.models import InputShape, blank_inputs
 from fedwsa.models.attributes import copied
+from fedwsa.models.inputs import blank_labels
 from fedwsa.schema.sections import Local
 
 _SHARE = 0.8  # of what is free; the rest is for what comes and goes within an operation
@@ -43,7 +44,7 @@ def _saved_bytes(model: nn.Module, shape: InputShape, batch: int) -> int:
     model = copied(model).train()
     device = next(model.parameters()).device
     inputs = blank_inputs(shape, batch, device)
-    labels = torch.zeros(inputs.shape if len(shape) == 1 else batch, dtype=torch.int64)
+    labels = blank_labels(shape, batch, device)
     kept = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
     alive: list[Tensor] = []  # a place that is free again would be counted once
 
@@ -54,7 +55,7 @@ def _saved_bytes(model: nn.Module, shape: InputShape, batch: int) -> int:
         return tensor
 
     with seeding.seeded(0, "footprint"), saved_tensors_hooks(keep, lambda tensor: tensor):
-        cross_entropy(model(inputs), labels.to(device))
+        cross_entropy(model(inputs), labels)
     return sum(kept.values())
 
 

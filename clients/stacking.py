@@ -18,8 +18,8 @@ from clients.cohort import Stack
 from clients.optimisers import StackedOptimiser
 from fedwsa import seeding
 from fedwsa.config.blame import told
-from fedwsa.models import InputShape
 from fedwsa.models.dropout import Masks
+from fedwsa.models.inputs import InputShape, drawn_inputs
 from fedwsa.schema.conditions import Conditions
 
 _FEWEST, _MOST = 4, 64  # of a batch; larger ones cost time, and show no more
@@ -108,14 +108,8 @@ def _batches(
     draw: torch.Generator,
     device: torch.device,
 ) -> Batches:
-    text, found = len(shape) == 1, []
-    for count in sizes:
-        size = (count, *shape)
-        inputs = torch.randint(classes, size, generator=draw) if text else None
-        labels = torch.randint(classes, size if text else (count,), generator=draw)
-        inputs = torch.randn(size, generator=draw) if inputs is None else inputs
-        found.append((inputs.to(device), labels.to(device)))
-    return found
+    drawn = (drawn_inputs(shape, count, classes, draw) for count in sizes)
+    return [(inputs.to(device), labels.to(device)) for inputs, labels in drawn]
 
 
 @contextmanager

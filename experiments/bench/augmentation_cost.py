@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from experiments.bench.timing import calls_in_turn
 from fedwsa.models import build_model
 from fedwsa.models.augment import ShadowWeights, Transform
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 
 BATCH = 32
@@ -37,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     table = Table("model", "ms a step", *TRANSFORMS)
     for name in arguments.model:
-        model = build_model(compose([f"model={name}"]).model, (3, 32, 32), 10, seed=0)
+        model = build_model(compose([f"model={name}"]).model, ImageShape(3, 32, 32), 10, seed=0)
         times = measure(model, arguments.steps)
         ratios = [f"{times[transform] / times['off']:.3f}" for transform in TRANSFORMS]
         table.add_row(name, f"{1e3 * times['off']:.1f}", *ratios)

@@ -37,6 +37,7 @@ from torch.nn.functional import cross_entropy
 
 from experiments.bench.shape import BATCH, CLIENTS, COHORT, SAMPLES, pool
 from fedwsa.models.cnn import cnn_pfl
+from fedwsa.models.inputs import ImageShape
 
 
 class Models:
@@ -44,7 +45,7 @@ class Models:
 
     def select_model(self, name: str) -> nn.Module:
         """The CNN."""
-        return cnn_pfl((3, 32, 32), 10, width=1.0, depth=2)
+        return cnn_pfl(ImageShape(3, 32, 32), 10, width=1.0, depth=2)
 
 
 def trained(model: nn.Module, weights: Tensor, x: Tensor, y: Tensor, device: str) -> Tensor:

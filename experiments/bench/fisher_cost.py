@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from experiments.bench.timing import calls_in_turn
 from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.models import build_model
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from fedwsa.seeding import generator
 
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="as a simulated client has")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = build_model(compose(["model=cnn_pfl"]).model, (3, 32, 32), 10, seed=0)
+    model = build_model(compose(["model=cnn_pfl"]).model, ImageShape(3, 32, 32), 10, seed=0)
     times = measure(model, arguments.samples, arguments.repeats)
     plain = times["forward and backward"]
     title = f"cnn_pfl, {arguments.samples} samples"

@@ -25,6 +25,7 @@ from fedwsa.algorithms.scaffold.client import Scaffold
 from fedwsa.algorithms.wsa.client import ScopeAlignment
 from fedwsa.algorithms.wsa.instruction import ScopeInstruction
 from fedwsa.models import build_model
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from fedwsa.scope.weight_scope import WeightScope
 from fedwsa.wire.content import Content
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="as a simulated client has")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = build_model(compose(["model=vgg11"]).model, (3, 32, 32), 10, seed=0)
+    model = build_model(compose(["model=vgg11"]).model, ImageShape(3, 32, 32), 10, seed=0)
     times = measure(model, arguments.steps)
     table = Table("vgg11, batch 64", "ms a step", f"ratio (≤ {TARGET:.2f})")
     for name, seconds in times.items():

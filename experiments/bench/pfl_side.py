@@ -28,6 +28,7 @@ from torch.nn.functional import cross_entropy
 
 from experiments.bench.shape import BATCH, CLIENTS, COHORT, pool
 from fedwsa.models.cnn import cnn_pfl
+from fedwsa.models.inputs import ImageShape
 
 
 class Net(nn.Module):
@@ -35,7 +36,7 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = cnn_pfl((3, 32, 32), 10, width=1.0, depth=2)
+        self.net = cnn_pfl(ImageShape(3, 32, 32), 10, width=1.0, depth=2)
 
     def loss(self, x: Tensor, y: Tensor, eval: bool = False) -> Tensor:
         """Mean cross entropy."""

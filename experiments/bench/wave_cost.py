@@ -33,9 +33,10 @@ from fedwsa.learngene.fit import Lesson, Recipe
 from fedwsa.models import build_model
 from fedwsa.models.architecture import architecture_of, outline
 from fedwsa.models.files import save_network
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 
-BATCH, IMAGE, CLASSES = 64, (3, 32, 32), 10
+BATCH, IMAGE, CLASSES = 64, ImageShape(3, 32, 32), 10
 WIDTHS, DEPTHS = (0.25, 0.5, 1.0), (2, 4, 6)
 
 

@@ -18,6 +18,7 @@ from fedwsa.data.examples import Examples
 from fedwsa.data.images import ImageData
 from fedwsa.data.loading import Source
 from fedwsa.models.cnn import cnn_pfl
+from fedwsa.models.inputs import ImageShape
 
 
 def random_images(*, samples: int, channels: int, side: int) -> Source:
@@ -60,7 +61,7 @@ class Training:
     limit: int | None = None
 
 
-def cnn_dry(image: tuple[int, int, int], classes: int) -> nn.Module:
+def cnn_dry(image: ImageShape, classes: int) -> nn.Module:
     """The CNN of 1.6 million parameters without its dropout."""
     model = cnn_pfl(image, classes, width=1.0, depth=2)
     for name, module in list(model.named_children()):

@@ -36,7 +36,7 @@ from fedwsa.learngene.fit import Lesson, Recipe, fit
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.pretrain import School
 from fedwsa.learngene.progress import watching
-from fedwsa.models import InputShape, build_model
+from fedwsa.models import ImageShape, InputShape, build_model
 from fedwsa.models.architecture import outline
 from fedwsa.models.files import load_network, save_network
 from fedwsa.models.flops import forward_flops, step_flops
@@ -325,6 +325,7 @@ def downstream(config: LearngeneConfig, data: LabelledData, device: str) -> Down
     if bench.transfer is not None and not isinstance(data, ImageData):
         raise ConfigError(f"bench.transfer={bench.transfer}: needs images, not {data.kind}")
     if bench.transfer == "digits":
+        assert isinstance(data, ImageData)
         other = _digits(data.shape)
         count = min(bench.images or len(other.train), len(other.train))
         # A digit that is mirrored is none.
@@ -351,9 +352,9 @@ def _on(data: LabelledData, count: int, device: str, seed: int) -> tuple[Lesson,
     return Lesson(data.train[chosen], data, device, seed), data
 
 
-def _digits(shape: InputShape) -> ImageData:
+def _digits(shape: ImageShape) -> ImageData:
     """Digits in the shape of other images: enlarged, the channel repeated."""
-    channels, *sides = shape
+    channels, sides = shape.channels, shape[1:]
     found = digits().decode()
 
     def enlarged(images: Examples) -> Examples:

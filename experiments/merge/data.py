@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,6 +20,7 @@ from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.models import build_model
 from fedwsa.models.batch_norm import reestimate
 from fedwsa.models.files import built, component_of
+from fedwsa.models.inputs import described_shape
 from fedwsa.models.state import marks, staying, unlike
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
@@ -61,10 +63,10 @@ class DataAtHand:
         self.component: Component = component_of(model.facts, model.file, builders)
         with console.status("reading the data ..."):
             whole = load(open_source(self.config.dataset.source), self.config.cache_dir)
-        if list(whole.shape) != list(model.facts["shape"]):
+        if (ours := described_shape(whole.shape)) != (theirs := model.facts["shape"]):
             raise ConfigError(
-                f"--evaluate: the data are {whole.kind} of shape {whole.shape}, {model.file} looks "
-                f"at {tuple(model.facts['shape'])}"
+                f"--evaluate: an example of the data is {_told(ours)}, {model.file} is for "
+                f"{_told(theirs)}"
             )
         if whole.classes != model.facts["classes"]:
             raise ConfigError(
@@ -151,3 +153,9 @@ class DataAtHand:
             )
         except ValueError as error:
             raise ConfigError(f"Fisher information: {error}") from None
+
+
+def _told(shape: Mapping[str, Any]) -> str:
+    """The shape of an example, to be read."""
+    sizes = ", ".join(f"{name} {size}" for name, size in shape.items() if name != "kind")
+    return f"{shape['kind']} ({sizes})"

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from fedwsa.config.component import Component, ConfigError
+from fedwsa.models.inputs import shape_from
 from fedwsa.models.weights import is_safetensors, open_torch, open_weights, plain_names
 
 
@@ -101,8 +102,8 @@ def _checked(facts: Any, file: Path) -> dict[str, Any]:
         return {}
     try:
         Component.model_validate(facts["model"])
-        whole = all(isinstance(size, int) for size in (*facts["shape"], facts["classes"]))
-        whole = whole and isinstance(facts["data"]["kind"], str)
+        shape_from(facts["shape"])
+        whole = isinstance(facts["classes"], int) and isinstance(facts["data"]["kind"], str)
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:

@@ -18,6 +18,7 @@ from fedwsa.merge.fisher_checks import unseen
 from fedwsa.merge.states import State, require_alike
 from fedwsa.models.architecture import Units, units_of
 from fedwsa.models.files import component_of
+from fedwsa.models.inputs import shape_from
 
 _MISSING = {
     "base": "--base FILE, the weights that the models began with",
@@ -108,7 +109,7 @@ class Ingredients:
     def _make_permutations(self) -> Units:
         first = self.models[0]
         network = component_of(first.facts, first.file, self.builders)
-        return units_of(network, tuple(first.facts["shape"]), int(first.facts["classes"]))
+        return units_of(network, shape_from(first.facts["shape"]), int(first.facts["classes"]))
 
 
 def merge(method: Method, given: Ingredients) -> dict[str, Tensor]:

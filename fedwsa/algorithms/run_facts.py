@@ -12,6 +12,7 @@ from torch import nn
 from fedwsa.algorithms.traits import traits_of
 from fedwsa.algorithms.wrapping import chain
 from fedwsa.config.component import ConfigError
+from fedwsa.models.inputs import InputShape
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class RunFacts:
         Size → its network, with initial weights.
     shapes : mapping
         Size → name of an array that travels → its shape.
-    example_shape : tuple of int
+    example_shape : InputShape
         Of one input: (channels, height, width), or (length,) of a text.
     """
 
@@ -46,7 +47,7 @@ class RunFacts:
     init: str
     models: Mapping[str, nn.Module]
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
-    example_shape: tuple[int, ...]
+    example_shape: InputShape
 
 
 class _Requiring(Protocol):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedwsa.config.component import ConfigError
+from fedwsa.models.inputs import InputShape
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """(inputs as stored, generator) → inputs as stored, changed at random."""
@@ -130,9 +131,9 @@ class LabelledData(ABC):
                 raise ValueError(f"{part}: {error}") from None
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    @abstractmethod
+    def shape(self) -> InputShape:
         """Of an example, which the builders of models are told."""
-        return tuple(self.train.inputs.shape[1:])
 
     @property
     def strata(self) -> int:

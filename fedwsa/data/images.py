@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedwsa.data.examples import Augment, Examples, LabelledData, count_classes
+from fedwsa.models.inputs import ImageShape
 
 
 def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -103,6 +104,11 @@ class ImageData(LabelledData):
         """What a node of a deployment has: no test part, maybe not all classes."""
         classes = int(train.labels.max()) + 1
         return cls(train, train[torch.arange(0)], classes, *channel_statistics(train.inputs))
+
+    @property
+    def shape(self) -> ImageShape:
+        """Channels, height and width."""
+        return ImageShape(*self.train.inputs.shape[1:])
 
     def require(self) -> None:
         """Images must be uint8, ``(N, C, H, W)``, and those of both parts alike."""

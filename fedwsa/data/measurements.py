@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedwsa.config.component import ConfigError
 from fedwsa.data.examples import Examples, LabelledData
+from fedwsa.models.inputs import SeriesShape
 
 _CONSTANT = 1e-7  # of a channel's largest value: what varies by less is rounding
 _TOLD = 2e-6  # what varies by less is hardly told apart in 32 bits
@@ -64,6 +65,11 @@ class Measurements(LabelledData):
         if (theirs := list(other["channels"])) != (ours := list(self.channels)):
             apart = sorted(set(theirs) ^ set(ours)) or ["their order"]
             raise ValueError(f"other columns than the server's: {', '.join(apart)}")
+
+    @property
+    def shape(self) -> SeriesShape:
+        """Channels and times."""
+        return SeriesShape(*self.train.inputs.shape[1:])
 
     def require(self) -> None:
         """Numbers must be finite float32, ``(N, C, T)``, and those of both parts alike."""

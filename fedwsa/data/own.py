@@ -29,6 +29,7 @@ from fedwsa.data.keys import digest
 from fedwsa.data.loading import KINDS, Source, load, open_source
 from fedwsa.data.partition import Labels, Partition, describe
 from fedwsa.data.shares import Shares
+from fedwsa.models.inputs import InputShape
 from fedwsa.remembered import in_run
 
 
@@ -62,7 +63,7 @@ class Reference(BaseModel):
         Labels are 0 … classes − 1.
     names : tuple of str
         Of the classes, where folders are called by them.
-    shape : tuple of int
+    shape : InputShape
         Of an example.
     facts : dict
         See :meth:`fedwsa.data.examples.LabelledData.facts`.
@@ -73,7 +74,7 @@ class Reference(BaseModel):
     kind: str
     classes: int
     names: tuple[str, ...]
-    shape: tuple[int, ...]
+    shape: InputShape
     facts: dict[str, Any]
 
 
@@ -154,8 +155,8 @@ def open_node(spec: DataSpec, path: str, client: int, clients: int, told: str) -
         whole = replace(whole, train=coloured(whole.train, reference.shape[0]))
     if (whole.kind, whole.shape) != (reference.kind, reference.shape):
         raise ConfigError(
-            f"data-path: {path} has {whole.kind} of shape {whole.shape}, the server "
-            f"{reference.kind} of shape {reference.shape}"
+            f"data-path: {path} has {whole.kind} of shape {tuple(whole.shape)}, the server "
+            f"{reference.kind} of shape {tuple(reference.shape)}"
         )
     if (highest := int(whole.train.labels.max())) >= reference.classes:
         raise ConfigError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedwsa.data.examples import LabelledData
+from fedwsa.models.inputs import TextShape
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,11 @@ class TextData(LabelledData):
     vocabulary: str
 
     kind: ClassVar[str] = "text"
+
+    @property
+    def shape(self) -> TextShape:
+        """Characters in a sequence."""
+        return TextShape(*self.train.inputs.shape[1:])
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Tokens, stored in a byte where that is enough, as the integers that embeddings take."""

@@ -16,10 +16,11 @@ from torch import Tensor
 from fedwsa.config.component import Component, ConfigError
 from fedwsa.models import InputShape
 from fedwsa.models.architecture import Architecture, Outline, architecture_of, outline
+from fedwsa.models.inputs import described_shape, shape_from
 from fedwsa.models.weights import open_weights
 from fedwsa.runfolder.tensors import write_tensors
 
-KIND, VERSION = "fedwsa-learngene", 3
+KIND, VERSION = "fedwsa-learngene", 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +33,8 @@ class Learngene:
         What made it, and makes networks of it.
     model : Component
         The network from which it comes: teacher or auxiliary model.
-    shape : tuple of int
-        Of an example: channels, height and width of an image, the length of a sequence.
+    shape : InputShape
+        Of an example.
     classes : int
     tensors : mapping of str to Tensor
         Their names and shapes follow from the method.
@@ -77,7 +78,7 @@ class Learngene:
             "version": VERSION,
             "method": self.method,
             "model": self.model.model_dump(by_alias=True),
-            "shape": list(self.shape),
+            "shape": described_shape(self.shape),
             "classes": self.classes,
             "facts": self.facts,
         }
@@ -121,7 +122,7 @@ class Learngene:
             gene = cls(
                 about["method"],
                 Component.model_validate(about["model"]),
-                tuple(int(size) for size in about["shape"]),
+                shape_from(about["shape"]),
                 about["classes"],
                 tensors,
                 dict(about["facts"]),

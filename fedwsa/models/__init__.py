@@ -1,9 +1,9 @@
 """Networks for images, text, tables and time series, each of any width and depth.
 
-A builder takes the shape of an example, an :data:`ImageShape`, a :data:`TextShape` or a
-:data:`SeriesShape`, and the number of classes, then its own arguments by name; the defaults stand
-in ``conf/model/``. ``width`` multiplies the channels or units of all hidden layers. How its first
-parameter is annotated says what it is for.
+A builder takes the shape of an example, one of :mod:`fedwsa.models.inputs`, and the number of
+classes, then its own arguments by name; the defaults stand in ``conf/model/``. ``width``
+multiplies the channels or units of all hidden layers. How its first parameter is annotated says
+what it is for.
 """
 
 from __future__ import annotations
@@ -21,23 +21,30 @@ from fedwsa import seeding
 from fedwsa.config.blame import blaming
 from fedwsa.config.component import Component, ConfigError, build, hints_of, locate
 from fedwsa.config.places import options
+from fedwsa.models.inputs import (
+    KINDS,
+    DocumentShape,
+    ImageShape,
+    InputShape,
+    SeriesShape,
+    TextShape,
+    answer_size,
+    blank_inputs,
+)
 
-ImageShape = tuple[int, int, int]
-"""Channels, height, width of an image; the network answers ``(N, C, H, W)`` by ``(N, classes)``."""
-
-TextShape = tuple[int]
-"""Length of a sequence; the network answers tokens ``(N, T)`` by ``(N, classes, T)``, each
-position by what comes next, from the tokens up to it."""
-
-SeriesShape = tuple[int, int]
-"""Channels and times of a series, a time alone of a table; the network answers ``(N, C, T)`` by
-``(N, classes)``."""
-
-InputShape = tuple[int, ...]
-"""One of them."""
-
-_KINDS = {1: "text", 2: "tables and time series", 3: "images"}
-"""Length of the shape of an example → what it is."""
+__all__ = [
+    "DocumentShape",
+    "ImageShape",
+    "InputShape",
+    "SeriesShape",
+    "TextShape",
+    "blank_inputs",
+    "build_model",
+    "require_answers",
+    "require_side",
+    "scaled",
+    "takes",
+]
 
 
 def scaled(units: int, width: float) -> int:
@@ -60,35 +67,29 @@ def require_side(image: ImageShape, side: int, model: str) -> None:
         )
 
 
-def blank_inputs(shape: InputShape, count: int, device: str | torch.device = "cpu") -> Tensor:
-    """So many empty examples, as a network takes them: tokens for text, else floats."""
-    kind = torch.int64 if len(shape) == 1 else torch.float32
-    return torch.zeros(count, *shape, dtype=kind, device=device)
-
-
-def takes(builder: Callable[..., Any]) -> frozenset[int]:
-    """Lengths of the shapes that a builder is for; empty: any, or it does not say."""
+def takes(builder: Callable[..., Any]) -> frozenset[type[InputShape]]:
+    """Kinds of examples that a builder is for; empty: any, or it does not say."""
     hint = next(iter(hints_of(builder).values()), None)
     kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    sizes = [typing.get_args(kind) for kind in kinds]
-    known = all(found and all(size is int for size in found) for found in sizes)
-    return frozenset(map(len, sizes)) if known else frozenset()
+    return frozenset(kinds) if set(kinds) <= KINDS.keys() else frozenset()
 
 
 def _require_kind(component: Component, shape: InputShape, where: str) -> None:
     """Refuse a network for examples of another kind, naming those that fit."""
+    if type(shape) not in KINDS:
+        raise ConfigError(f"the shape of an example is {shape}, none of fedwsa.models.inputs")
     wanted = takes(locate(component.target, f"{where.partition('.')[0]}._target_"))
-    if not wanted or len(shape) in wanted:
+    if not wanted or type(shape) in wanted:
         return
     fitting = [
         name
         for name, option in options("model").items()
-        if len(shape) in takes(locate(option.target, "model._target_"))
+        if type(shape) in takes(locate(option.target, "model._target_"))
     ]
-    kinds = " and ".join(_KINDS.get(n, "other data") for n in sorted(wanted))
+    kinds = " and ".join(text for kind, text in KINDS.items() if kind in wanted)
     raise ConfigError(
-        f"{where}: {component.name} is for {kinds}, and the data are "
-        f"{_KINDS.get(len(shape), 'of another kind')}; take one of {', '.join(fitting)}"
+        f"{where}: {component.name} is for {kinds}, and the data are {KINDS[type(shape)]}; take "
+        f"one of {', '.join(fitting)}"
     )
 
 
@@ -131,11 +132,10 @@ def require_answers(
     ConfigError
         If it raises, or answers anything else; ``where`` is the key to blame.
     """
-    wanted = (2, classes, *shape) if len(shape) == 1 else (2, classes)
+    wanted, blank = answer_size(shape, 2, classes), blank_inputs(shape, 2)
     mode = model.training
-    given = ", ".join(str(n) for n in (2, *shape))
-    with blaming(ConfigError, f"{where}: it cannot answer inputs ({given}): "):
-        answer = model.eval()(blank_inputs(shape, 2))
+    with blaming(ConfigError, f"{where}: it cannot answer inputs {tuple(blank.shape)}: "):
+        answer = model.eval()(blank)
     model.train(mode)
     if not isinstance(answer, Tensor):
         kind = type(answer).__name__

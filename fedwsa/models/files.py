@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedwsa.config.component import Component, ConfigError
 from fedwsa.config.places import options
 from fedwsa.models import InputShape, build_model, state
+from fedwsa.models.inputs import described_shape, shape_from
 from fedwsa.models.weights import open_weights, plain_names
 from fedwsa.runfolder.tensors import write_tensors
 
@@ -28,7 +29,7 @@ class DataFacts(Protocol):
         """Number of classes."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> InputShape:
         """Shape of an example."""
 
     def facts(self) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def save_network(
     """
     facts = {
         "model": model.model_dump(by_alias=True),
-        "shape": list(data.shape),
+        "shape": described_shape(data.shape),
         "classes": data.classes,
         "seed": seed,
         "data": {"kind": data.kind, **data.facts()},
@@ -112,8 +113,8 @@ def built(
     RuntimeError
         If one has another shape.
     """
-    shape = tuple(int(size) for size in facts["shape"])
-    network = build_model(component, shape, int(facts["classes"]), int(facts.get("seed", 0)))
+    shape, seed = shape_from(facts["shape"]), int(facts.get("seed", 0))
+    network = build_model(component, shape, int(facts["classes"]), seed)
     if not network.state_dict().keys() & tensors.keys():
         tensors = {name: tensors[stored] for name, stored in plain_names(tensors, what).items()}
     missing, unexpected = network.load_state_dict(dict(tensors), strict=False)
@@ -152,7 +153,7 @@ def load_network(file: Path, builders: Collection[str] = ()) -> SavedNetwork:
         opened = open_weights(file)
         facts, tensors = json.loads(opened.metadata["fedwsa"]), opened.tensors()
         component = component_of(facts, file, builders)
-        shape = tuple(int(size) for size in facts["shape"])
+        shape = shape_from(facts["shape"])
         classes, data = int(facts["classes"]), dict(facts["data"])
         module = built(component, facts, tensors, str(file))
     except ConfigError:

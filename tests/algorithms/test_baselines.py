@@ -16,6 +16,7 @@ from fedwsa.algorithms.feddyn.server import FedDyn
 from fedwsa.algorithms.fednova.server import FedNova
 from fedwsa.algorithms.scaffold.server import Scaffold
 from fedwsa.models import build_model
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from tests.given.quadratics import BEGIN, JOINT, A, B, Descent, Exact, app, run
 
@@ -141,7 +142,7 @@ def test_feddyn_on_a_network_goes_twice_as_far_as_fedavg_at_first(
     plain = trained(tmp_path / "fedavg", cache, workers, *rest)
     dyn = trained(tmp_path / "feddyn", cache, workers, *rest, "strategy=feddyn", alpha)
     config = compose([*TINY, *rest])
-    begin = dict(build_model(config.model, (1, 8, 8), 10, 4).named_parameters())
+    begin = dict(build_model(config.model, ImageShape(1, 8, 8), 10, 4).named_parameters())
     for name, value in plain.items():
         step = value - begin[name].detach()
         assert step.abs().max() > 1e-4

@@ -16,6 +16,7 @@ from fedwsa.algorithms.sizes.heterofl import HeteroFL
 from fedwsa.algorithms.traits import FACTS, traits_of
 from fedwsa.config.component import ConfigError, locate
 from fedwsa.config.places import options
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from server.federation import Federation
 from server.sizes import SizedModels
@@ -108,7 +109,7 @@ def test_a_scaler_on_learned_weights_is_warned_of(caplog: pytest.LogCaptureFixtu
     for extra in ([], ["init=wave", "init.public=0.1"]):
         config = compose([*words, *extra])
         caplog.clear()
-        build_strategy(config, SizedModels.of(config, (1, 8, 8), 10))
+        build_strategy(config, SizedModels.of(config, ImageShape(1, 8, 8), 10))
         warned = [r.message for r in caplog.records if "strategy.args.scaler: init=" in r.message]
         assert len(warned) == len(extra[:1])
 
@@ -124,13 +125,13 @@ def test_a_scaler_on_learned_weights_is_warned_of(caplog: pytest.LogCaptureFixtu
 )
 def test_a_run_s_strategy_knows_of_the_models_what_it_goes_by(words, attribute, names) -> None:
     config = compose(words)
-    strategy = build_strategy(config, SizedModels.of(config, (1, 8, 8), 10))
+    strategy = build_strategy(config, SizedModels.of(config, ImageShape(1, 8, 8), 10))
     assert set(getattr(strategy, attribute)) == names
 
 
 def test_scaffold_is_told_what_no_client_trains() -> None:
     config = compose(["strategy=scaffold", "model=resnet20", "model.norm=batch", "model.depth=8"])
-    sizes = SizedModels.of(config, (1, 8, 8), 10)
+    sizes = SizedModels.of(config, ImageShape(1, 8, 8), 10)
     buffers = {name for name, b in sizes.models["model"].named_buffers() if b.dim()}
     assert buffers
     assert build_strategy(config, sizes).untrained == buffers

@@ -27,6 +27,7 @@ from fedwsa.command_line import of_system
 from fedwsa.config.component import Component, ConfigError
 from fedwsa.config.explain import explain
 from fedwsa.models import build_model
+from fedwsa.models.inputs import ImageShape
 from fedwsa.wire import messages
 from fedwsa.wire.names import NUM_EXAMPLES
 from server.deployment import require_no_memory
@@ -246,7 +247,7 @@ def lazy(image: Any, classes: int) -> nn.Module:
 def test_a_lazy_network_is_refused() -> None:
     component = Component.of(f"{__name__}.lazy")
     with pytest.raises(ConfigError, match=r"model: 1.weight has no shape yet \(a lazy module"):
-        build_model(component, (1, 8, 8), 10, seed=0)
+        build_model(component, ImageShape(1, 8, 8), 10, seed=0)
 
 
 def test_errors_of_the_system_say_what_they_are_of() -> None:

@@ -18,7 +18,8 @@ from fedwsa.algorithms.moon.client import Moon, contrastive, require_classifier
 from fedwsa.algorithms.objective import LocalRun
 from fedwsa.config.component import ConfigError
 from fedwsa.config.places import options
-from fedwsa.models import ImageShape, blank_inputs, build_model
+from fedwsa.models import blank_inputs, build_model
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from server.sizes import SizedModels
 from server.strategy import build_strategy
@@ -147,7 +148,7 @@ def convolution(image: ImageShape, classes: int) -> nn.Module:
 def test_it_is_refused_before_round_1_where_it_counts(mu: float) -> None:
     words = ["strategy=moon", f"strategy.args.mu={mu}", f"model._target_={__name__}.convolution"]
     config = compose([*words, "~model.width", "~model.depth"])
-    sizes = SizedModels.of(config, (1, 4, 4), 3)
+    sizes = SizedModels.of(config, ImageShape(1, 4, 4), 3)
     told = pytest.raises(ConfigError, match=r"^strategy: MOON needs a model that answers by a lin")
     with told if mu else nullcontext():
         build_strategy(config, sizes)

@@ -26,6 +26,7 @@ from fedwsa.merge.fisher import fisher
 from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.merge.ugm import ugm
 from fedwsa.models import build_model, exchange
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
 from fedwsa.wire import messages
@@ -168,7 +169,7 @@ def test_a_client_sends_the_fisher_information_of_its_model_on_its_samples(
     labels: str, cache: str
 ) -> None:
     config = compose([*ONCE, f"cache_dir={cache}", "skew=noise", "merge=fisher"])
-    model = build_model(config.model, (1, 8, 8), 10, seed=3)
+    model = build_model(config.model, ImageShape(1, 8, 8), 10, seed=3)
     arrays = messages.to_arrays(exchange.travelling_state(model))
     strategy = OneShot(fisher, labels=labels)  # type: ignore[arg-type]
     [message, *_] = strategy.configure_train(1, arrays, ConfigRecord(), Nodes(2))

@@ -15,6 +15,7 @@ import clients.app
 from experiments.commands.simulate import simulate
 from fedwsa.config.component import ConfigError
 from fedwsa.models import build_model, exchange
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
 from fedwsa.wire import messages
@@ -73,7 +74,7 @@ def test_what_is_personal_never_leaves_its_client(
 ) -> None:
     config = configured(cache, *overrides)
     simulate(config, tmp_path / "run", watched(config, tmp_path))
-    names = set(exchange.travelling_state(build_model(config.model, (1, 8, 8), 10, 3)))
+    names = set(exchange.travelling_state(build_model(config.model, ImageShape(1, 8, 8), 10, 3)))
     personal = names if personal is None else personal
     notes = [json.loads(f.read_text()) for f in tmp_path.glob("*.json")]
     assert len(notes) == 9
@@ -222,7 +223,7 @@ def test_clients_clip_to_the_norm_that_they_are_told(cache: str, tmp_path: Path)
         models[side] = load_file(tmp_path / side / "model.safetensors")
     for name, value in models["server"].items():
         torch.testing.assert_close(models["client"][name], value, rtol=1e-5, atol=1e-7)
-    begin = dict(build_model(config.model, (1, 8, 8), 10, 3).named_parameters())
+    begin = dict(build_model(config.model, ImageShape(1, 8, 8), 10, 3).named_parameters())
     squares = sum(((models["client"][k] - b.detach()) ** 2).sum() for k, b in begin.items())
     # Three rounds of at most 0.05 each, and the noise's few thousandths of it per entry.
     assert 0.05 < squares.sqrt() < 0.16

@@ -16,6 +16,7 @@ from fedwsa.algorithms.sizes.heterofl import HeteroFL
 from fedwsa.algorithms.sizes.server import SizedFedAvg
 from fedwsa.config.component import Component
 from fedwsa.models import build_model, exchange
+from fedwsa.models.inputs import ImageShape
 from fedwsa.scope.weight_scope import fan_in
 from fedwsa.wire import messages
 from tests.given.fedwsa import Nodes, answer, content, net
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("task_identity")
 
 def mlp(width: float, depth: int = 2, seed: int = 0) -> torch.nn.Module:
     made = Component.of("fedwsa.models.mlp.mlp", width=width, depth=depth)
-    return build_model(made, (1, 8, 8), 10, seed)
+    return build_model(made, ImageShape(1, 8, 8), 10, seed)
 
 
 def strategy_of(kind: type[SizedFedAvg], models: dict[str, torch.nn.Module]) -> SizedFedAvg:

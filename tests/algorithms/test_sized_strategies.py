@@ -20,6 +20,7 @@ from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config.component import Component
 from fedwsa.models import build_model, exchange
 from fedwsa.models.architecture import Axis, architecture_of
+from fedwsa.models.inputs import ImageShape
 from fedwsa.wire import messages
 from tests.given.fedwsa import Nodes
 from tests.given.sized_strategies import alternating, arrays, plain, sent
@@ -126,7 +127,7 @@ def component(name: str, **arguments: object) -> Component:
 
 
 def network(name: str, **arguments: object) -> torch.nn.Module:
-    return build_model(component(name, **arguments), (3, 32, 32), 7, seed=0)
+    return build_model(component(name, **arguments), ImageShape(3, 32, 32), 7, seed=0)
 
 
 def shapes_of(found: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, tuple[int, ...]]]:

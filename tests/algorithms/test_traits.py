@@ -51,6 +51,7 @@ from fedwsa.algorithms.statistics import AveragedStatistics
 from fedwsa.algorithms.traits import Traits, traits_of
 from fedwsa.algorithms.wsa.server import FedWSA
 from fedwsa.config.component import ConfigError
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from fedwsa.wire.names import NOVA_WEIGHT, SCAFFOLD_CHANGE, SCAFFOLD_CONTROL
 from server.deployment import open_fleet
@@ -227,7 +228,7 @@ def test_attributes_and_parameters_of_a_stranger_that_are_called_like_ours_mean_
     assert averages_by(FedWSA(Namesake())) is None
     assert not is_private(Namesake())
     config = compose([f"strategy._target_={__name__}.Namesake", "strategy.args={}"])
-    built: Any = build_strategy(config, SizedModels.of(config, (1, 8, 8), 10))
+    built: Any = build_strategy(config, SizedModels.of(config, ImageShape(1, 8, 8), 10))
     assert built.given == ("mine", "mine", "mine")
     assert not config.private
 
@@ -236,7 +237,7 @@ def test_a_stranger_refuses_a_run_and_is_given_what_it_wants() -> None:
     name = f"strategy._target_={__name__}.Said"
     config = compose([name, "strategy.args={}", "rounds=3"])
     with pytest.raises(ConfigError, match=r"^rounds: 3 are not mine \(.*test_traits\.py:\d+\)$"):
-        build_strategy(config, SizedModels.of(config, (1, 8, 8), 10))
+        build_strategy(config, SizedModels.of(config, ImageShape(1, 8, 8), 10))
 
 
 def test_who_trains_on_no_device_has_no_pool_where_the_data_are_at_the_nodes() -> None:
@@ -248,7 +249,7 @@ def test_who_trains_on_no_device_has_no_pool_where_the_data_are_at_the_nodes() -
 
 def facts(**own: Any) -> RunFacts:
     usual = {"rounds": 1, "epochs": 2, "cohort": 3, "private": False, "transforms_weights": False}
-    usual |= {"init": "Standard", "models": {}, "shapes": {}, "example_shape": (1, 8, 8)}
+    usual |= {"init": "Standard", "models": {}, "shapes": {}, "example_shape": ImageShape(1, 8, 8)}
     return RunFacts(**{**usual, **own})
 
 

@@ -15,6 +15,7 @@ from fedwsa.algorithms.scaffold.client import Scaffold
 from fedwsa.algorithms.wsa.client import ScopeAlignment
 from fedwsa.algorithms.wsa.instruction import ScopeInstruction
 from fedwsa.models import build_model
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from fedwsa.schema.conditions import Conditions
 from fedwsa.scope.weight_scope import WeightScope
@@ -24,7 +25,8 @@ SIZES = (23, 17, 9, 8, 5, 1)
 """Unequal: six, five, two, two, one and one batches of four; 17 and 9 end in one of five."""
 
 
-SHAPE = {"mlp": (4,), "dropout": (4,), "cnn": (1, 6, 6), "norm": (1, 6, 6)}
+PICTURE = ImageShape(1, 6, 6)
+SHAPE = {"mlp": (4,), "dropout": (4,), "cnn": PICTURE, "norm": PICTURE}
 
 
 def samples(k: int, shape: tuple[int, ...]) -> Samples:
@@ -192,7 +194,8 @@ def test_a_stack_has_one_optimiser() -> None:
 )
 def test_our_models_can_be_stacked(model: str) -> None:
     config = compose([*model.split(), "model.width=0.25"])
-    found = stacking(build_model(config.model, (3, 32, 32), 10, seed=0), (3, 32, 32), 10)
+    shape = ImageShape(3, 32, 32)
+    found = stacking(build_model(config.model, shape, 10, seed=0), shape, 10)
     assert found.reason is None
     assert bool(found.keeping) == ("batch" in model)
     assert why_not(settings(precision="bf16")) is None

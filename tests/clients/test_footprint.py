@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from clients.footprint import Room, client_bytes, free_bytes
+from fedwsa.models.inputs import ImageShape
 from tests.given.training import local
 
 
@@ -21,9 +22,8 @@ from tests.given.training import local
 )
 def test_weights_count_once_for_each_tensor_of_their_size(changes: dict, copies: int) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-    few, many = (
-        client_bytes(model, (3, 2, 2), local(batch_size=size, **changes)) for size in (10, 30)
-    )
+    shape = ImageShape(3, 2, 2)
+    few, many = (client_bytes(model, shape, local(batch_size=n, **changes)) for n in (10, 30))
     # Of an example: 12 inputs, 5 logarithms of probabilities, a label of 8 bytes.
     assert many - few == 20 * (12 * 4 + 5 * 4 + 8)
     left = few - 10 * (12 * 4 + 5 * 4 + 8)
@@ -33,7 +33,7 @@ def test_weights_count_once_for_each_tensor_of_their_size(changes: dict, copies:
 def test_what_a_model_keeps_is_as_before() -> None:
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 5))
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    client_bytes(model, (3, 2, 2), local(batch_size=10))
+    client_bytes(model, ImageShape(3, 2, 2), local(batch_size=10))
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 

@@ -24,6 +24,7 @@ from fedwsa.merge.average import average
 from fedwsa.models import build_model, exchange, state
 from fedwsa.models.attributes import copied
 from fedwsa.models.files import load_network
+from fedwsa.models.inputs import ImageShape
 from fedwsa.remembered import enter
 from fedwsa.schema.compose import compose
 from fedwsa.schema.conditions import Conditions
@@ -33,7 +34,7 @@ from server.sizes import SizedModels
 from tests.given.odd_models import everything
 from tests.given.shapes import an_example_for
 
-IMAGE, CLASSES = (1, 4, 4), 3
+IMAGE, CLASSES = ImageShape(1, 4, 4), 3
 ODD = Component.of("tests.given.odd_models.everything")
 
 

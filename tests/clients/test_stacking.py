@@ -11,8 +11,9 @@ from torch.nn.functional import dropout
 
 from clients.cohort import Stack
 from clients.stacking import stacking
+from fedwsa.models.inputs import ImageShape
 
-IMAGE = (1, 4, 4)
+IMAGE = ImageShape(1, 4, 4)
 
 
 class Layers(nn.Module):

@@ -20,6 +20,7 @@ from fedwsa.fleet.devices import resolve_device
 from fedwsa.merge.average import average
 from fedwsa.models import build_model
 from fedwsa.models.architecture import Architecture
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from server.strategy import SIZED
 
@@ -166,7 +167,7 @@ def test_unknown_keys_and_options_are_one_line(override: str, message: str) -> N
 def test_models_have_the_shapes_and_sizes_that_are_known() -> None:
     def count(name: str, image: tuple[int, int, int], *overrides: str) -> int:
         config = compose([f"model={name}", *overrides])
-        net = build_model(config.model, image, 10, seed=0)
+        net = build_model(config.model, ImageShape(*image), 10, seed=0)
         assert net(torch.randn(2, *image)).shape == (2, 10)
         return sum(p.numel() for p in net.parameters())
 
@@ -207,7 +208,7 @@ def test_models_have_the_shapes_and_sizes_that_are_known() -> None:
 def test_models_that_cannot_be_are_refused(overrides: str, message: str) -> None:
     config = compose(overrides.split())
     with pytest.raises(ConfigError) as caught:
-        build_model(config.model, (1, 8, 8), 10, seed=0)
+        build_model(config.model, ImageShape(1, 8, 8), 10, seed=0)
     assert message in str(caught.value)
 
 
@@ -216,7 +217,7 @@ def test_initial_weights_are_keyed_by_the_seed_and_leave_the_generator_alone() -
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    nets = [build_model(config.model, (1, 8, 8), 10, seed) for seed in (1, 1, 2)]
+    nets = [build_model(config.model, ImageShape(1, 8, 8), 10, seed) for seed in (1, 1, 2)]
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(nets[0][1].weight, nets[1][1].weight)
     assert not torch.equal(nets[0][1].weight, nets[2][1].weight)

@@ -11,10 +11,11 @@ from torch import nn
 from fedwsa.config.component import ConfigError
 from fedwsa.fleet.size_rules import by_share, by_speed, forward_flops
 from fedwsa.models import build_model
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from fedwsa.schema.fleet import Fleet
 
-DIGITS = ((1, 8, 8), 10)
+DIGITS = (ImageShape(1, 8, 8), 10)
 
 
 @pytest.mark.parametrize(
@@ -55,11 +56,12 @@ def test_a_device_gets_the_largest_size_that_it_carries() -> None:
 def test_flops_of_a_forward_pass() -> None:
     # A multiply-add is two operations: 2·(64·200 + 200·10); 2·9·3·8·(4·4) for a 3x3 convolution.
     dense = nn.Sequential(nn.Flatten(), nn.Linear(64, 200), nn.ReLU(), nn.Linear(200, 10))
-    assert forward_flops(dense, (1, 8, 8)) == 2 * (64 * 200 + 200 * 10)
-    assert forward_flops(nn.Conv2d(3, 8, 3, padding=1), (3, 4, 4)) == 2 * 9 * 3 * 8 * 16
+    assert forward_flops(dense, ImageShape(1, 8, 8)) == 2 * (64 * 200 + 200 * 10)
+    assert forward_flops(nn.Conv2d(3, 8, 3, padding=1), ImageShape(3, 4, 4)) == 2 * 9 * 3 * 8 * 16
     assert dense.training
     config = compose(["model=resnet20", "model.norm=static", "model.width=0.25"])
-    assert forward_flops(build_model(config.model, (3, 32, 32), 10, seed=0), (3, 32, 32)) > 0
+    shape = ImageShape(3, 32, 32)
+    assert forward_flops(build_model(config.model, shape, 10, seed=0), shape) > 0
 
 
 def test_a_size_replaces_arguments_of_the_model() -> None:

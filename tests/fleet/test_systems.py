@@ -17,6 +17,7 @@ from fedwsa.data.evaluation import jain_index
 from fedwsa.fleet.systems import Device, Task, available, drops_out, share_of_round, speed
 from fedwsa.models import build_model
 from fedwsa.models.flops import forward_flops, training_flops
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.fleet import Fleet
@@ -114,16 +115,16 @@ def test_training_operations_of_dense_layers_by_hand() -> None:
     # Forward 2·(64·200 + 200·200 + 200·10), as much for the gradients of the weights, and for
     # those of what goes into the second and third layer 2·(200·200 + 200·10).
     expected = 2 * 2 * (64 * 200 + 200 * 200 + 200 * 10) + 2 * (200 * 200 + 200 * 10)
-    assert training_flops(compose().model, (1, 8, 8), 10) == expected
+    assert training_flops(compose().model, ImageShape(1, 8, 8), 10) == expected
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet20", "vit"])
 def test_operations_are_those_that_torch_counts(name: str) -> None:
     component = compose([f"model={name}", "model.width=0.25"]).model
-    model = build_model(component, (3, 32, 32), 10, seed=0)
+    model = build_model(component, ImageShape(3, 32, 32), 10, seed=0)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         torch.autograd.backward(model(torch.randn(2, 3, 32, 32)).sum())
-    assert training_flops(component, (3, 32, 32), 10) == counter.get_total_flops() / 2
+    assert training_flops(component, ImageShape(3, 32, 32), 10) == counter.get_total_flops() / 2
 
 
 class Looks(nn.Module):
@@ -145,8 +146,8 @@ def looks(image: tuple[int, int, int], classes: int) -> nn.Module:
 def test_a_network_that_looks_at_values_is_counted_too() -> None:
     component = Component.of("tests.fleet.test_systems.looks")
     # Forward and the gradient of the weights; images need none.
-    assert training_flops(component, (1, 8, 8), 10) == 2 * 2 * 64 * 10
-    assert forward_flops(Looks(), (1, 8, 8), 3) == 3 * 2 * 64 * 10
+    assert training_flops(component, ImageShape(1, 8, 8), 10) == 2 * 2 * 64 * 10
+    assert forward_flops(Looks(), ImageShape(1, 8, 8), 3) == 3 * 2 * 64 * 10
 
 
 def test_devices_of_a_run_scale_with_their_client_s_speed() -> None:

@@ -6,8 +6,9 @@ from torch import nn
 
 from fedwsa.config.component import Component
 from fedwsa.models import build_model
+from fedwsa.models.inputs import ImageShape, InputShape, SeriesShape, TextShape
 
-IMAGE, SERIES, TEXT, CLASSES = (3, 32, 32), (2, 32), (12,), 7
+IMAGE, SERIES, TEXT, CLASSES = ImageShape(3, 32, 32), SeriesShape(2, 32), TextShape(12), 7
 
 
 SMALL = {
@@ -27,7 +28,7 @@ def component(name: str, **changes: object) -> Component:
     return Component.of(f"fedwsa.models.{name}", **SMALL[name]).replace(**changes)
 
 
-def shape(name: str) -> tuple[int, ...]:
+def shape(name: str) -> InputShape:
     if name == "cnn.cnn1d":
         return SERIES
     return TEXT if name.startswith("text.") else IMAGE

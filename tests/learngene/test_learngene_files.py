@@ -16,6 +16,7 @@ from fedwsa.config.component import ConfigError
 from fedwsa.learngene import Wave
 from fedwsa.learngene.base import Target
 from fedwsa.learngene.gene import Learngene
+from fedwsa.models.inputs import described_shape
 from tests.given.architecture import IMAGE, component
 from tests.given.learngene import CLASSES, VIT, task
 
@@ -31,10 +32,10 @@ def rewrite(file: Path, about: dict[str, Any]) -> None:
     gene = Learngene.load(file)
     facts = {
         "kind": "fedwsa-learngene",
-        "version": 3,
+        "version": 4,
         "method": "wave",
         "model": gene.model.model_dump(by_alias=True),
-        "shape": IMAGE,
+        "shape": described_shape(IMAGE),
         "classes": CLASSES,
         "facts": gene.facts,
         **about,
@@ -45,7 +46,7 @@ def rewrite(file: Path, about: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        ({"version": 0}, "is of version 0, and this program reads 3; distil it anew"),
+        ({"version": 0}, "is of version 0, and this program reads 4; distil it anew"),
         ({"kind": "model"}, "holds no learngene"),
         ({"shape": None}, "has damaged metadata"),
         ({"classes": "ten"}, "has damaged metadata: classes is no number"),

@@ -17,6 +17,7 @@ from fedwsa.learngene.pretrain import School
 from fedwsa.learngene.resume import Resume
 from fedwsa.models import build_model
 from fedwsa.models.flops import forward_flops, step_flops
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from tests.given.architecture import IMAGE, component
 from tests.given.learngene import CLASSES, lesson
@@ -142,5 +143,5 @@ def test_operations_are_counted_as_by_hand() -> None:
     """A linear layer 3·2·2 → 5 for 4 images: 2·4·12·5 forward, the same for its weight's
     gradient; the images need none."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-    assert forward_flops(model, (3, 2, 2), 4) == 2 * 4 * 12 * 5
-    assert step_flops(model, (3, 2, 2), 4) == 2 * 2 * 4 * 12 * 5
+    assert forward_flops(model, ImageShape(3, 2, 2), 4) == 2 * 4 * 12 * 5
+    assert step_flops(model, ImageShape(3, 2, 2), 4) == 2 * 2 * 4 * 12 * 5

@@ -16,6 +16,7 @@ from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.merge.task_arithmetic import task_arithmetic
 from fedwsa.merge.ugm import ugm
 from fedwsa.models import build_model
+from fedwsa.models.inputs import ImageShape, InputShape, TextShape
 from fedwsa.schema.compose import compose
 
 State = dict[str, Tensor]
@@ -64,7 +65,7 @@ def by_loop(model: nn.Module, x: Tensor, y: Tensor, batch: int = 1) -> State:
 
 def network(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     text = name.startswith("char")
-    shape: tuple[int, ...] = (12,) if text else (3, 16, 16)
+    shape: InputShape = TextShape(12) if text else ImageShape(3, 16, 16)
     small = [] if name in ("resnet20", "vit") else ["model.depth=2"]
     width = "model.width=0.25"
     model = build_model(compose([f"model={name}", width, *small]).model, shape, 5, seed=0)

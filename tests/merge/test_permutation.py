@@ -21,9 +21,10 @@ from fedwsa.merge.permutation import align, match, permutation, permutation_wsa,
 from fedwsa.models import build_model
 from fedwsa.models.architecture import Axis, Units, units_of
 from fedwsa.models.files import save_network
+from fedwsa.models.inputs import ImageShape, SeriesShape
 from fedwsa.scope.weight_scope import WeightScope
 
-IMAGE, CLASSES = (3, 32, 32), 7
+IMAGE, CLASSES = ImageShape(3, 32, 32), 7
 CASES = {
     "mlp": {"_target_": "fedwsa.models.mlp.mlp", "width": 0.2, "depth": 3},
     "linear": {"_target_": "fedwsa.models.mlp.mlp", "width": 0.2, "depth": 0},
@@ -50,7 +51,7 @@ def component(case: str) -> Component:
 
 
 def shape(case: str) -> tuple[int, ...]:
-    return (2, 32) if case == "cnn1d" else IMAGE
+    return SeriesShape(2, 32) if case == "cnn1d" else IMAGE
 
 
 def network(case: str, seed: int = 0) -> nn.Module:
@@ -73,7 +74,7 @@ def units(case: str) -> Units:
 
 
 def answers(model: nn.Module, state: Mapping[str, Tensor]) -> Tensor:
-    shape = (2, 32) if any(isinstance(m, nn.Conv1d) for m in model.modules()) else IMAGE
+    shape = SeriesShape(2, 32) if any(isinstance(m, nn.Conv1d) for m in model.modules()) else IMAGE
     images = torch.randn(5, *shape, generator=seeding.generator(0, "images"))
     model.load_state_dict(dict(state))
     with torch.no_grad():

@@ -13,10 +13,11 @@ from experiments.commands.simulate import simulate
 from fedwsa.config.component import Component, ConfigError
 from fedwsa.models import build_model
 from fedwsa.models.architecture import architecture_of, outline
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from tests.given.large_digits import large_digits
 
-IMAGE, CLASSES = (3, 32, 32), 7
+IMAGE, CLASSES = ImageShape(3, 32, 32), 7
 
 
 def component(name: str, width: float = 1.0, depth: int | None = None, **more: object) -> Component:

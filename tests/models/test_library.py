@@ -13,9 +13,10 @@ from torch import nn
 from experiments.commands.simulate import simulate
 from fedwsa.config.component import Component, ConfigError
 from fedwsa.models import build_model, library
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 
-COLOUR, GREY = (3, 32, 32), (1, 28, 28)
+COLOUR, GREY = ImageShape(3, 32, 32), ImageShape(1, 28, 28)
 
 
 def component(of: str, **keys: object) -> Component:
@@ -41,9 +42,9 @@ def built(of: str, shape: tuple[int, int, int] = COLOUR, classes: int = 7, **key
 )
 def test_the_head_fits_the_classes_and_the_first_layer_the_channels(of, name, shape) -> None:
     if name.startswith("vit"):
-        shape = (shape[0], 32, 32)
+        shape = ImageShape(shape[0], 32, 32)
     if name.startswith("squeeze") and shape == GREY:
-        shape = (1, 64, 64)
+        shape = ImageShape(1, 64, 64)
     model = built(of, shape, name=name).eval()
     assert model(torch.zeros(2, *shape)).shape == (2, 7)
 

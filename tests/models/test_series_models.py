@@ -9,6 +9,7 @@ from torch import nn
 from fedwsa.config.component import ConfigError
 from fedwsa.models import build_model, takes
 from fedwsa.models.cnn import cnn1d
+from fedwsa.models.inputs import ImageShape, SeriesShape
 from fedwsa.models.mlp import mlp
 from fedwsa.schema.compose import compose
 
@@ -39,9 +40,9 @@ def test_a_linear_classifier_of_a_table_is_a_product() -> None:
 
 
 def test_what_the_kinds_are() -> None:
-    assert takes(mlp) == {2, 3}
-    assert takes(cnn1d) == {2}
+    assert takes(mlp) == {SeriesShape, ImageShape}
+    assert takes(cnn1d) == {SeriesShape}
     with pytest.raises(ConfigError, match=r"cnn is for images, .*; take one of cnn1d, mlp$"):
-        build_model(compose(["model=cnn"]).model, (4, 1), 3, 0)
+        build_model(compose(["model=cnn"]).model, SeriesShape(4, 1), 3, 0)
     with pytest.raises(ConfigError, match=r"cnn1d needs series of at least 4 times; these have 1"):
-        build_model(compose(["model=cnn1d"]).model, (4, 1), 3, 0)
+        build_model(compose(["model=cnn1d"]).model, SeriesShape(4, 1), 3, 0)

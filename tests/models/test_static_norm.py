@@ -23,6 +23,7 @@ from fedwsa.merge.fisher_information import fisher_information
 from fedwsa.models import state
 from fedwsa.models.batch_norm import reestimate
 from fedwsa.models.files import load_network
+from fedwsa.models.inputs import ImageShape
 from fedwsa.models.norms import StaticBatchNorm2d
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
@@ -91,7 +92,7 @@ def test_a_network_that_is_not_measured_is_not_scored() -> None:
 
 def test_statistics_do_not_travel_and_are_forgotten_between_clients() -> None:
     config = compose(WORDS)
-    model = network_for(config.model, (1, 8, 8), 10, "cpu", {}, seed=0)
+    model = network_for(config.model, ImageShape(1, 8, 8), 10, "cpu", {}, seed=0)
     names = set(state.measured(model.model))
     assert "norm.running_mean" in names
     assert not names & (state.travelling(model.model).keys() | state.staying(model.model).keys())
@@ -157,7 +158,7 @@ def test_clients_measure_on_their_own_training_samples(runs: tuple[Config, Path,
     config, few, _ = runs
     data, saved = open_federated(config.data_spec), load_network(few / "model.safetensors")
     scores = pd.read_csv(few / "client_scores.csv").set_index("client")
-    large = [k for k, s in enumerate(Fleet(config).sizes((1, 8, 8), 10)) if s == "L"]
+    large = [k for k, s in enumerate(Fleet(config).sizes(ImageShape(1, 8, 8), 10)) if s == "L"]
     assert large
     for client in large:
         own, held = (data.whole.train[part] for part in data.split(client))

@@ -20,6 +20,7 @@ from fedwsa.data.text import TextData
 from fedwsa.learngene.fit import distillation
 from fedwsa.models import build_model
 from fedwsa.models.flops import forward_flops
+from fedwsa.models.inputs import ImageShape, TextShape
 from fedwsa.schema.compose import compose
 from fedwsa.schema.sections import Local
 
@@ -29,7 +30,7 @@ MODELS = ["char_lstm", "char_transformer"]
 
 def network(name: str, *overrides: str) -> nn.Module:
     config = compose([f"model={name}", "model.width=0.25", "model.depth=2", *overrides])
-    return build_model(config.model, (LENGTH,), CLASSES, seed=0)
+    return build_model(config.model, TextShape(LENGTH), CLASSES, seed=0)
 
 
 def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -92,14 +93,14 @@ def test_every_model_is_refused_for_the_other_kind_by_a_line_that_names_what_fit
     pictures = sorted(set(options("model")) - {*MODELS, "cnn1d"})
     for name in MODELS:
         with pytest.raises(ConfigError) as caught:
-            build_model(compose([f"model={name}"]).model, (3, 32, 32), 10, seed=0)
+            build_model(compose([f"model={name}"]).model, ImageShape(3, 32, 32), 10, seed=0)
         expected = f"{name} is for text, and the data are images; take one of {', '.join(pictures)}"
         assert str(caught.value) == f"model: {expected}"
     for name in pictures:
         component = compose([f"model={name}"]).model
         with pytest.raises(ConfigError) as caught:
-            build_model(component, (80,), 65, seed=0, where="sizes.S")
-        kinds = "tables and time series and images" if name == "mlp" else "images"
+            build_model(component, TextShape(80), 65, seed=0, where="sizes.S")
+        kinds = "images and tables and time series" if name == "mlp" else "images"
         expected = f"sizes.S: {component.name} is for {kinds}, and the data are text; take one of "
         assert str(caught.value) == expected + ", ".join(MODELS)
 
@@ -114,7 +115,7 @@ def test_a_transformer_of_no_whole_heads_is_refused() -> None:
 def test_operations_of_a_recurrent_layer_are_counted() -> None:
     # Each position: 4·32 gates from 32 + 32 numbers in each of two layers, then the classifier.
     per_position = 2 * (2 * 4 * 32 * (32 + 32) + 32 * CLASSES)
-    assert forward_flops(network("char_lstm"), (LENGTH,), 3) == 3 * LENGTH * per_position
+    assert forward_flops(network("char_lstm"), TextShape(LENGTH), 3) == 3 * LENGTH * per_position
 
 
 def test_accuracy_and_loss_are_per_character() -> None:
@@ -188,7 +189,7 @@ def test_a_cohort_of_transformers_trains_each_as_alone() -> None:
     sizes, settings = (11, 9, 4), local()  # three, two (the last of five) and one batches
     own = [conditions(settings, 0.05 * (k + 1), 0.01) for k in range(3)]
     assert why_not(settings) is None
-    assert stacking(network("char_transformer"), (LENGTH,), CLASSES).reason is None
+    assert stacking(network("char_transformer"), TextShape(LENGTH), CLASSES).reason is None
     stack = Stack(network("char_transformer"), 3)
     losses = train_stack(stack, [samples(n) for n in sizes], settings, own, [[]] * 3)
     for k, n in enumerate(sizes):
@@ -202,7 +203,8 @@ def test_a_cohort_of_transformers_trains_each_as_alone() -> None:
 
 
 def test_recurrent_layers_are_trained_one_by_one_and_say_why() -> None:
-    assert stacking(network("char_lstm"), (LENGTH,), CLASSES).reason == "torch has no stacked LSTM"
+    found = stacking(network("char_lstm"), TextShape(LENGTH), CLASSES)
+    assert found.reason == "torch has no stacked LSTM"
 
 
 def test_distilling_text_is_the_mean_of_distilling_each_position() -> None:

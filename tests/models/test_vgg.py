@@ -14,11 +14,12 @@ from fedwsa.config.component import Component
 from fedwsa.data.examples import Examples
 from fedwsa.data.sources import digits
 from fedwsa.models import build_model
+from fedwsa.models.inputs import ImageShape
 
-IMAGE = (3, 32, 32)
+IMAGE = ImageShape(3, 32, 32)
 
 
-def vgg(image: tuple[int, int, int] = IMAGE, **arguments: object) -> nn.Module:
+def vgg(image: ImageShape = IMAGE, **arguments: object) -> nn.Module:
     made = {"_target_": "fedwsa.models.vgg.vgg", "width": 1.0, "depth": 8, "norm": "none"}
     return build_model(Component(**{**made, **arguments}), image, 10, seed=0)
 
@@ -43,7 +44,7 @@ def test_convolutions_start_with_variance_two_over_fan_out(depth: int, norm: str
 
 
 def test_the_classifier_is_one_linear_layer_without_biases_on_512_features() -> None:
-    for image in (IMAGE, (1, 64, 64)):
+    for image in (IMAGE, ImageShape(1, 64, 64)):
         for depth in (8, 11, 16):
             linear = [m for m in vgg(image, depth=depth).modules() if isinstance(m, nn.Linear)]
             assert [(m.in_features, m.out_features, m.bias) for m in linear] == [(512, 10, None)]
@@ -89,7 +90,7 @@ def test_a_vgg8_without_norms_learns_at_once() -> None:
 
     data = digits().decode()
     inputs, labels = enlarged(data.train), data.train.labels
-    model = vgg((1, 32, 32), width=0.125)
+    model = vgg(ImageShape(1, 32, 32), width=0.125)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-5)
     random = seeding.generator(0, "order")
     for _ in range(6):

@@ -28,6 +28,7 @@ from fedwsa.data.loading import load
 from fedwsa.data.sources import parquet
 from fedwsa.models import build_model
 from fedwsa.models.files import load_network, save_network
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
 from fedwsa.scope.weight_scope import WeightScope
@@ -232,7 +233,7 @@ def test_a_model_file(model: Path, hurt: Callable[[bytes], bytes]) -> None:
 def scope(model: Path) -> tuple[Path, Config, SizedModels]:
     file = model.with_name("scope.safetensors")
     config = compose(["wsa=on", "wsa.target=fixed", f"wsa.scope={file}", "model.width=0.05"])
-    return file, config, SizedModels.of(config, (1, 8, 8), 10)
+    return file, config, SizedModels.of(config, ImageShape(1, 8, 8), 10)
 
 
 @broken

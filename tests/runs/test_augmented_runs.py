@@ -18,6 +18,7 @@ from fedwsa.config.component import ConfigError
 from fedwsa.config.places import options
 from fedwsa.models import build_model, exchange
 from fedwsa.models.augment import kernels
+from fedwsa.models.inputs import ImageShape, TextShape
 from fedwsa.schema.compose import compose
 from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.sections import Local
@@ -167,7 +168,7 @@ def test_it_goes_with_every_network_of_kernels(
     if (folder / "model.safetensors").exists():  # FedBN leaves each client one of its own
         config = compose([*AUGMENTED, *overrides, "model.width=0.1"])
         component = config.model_of(None)
-        plain = exchange.travelling_state(build_model(component, (1, 8, 8), 10, 0))
+        plain = exchange.travelling_state(build_model(component, ImageShape(1, 8, 8), 10, 0))
         found = load_file(folder / "model.safetensors")
         assert {k for k, t in found.items() if t.is_floating_point()} == set(plain)
 
@@ -192,11 +193,11 @@ def test_what_has_no_kernels_of_its_own_is_refused_before_the_first_round(
 def test_the_kernels_of_our_networks() -> None:
     # Of resnet20 all but the two 1x1 shortcuts.
     for name, count in (("vgg8", 5), ("vgg11", 8), ("resnet20", 19), ("cnn", 2), ("cnn_pfl", 2)):
-        model = build_model(options("model")[name], (3, 32, 32), 10, 0)
+        model = build_model(options("model")[name], ImageShape(3, 32, 32), 10, 0)
         assert len(kernels(model)) == count, name
 
 
 @pytest.mark.parametrize("model", ["char_lstm", "char_transformer"])
 def test_text_models_have_no_kernels(model: str) -> None:
     with pytest.raises(ValueError, match="no 2-D convolution"):
-        kernels(build_model(options("model")[model], (8,), 20, 0))
+        kernels(build_model(options("model")[model], TextShape(8), 20, 0))

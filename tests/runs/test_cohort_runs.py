@@ -15,6 +15,7 @@ from clients.app import build
 from experiments.commands.simulate import simulate
 from fedwsa.data.federated import open_federated
 from fedwsa.models import build_model
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
 from fedwsa.simulation import CohortReply
@@ -120,7 +121,7 @@ def test_a_client_that_spoils_a_stack_fails_alone(spoilt: str, tmp_path: Path) -
 def stacked(config: Config) -> list[dict[str, torch.Tensor]]:
     """What six clients answer who train at once, in this process."""
     app = build(config)
-    shape, classes = (1, 8, 8), 10
+    shape, classes = ImageShape(1, 8, 8), 10
     arrays = messages.to_arrays(build_model(config.model, shape, classes, 0).state_dict())
     content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})})
     sent = [Message(content, node, "train") for node in range(6)]

@@ -11,12 +11,13 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from experiments.commands.simulate import simulate
+from fedwsa.models.inputs import ImageShape
 from fedwsa.models.library import timm
 from fedwsa.schema.compose import compose
 from tests.given.large_digits import large_digits
 
 NAME, BATCH = "test_resnet", 32
-SHAPE = (1, 32, 32)
+SHAPE = ImageShape(1, 32, 32)
 OTHERS = 900  # of the digits, which no client has
 
 

@@ -15,6 +15,7 @@ from experiments.commands.simulate import simulate
 from fedwsa import WeightScope
 from fedwsa.config.component import ConfigError
 from fedwsa.models import build_model
+from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
 from server.rounds import RunError
@@ -133,7 +134,7 @@ def test_the_run_learned(aligned: Path, cache: str) -> None:
     table = pd.read_csv(aligned / "history.csv")
     assert table["accuracy"].iloc[-1] > table["accuracy"].iloc[0]
     assert table["train_loss"].iloc[-1] < table["train_loss"].iloc[0]
-    initial = build_model(configured(cache).model, (1, 8, 8), 10, seed=0).state_dict()
+    initial = build_model(configured(cache).model, ImageShape(1, 8, 8), 10, seed=0).state_dict()
     assert all(not torch.equal(initial[k], w) for k, w in weights(aligned).items())
 
 

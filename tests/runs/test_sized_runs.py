@@ -14,6 +14,7 @@ from torch import Tensor
 from experiments.commands.simulate import simulate
 from fedwsa.config.component import Component, ConfigError
 from fedwsa.models import build_model
+from fedwsa.models.inputs import shape_from
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
 from server.federation import Federation
@@ -144,9 +145,8 @@ def test_depths_have_a_model_each_that_can_be_loaded(cache: str, tmp_path: Path)
 
         with safe_open(tmp_path / f"{file}.safetensors", "pt") as stored:
             facts = json.loads(stored.metadata()["fedwsa"])
-        model = build_model(
-            Component.model_validate(facts["model"]), tuple(facts["shape"]), facts["classes"], 0
-        )
+        component, shape = Component.model_validate(facts["model"]), shape_from(facts["shape"])
+        model = build_model(component, shape, facts["classes"], 0)
         model.load_state_dict(weights(tmp_path, f"{file}.safetensors"))
         assert facts["model"]["depth"] == depth
     assert pd.read_csv(tmp_path / "history.csv")["failed"].isna().all()
