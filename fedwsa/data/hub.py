@@ -6,16 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from fedwsa.config.component import ConfigError
 from fedwsa.data.cache import place
 from fedwsa.data.decoding import BATCH, Background, Encoded, decode_images, in_one_shape
+from fedwsa.data.documents import require_tokenizers, tokenized
 from fedwsa.data.examples import Examples, LabelledData, numbered
 from fedwsa.data.images import ImageData
 from fedwsa.data.keys import digest, of_files
@@ -23,6 +25,8 @@ from fedwsa.data.loading import Source
 from fedwsa.data.splits import TestShare, in_two
 from fedwsa.data.tables import measured, table_of
 from fedwsa.data.transforms import Transforms, transform_of
+
+_TEXTS = ("string", "large_string")
 
 # datasets is imported where data are read, for seconds: who has the cached tensors is spared it.
 
@@ -39,6 +43,10 @@ class _Asked:
     image: str | None
     label: str | None
     id: str | None
+    text: str | None
+    tokenizer: str | None
+    sequence: int
+    vocabulary: int
     drop: tuple[str, ...]
     background: Background
     transform: Transforms | None
@@ -54,11 +62,15 @@ def hub(
     image_column: str | None,
     label_column: str | None,
     id_column: str | None,
+    text_column: str | None,
+    tokenizer: str | None,
+    sequence: PositiveInt,
+    vocabulary: Annotated[int, Field(gt=3)],
     drop: list[str],
     background: Background,
     transform: Transforms | None,
 ) -> Source:
-    """Images or a table that ``datasets.load_dataset`` loads: from the Hub, its cache or a folder.
+    """Images, texts or a table that ``datasets.load_dataset`` loads: the Hub's, or a folder's.
 
     Parameters
     ----------
@@ -75,6 +87,11 @@ def hub(
         the only one of classes. A named label may hold classes, integers, words, true and false.
     id_column
         Names the natural client of each training example.
+    text_column
+        Of texts with a label each. None: the only one of texts, where all others are the label,
+        the client, or dropped.
+    tokenizer, sequence, vocabulary
+        Of texts: see :func:`fedwsa.data.documents.tokenized`.
     drop
         Columns that are not read, of a table.
     background, transform
@@ -85,7 +102,7 @@ def hub(
         raise ConfigError("dataset=hub: needs the package datasets: pip install 'fedwsa[hub]'")
     asked = _Asked(
         *(name, config, revision, train, test, image_column, label_column, id_column),
-        *(tuple(drop), background, transform),
+        *(text_column, tokenizer, sequence, vocabulary, tuple(drop), background, transform),
     )
     folder = place(name)
     files = sorted(f for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else []
@@ -98,7 +115,10 @@ def hub(
         try:
             return _decoded(asked)
         except ConfigError as error:
-            raise ConfigError(str(error).replace("dataset.path", "dataset.name")) from None
+            line = str(error).replace("dataset.path", "dataset.name")
+            raise ConfigError(
+                line.replace("in dataset.drop", "in dataset.drop, or a text in dataset.text_column")
+            ) from None
 
     return Source(f"hub-{key[:24]}", decode)
 
@@ -106,8 +126,11 @@ def hub(
 def _decoded(asked: _Asked) -> LabelledData:
     train = _split(asked, asked.train)
     splits = [train] if isinstance(asked.test, float) else [train, _split(asked, asked.test)]
-    image = _image_column(train, asked.image)
     names = [f"{asked.name}[{split}]" for split in (asked.train, asked.test)]
+    text = _text_column(train, asked)
+    image = _image_column(train, asked.image) if text is None else None
+    if text is not None:
+        return _documents(asked, splits, names, text)
     if image is None:
         return _table(asked, splits, names)
     label = _label_column(train, asked.label, asked.id)
@@ -163,6 +186,50 @@ def _image_column(split: Any, wanted: str | None) -> str | None:
             f"{', '.join(images)}"
         )
     return images[0] if images else None
+
+
+def _text_column(split: Any, asked: _Asked) -> str | None:
+    """The column of texts: the one that is wanted, or the only one; None: they are no texts."""
+    import datasets
+
+    kinds = split.features.items()
+    words = [n for n, k in kinds if isinstance(k, datasets.Value) and k.dtype in _TEXTS]
+    if (wanted := asked.text) is not None:
+        if wanted not in split.features:
+            raise ConfigError(f"dataset.text_column: there is no {wanted}; {_columns(split)}")
+        if wanted not in words:
+            raise ConfigError(f"dataset.text_column: {wanted} holds no texts; {_columns(split)}")
+        return wanted
+    if asked.image is not None:
+        return None
+    known = {asked.label or _class_column(split, asked.id), asked.id, *asked.drop}
+    rest = [name for name in split.features if name not in known]
+    if asked.label is None and len(rest) == 2 and len(set(rest) & set(words)) == 1:
+        rest = [name for name in rest if name in words]  # the other is the label: whole numbers
+    return rest[0] if len(rest) == 1 and rest[0] in words else None
+
+
+def _documents(
+    asked: _Asked, splits: Sequence[Any], names: Sequence[str], text: str
+) -> LabelledData:
+    require_tokenizers()
+    label = _label_column(splits[0], asked.label, asked.id)
+    words = _words(splits[0], label, names[0])
+    texts, parts = [], []
+    for split, name in zip(splits, names, strict=False):
+        texts.append(_column(split, text, name, "dataset.text_column").tolist())
+        parts.append(Examples(torch.arange(len(split)), _labels(split, label, words, name)))
+    if asked.id is not None:
+        parts[0] = replace(parts[0], ids=_ids(splits[0], asked.id))
+    if isinstance(asked.test, float):
+        texts, parts = texts * 2, list(in_two(parts[0], asked.test))
+    return tokenized(
+        (texts[0], texts[1]),
+        (parts[0], parts[1]),
+        asked.tokenizer,
+        asked.sequence,
+        asked.vocabulary,
+    )
 
 
 def _label_column(split: Any, wanted: str | None, ids: str | None) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from fedwsa.config.blame import blaming
 from fedwsa.config.component import Component, ConfigError, build
 from fedwsa.data.cache import fetch, keep, place
+from fedwsa.data.documents import DocumentData
 from fedwsa.data.examples import Examples, LabelledData
 from fedwsa.data.images import ImageData
 from fedwsa.data.keys import digest, of_code, of_component, versions
@@ -29,7 +30,7 @@ _DECODERS = ("numpy", "torch", "pandas", "pillow", "pyarrow", "scikit-learn", "t
 logger = logging.getLogger("fedwsa")
 
 KINDS: dict[str, type[LabelledData]] = {
-    kind.kind: kind for kind in (ImageData, TextData, Measurements)
+    kind.kind: kind for kind in (ImageData, TextData, Measurements, DocumentData)
 }
 
 

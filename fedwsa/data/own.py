@@ -29,7 +29,6 @@ from fedwsa.data.keys import digest
 from fedwsa.data.loading import KINDS, Source, load, open_source
 from fedwsa.data.partition import Labels, Partition, describe
 from fedwsa.data.shares import Shares
-from fedwsa.models.inputs import InputShape
 from fedwsa.remembered import in_run
 
 
@@ -63,7 +62,7 @@ class Reference(BaseModel):
         Labels are 0 … classes − 1.
     names : tuple of str
         Of the classes, where folders are called by them.
-    shape : InputShape
+    shape : tuple of int
         Of an example.
     facts : dict
         See :meth:`fedwsa.data.examples.LabelledData.facts`.
@@ -74,7 +73,7 @@ class Reference(BaseModel):
     kind: str
     classes: int
     names: tuple[str, ...]
-    shape: InputShape
+    shape: tuple[int, ...]
     facts: dict[str, Any]
 
 

@@ -35,10 +35,14 @@ class TextShape(NamedTuple):
 
 
 class DocumentShape(NamedTuple):
-    """Of a text with one label; tokens ``(N, T)``, 0 for padding, answered by ``(N, classes)``."""
+    """Of a text with one label; tokens ``(N, T)`` are answered by ``(N, classes)``.
+
+    There are ``vocabulary`` different ones; ``padding`` stands behind the end of a text.
+    """
 
     length: int
     vocabulary: int
+    padding: int = 0
 
 
 InputShape = ImageShape | SeriesShape | TextShape | DocumentShape

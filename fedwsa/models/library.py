@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Collection, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import nn
 
-from fedwsa.config.component import ConfigError
 from fedwsa.config.nearest import nearest
 from fedwsa.models import ImageShape
 from fedwsa.models.architecture import Architecture, described
 from fedwsa.models.families import FAMILIES, Family, convolution_like
 from fedwsa.models.norms import norm_layer
+from fedwsa.models.pretrained import DEFAULT, freeze_found, load_stored, stored
 from fedwsa.models.torchvision_loader import torchvision as _torchvision
-from fedwsa.models.weights import is_safetensors, open_torch, open_weights
 
 # isort: split
 import timm as _timm  # after it: timm takes torchvision
@@ -28,8 +25,6 @@ import timm as _timm  # after it: timm takes torchvision
 logger = logging.getLogger("fedwsa")
 
 NormOption = Literal["kept", "group"]
-
-_DEFAULT = "DEFAULT"
 
 
 def _family(name: str) -> Family | None:
@@ -83,7 +78,7 @@ def timm(
     known = _timm.get_pretrained_cfg(name)
     if known is not None and known.fixed_input_size:
         settings["img_size"] = image[1:]
-    pretrained = weights == _DEFAULT
+    pretrained = weights == DEFAULT
     if width != 1.0 or depth is not None:
         if pretrained:
             raise ValueError("weights=DEFAULT are of the network as it is: leave width and depth")
@@ -133,13 +128,13 @@ def torchvision(
     aside = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     model: nn.Module = models.get_model(name, weights=None, num_classes=classes, **aside)
     _take_channels(model, image[0])
-    if weights == _DEFAULT:
+    if weights == DEFAULT:
         known = models.get_model_weights(name).DEFAULT
         try:
-            stored = known.get_state_dict(check_hash=True)
+            found = known.get_state_dict(check_hash=True)
         except Exception as error:
             raise ValueError(_not_there("torchvision", name, known.url)) from error
-        _load(model, stored, known.name)
+        load_stored(model, found, known.name)
         weights = None
     return _fitted(model, name, weights, norm, freeze)
 
@@ -160,13 +155,13 @@ def _fitted(
     model: nn.Module, name: str, weights: str | None, norm: NormOption, freeze: str | None
 ) -> nn.Module:
     if weights is not None:
-        _load(model, _stored(Path(weights)), weights)
+        load_stored(model, stored(weights), weights)
     if norm == "group":
         _replace_norms(model)
     elif any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         _warn_of_norms(name)
     if freeze is not None:
-        _freeze(model, freeze)
+        freeze_found(model, freeze)
     return model
 
 
@@ -190,48 +185,6 @@ def _take_channels(model: nn.Module, channels: int) -> None:
             return
 
 
-def _stored(file: Path) -> Mapping[str, Tensor]:
-    """The tensors of a file of weights.
-
-    Raises
-    ------
-    ValueError
-        If it holds none.
-    """
-    opened = open_torch if file.is_file() and not is_safetensors(file) else open_weights
-    try:
-        return opened(file).tensors()
-    except ConfigError as error:
-        raise ValueError(f"weights: {error}") from None
-
-
-@torch.no_grad()
-def _load(model: nn.Module, stored: Mapping[str, Tensor], source: str) -> None:
-    """Give a network stored weights, but for a classifier of other classes.
-
-    A first convolution for colours takes grey images by the sum over its channels.
-    """
-    own = model.state_dict()
-    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    first, last = f"{layers[0]}.weight", f"{layers[-1]}."
-    taken: dict[str, Tensor] = {}
-    for name, tensor in own.items():
-        found, head = stored.get(name), name.startswith(last)
-        if found is None:
-            raise ValueError(f"weights: {source} has no {name}: it is of another network")
-        if name == first and found.dim() == 4 and tensor.shape[1] == 1 != found.shape[1]:
-            found = found.sum(1, keepdim=True)
-        if found.shape != tensor.shape:
-            if head and found.shape[1:] == tensor.shape[1:]:
-                continue
-            shapes = tuple(found.shape), tuple(tensor.shape)
-            raise ValueError(f"weights: {name} of {source} is {shapes[0]}, not {shapes[1]}")
-        taken[name] = found
-    if unknown := sorted(stored.keys() - own.keys()):
-        raise ValueError(f"weights: {source} has {unknown[0]}, which the network lacks")
-    model.load_state_dict(taken, strict=False)
-
-
 def _replace_norms(model: nn.Module) -> None:
     """GroupNorm of up to 8 groups in the place of each BatchNorm, with its scales and shifts."""
     for name, module in list(model.named_modules()):
@@ -243,16 +196,3 @@ def _replace_norms(model: nn.Module) -> None:
                 group.load_state_dict({"weight": module.weight, "bias": module.bias})
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, group)
-
-
-def _freeze(model: nn.Module, pattern: str) -> None:
-    try:
-        found = [p for name, p in model.named_parameters() if re.search(pattern, name)]
-    except re.error as error:
-        raise ValueError(f"freeze: {pattern!r} is no regular expression: {error}") from None
-    if not found:
-        raise ValueError(f"freeze: {pattern!r} is found in no name of a parameter")
-    if len(found) == len(list(model.parameters())):
-        raise ValueError(f"freeze: {pattern!r} leaves nothing to train")
-    for parameter in found:
-        parameter.requires_grad_(False)

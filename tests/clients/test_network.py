@@ -239,7 +239,7 @@ def unrepeatable(image: tuple[int, int, int], classes: int) -> nn.Module:
 def test_a_builder_that_draws_from_a_generator_of_its_own_is_refused() -> None:
     words = [f"model._target_={__name__}.unrepeatable", "~model.width", "~model.depth"]
     with pytest.raises(ConfigError, match=r"^model: extra does not travel, and is another each"):
-        SizedModels.of(compose(words), (1, 4, 4), 3)
+        SizedModels.of(compose(words), IMAGE, 3)
 
 
 # --- stacks ----------------------------------------------------------------------------------
