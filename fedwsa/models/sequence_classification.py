@@ -15,6 +15,8 @@ from fedwsa.config.nearest import nearest
 from fedwsa.models import DocumentShape
 from fedwsa.models.pretrained import DEFAULT, freeze_found, load_stored, stored
 
+# transformers is imported where a network is made: it takes seconds.
+
 logger = logging.getLogger("fedwsa")
 
 

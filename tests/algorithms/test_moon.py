@@ -23,7 +23,7 @@ from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from server.sizes import SizedModels
 from server.strategy import build_strategy
-from tests.given.shapes import an_example_for
+from tests.given.shapes import an_example_for, small_option
 from tests.given.training import data, local, net
 
 ASKED = {"config": {"moon-mu": 2.0, "moon-temperature": 0.5}}
@@ -156,8 +156,7 @@ def test_it_is_refused_before_round_1_where_it_counts(mu: float) -> None:
 
 @pytest.mark.parametrize("name", options("model"))
 def test_our_models_answer_by_a_linear_layer(name: str) -> None:
-    component = options("model")[name]
-    component = component.replace(width=0.25) if "width" in component.arguments else component
+    component = small_option(name)
     shape = an_example_for(component)
     model = build_model(component, shape, 10, 0).train()
     require_classifier(model, blank_inputs(shape, 2))

@@ -32,7 +32,7 @@ from fedwsa.wire import messages
 from fedwsa.wire.names import STAYING
 from server.sizes import SizedModels
 from tests.given.odd_models import everything
-from tests.given.shapes import an_example_for
+from tests.given.shapes import an_example_for, small_option
 
 IMAGE, CLASSES = ImageShape(1, 4, 4), 3
 ODD = Component.of("tests.given.odd_models.everything")
@@ -221,10 +221,8 @@ def test_layers_as_torch_makes_them_are_shared_and_copied(build: Callable[[], nn
 
 @pytest.mark.parametrize("name", options("model"))
 def test_networks_of_ours_are_shareable(name: str) -> None:
-    component = options("model")[name]
-    shape = an_example_for(component)
-    small = component.replace(width=0.25) if "width" in component.arguments else component
-    model = build_model(small, shape, 10, 0)
+    small = small_option(name)
+    model = build_model(small, an_example_for(small), 10, 0)
     state.require_shareable(model, "model")
     assert dict(model.named_parameters()).keys() <= state.travelling(model).keys()
 

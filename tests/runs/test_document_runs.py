@@ -11,7 +11,7 @@ import pytest
 from experiments.commands.simulate import simulate
 from fedwsa.schema.compose import compose
 
-MOODS = {"sad": "bad poor dull awful".split(), "happy": "good fine lovely superb".split()}
+MOODS = {"sad": ["bad", "poor", "dull", "awful"], "happy": ["good", "fine", "lovely", "superb"]}
 OTHERS = [f"word{i}" for i in range(60)]
 SETTINGS = (
     "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32, "
