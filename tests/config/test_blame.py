@@ -140,7 +140,7 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
         (lambda: {}["nope"], "KeyError: 'nope' (tests/config/test_blame.py:"),
         (
             lambda: (PIXELS, LABELS),
-            "TypeError: decode must return ImageData or TextData or Measurements or DocumentData, not tup",
+            "TypeError: decode must return ImageData or TextData or Measurements or ",
         ),
         (lambda: images(PIXELS.numpy(), LABELS), "Examples: inputs must be a torch tensor, not nu"),
         (lambda: images(PIXELS, LABELS[:5]), "Examples: 5 labels for 6 inputs ("),
