@@ -11,6 +11,7 @@ from clients.footprint import free_bytes
 from clients.received import Received
 from clients.training import Samples
 from fedwsa import seeding
+from fedwsa.algorithms.attacks.attack import DataAttack, open_attack
 from fedwsa.algorithms.objective import LocalRun, State, TrainedOn
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import FederatedData
@@ -33,7 +34,7 @@ def samples_of(config: Config, received: Received, key: tuple[int, int]) -> Samp
     random = seeding.generator(config.seed, "train", *key)
     pooled = find_record(received.content, POOLED)
     if pooled is None:
-        own = _own(config, data, key[1], device)
+        own = _poisoned(config, _own(config, data, key[1], device), data.whole.classes, key)
     else:
         own = _pool(config, data, float(pooled[POOLED]), random)
     augment = data.whole.augmentation(config.dataset.augment)
@@ -85,6 +86,16 @@ def seen(config: Config, data: FederatedData, client: int, *, held: bool) -> Exa
     """A client's training samples or its hold-out, as its skew has them."""
     own = data.whole.train[data.split(client)[held]]
     return replace(own, inputs=skewed(config.skew, own.inputs, config.seed, client, held))
+
+
+def _poisoned(config: Config, own: Examples, classes: int, key: tuple[int, int]) -> Examples:
+    """What an attacker trains on, if the attack is on data; an honest client's own."""
+    if not config.attack.share:
+        return own
+    attack = open_attack(config.attack.rule)
+    if not isinstance(attack, DataAttack) or key[1] not in config.attackers:
+        return own
+    return attack.poison(own, classes, seeding.generator(config.seed, "attack", *key))
 
 
 def _pool(config: Config, data: FederatedData, share: float, random: torch.Generator) -> Examples:

@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import logging
 
-from flwr.serverapp.strategy import Bulyan, Krum, MultiKrum, Strategy
+from flwr.serverapp.strategy import (
+    Bulyan,
+    FedMedian,
+    FedTrimmedAvg,
+    Krum,
+    MultiKrum,
+    Strategy,
+)
 
 from fedwsa.algorithms.averaging import averages_by
+from fedwsa.algorithms.robust.server import RobustAverage
 from fedwsa.algorithms.run_facts import RunFacts, require, require_no_noise
 from fedwsa.algorithms.traits import traits_of
 from fedwsa.algorithms.wrapping import chain
@@ -58,6 +66,8 @@ def require_compatible(
         require(strategy, run)
     _require_sgd(strategy, config)
     _require_majority(strategy, run.cohort)
+    if config.attack.share:
+        _require_bearable(strategy, config, run.cohort)
     _require_kernels(config, sizes)
     if config.private:
         _require_private(strategy, config, sizes, run)
@@ -111,6 +121,30 @@ def _require_majority(strategy: Strategy, cohort: int) -> None:
                     f"strategy.args.num_malicious_nodes: {type(part).__name__} bears {liars} of at "
                     f"least {needed} clients a round; there are {cohort}"
                 )
+
+
+def _require_bearable(strategy: Strategy, config: Config, cohort: int) -> None:
+    """Refuse more attackers in a cohort, on average, than a defence is made for."""
+    if config.clients.sizes is not None:
+        raise ConfigError("attack: updates of clients of one size are forged; leave clients.sizes")
+    if not all(traits_of(part).on_devices for part in chain(strategy)):
+        raise ConfigError(f"attack: {type(strategy).__name__} has no clients that could attack")
+    liars = round(len(config.attackers) * cohort / config.clients.count)
+    for part in chain(strategy):
+        name, bears = type(part).__name__, cohort
+        if isinstance(part, tuple(_PER_LIAR)):
+            bears = part.num_malicious_nodes  # type: ignore[attr-defined]
+        elif isinstance(part, RobustAverage):
+            bears = part.bears(cohort)
+        elif isinstance(part, FedTrimmedAvg):
+            bears = int(part.beta * cohort)
+        elif isinstance(part, FedMedian):
+            bears = (cohort - 1) // 2
+        if liars > bears:
+            raise ConfigError(
+                f"attack.share: {liars} of the {cohort} clients of a round attack, and {name} is "
+                f"told to bear {bears}"
+            )
 
 
 def _require_private(strategy: Strategy, config: Config, sizes: SizedModels, run: RunFacts) -> None:

@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from rich.console import Console
 
 from fedwsa import interruption
+from fedwsa.algorithms.attacks.attack import open_attack
 from fedwsa.algorithms.sizes.server import sized
 from fedwsa.algorithms.traits import traits_of
 from fedwsa.algorithms.wrapping import chain
@@ -258,9 +259,10 @@ class Federation:
 
 
 def _require_fitting(config: Config, data: FederatedData) -> None:
-    """Refuse an augmentation or a skew that does not go with the data."""
+    """Refuse an augmentation, a skew or an attack that does not go with the data."""
     data.whole.augmentation(config.dataset.augment)
     open_skew(config.skew, data.whole.train.inputs)
+    open_attack(config.attack.rule)
 
 
 def _open_checkpoints(config: Config, folder: Path, strategy: Strategy) -> Checkpoints:

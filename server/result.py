@@ -65,6 +65,8 @@ def write_result(
     if best is not None:
         result["best_round"], result["best_validation_accuracy"] = best.round, best.accuracy
     result |= {key: tally[key] for key in _COSTS if key in tally}
+    if config.attack.share:
+        result["attackers"] = sorted(config.attackers)
     if config.clients.sizes is not None:
         result["sizes"] = {size: score.accuracy for size, score in last.sizes.items()}
     write_json(folder / "result.json", result)

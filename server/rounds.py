@@ -18,6 +18,7 @@ from fedwsa.schema.config import Config
 from fedwsa.simulation.reduce import AveragedReplies
 from fedwsa.wire import messages
 from fedwsa.wire.names import SERVER_ROUND
+from server.adversary import Adversary
 from server.marks import Marks
 from server.nodes import PartitionGrid
 
@@ -58,6 +59,7 @@ class Conversation:
         on_event: OnEvent = lambda event: None,
     ) -> None:
         self.strategy = guard.strategy
+        self._adversary = Adversary.of(config)
         self._guard, self._grid, self._config = guard, grid, config
         self._marks, self._on_event = marks, on_event
 
@@ -112,7 +114,10 @@ class Conversation:
         """
 
         def send(instructions: Sequence[Message]) -> list[Message]:
-            return self._exchange(instructions, number)
+            if self._adversary is None:
+                return self._exchange(instructions, number)
+            replies = self._exchange(list(instructions), number)  # a single one of each client
+            return self._adversary.forged(number, instructions, replies, self.client_of)
 
         witness = self._witness(number, "train")
         gathered, verdict = self._guard.training(number, asked, send, witness, cohort).run()

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
+from fedwsa.algorithms.attacks.attack import attackers
 from fedwsa.config.component import Component, ConfigError, Section
 from fedwsa.data.federated import DataSpec
 from fedwsa.fleet import size_rules
@@ -18,6 +19,7 @@ from fedwsa.fleet.devices import Device
 from fedwsa.learngene.settings import Init, Pretraining
 from fedwsa.schema.schedule import factor
 from fedwsa.schema.sections import (
+    Attack,
     Checkpoint,
     Clients,
     Dataset,
@@ -48,6 +50,7 @@ class Config(Section):
     subset: Subset
     partition: Component
     skew: Component
+    attack: Attack
     model: Component
     sizes: dict[str, dict[str, Any]]
     init: Init
@@ -79,6 +82,16 @@ class Config(Section):
     def _refuse_splits_without_images_for_clients(self) -> Config:
         if self.init.public + self.evaluation.validation >= 1:
             raise ValueError("init.public and evaluation.validation leave no images for clients")
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_attacks_of_nobody_or_all(self) -> Config:
+        share, count = self.attack.share, self.clients.count
+        if share and not 0 < round(share * count) < count:
+            who = "nobody" if round(share * count) == 0 else "everybody"
+            raise ValueError(f"attack.share: {share:g} of {count} clients is {who}")
+        if share and self.privacy.local is not None:
+            raise ValueError("attack does not go with privacy.local: attackers would add no noise")
         return self
 
     @model_validator(mode="after")
@@ -123,6 +136,11 @@ class Config(Section):
     def server_rate(self, number: int) -> float:
         """Likewise of the server's."""
         return factor(self.server_schedule, self.rounds, number, "server_schedule")
+
+    @property
+    def attackers(self) -> frozenset[int]:
+        """The clients that attack."""
+        return attackers(self.clients.count, self.attack.share, self.seed)
 
     @property
     def private(self) -> bool:

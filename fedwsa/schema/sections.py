@@ -47,6 +47,17 @@ class Dataset(Component):
         return Component.of(self.target, **self.arguments)
 
 
+class Attack(Component):
+    """What some clients do to the others; keys that are not named here are the attack's."""
+
+    share: Annotated[float, Field(ge=0, lt=1)]
+
+    @property
+    def rule(self) -> Component:
+        """The attack alone."""
+        return Component.of(self.target, **self.arguments)
+
+
 class Subset(Section):
     """How many of the examples are used; null: all."""
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from torch import Tensor
 
 from experiments.reports.tables.runs import cell_values
 
@@ -74,3 +76,8 @@ def pair_of_groups(folder: Path, off: Sequence[float], on: Sequence[float], **ax
             own = {**axes, "wsa": label}
             name = ",".join([*own.values(), str(seed)])
             run_folder(folder / name, [value], axes=own, seed=seed)
+
+
+def weights(folder: Path, file: str = "model.safetensors") -> dict[str, Tensor]:
+    """The arrays of a run's model."""
+    return load_file(folder / file)

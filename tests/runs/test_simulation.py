@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from experiments.commands.simulate import simulate
 from fedwsa import WeightScope
@@ -19,6 +18,7 @@ from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
 from server.rounds import RunError
+from tests.given.run_folders import weights
 from tests.given.simulation import faulty
 
 pytestmark = pytest.mark.usefixtures("all_cores")
@@ -41,10 +41,6 @@ def aligned(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def configured(cache: str, *overrides: str) -> Config:
     return compose([*SMALL, f"cache_dir={cache}", *overrides])
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
 
 
 def equal(a: Path, b: Path) -> bool:

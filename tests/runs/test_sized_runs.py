@@ -8,8 +8,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from experiments.commands.simulate import simulate
 from fedwsa.config.component import Component, ConfigError
@@ -18,6 +16,7 @@ from fedwsa.models.inputs import shape_from
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
 from server.federation import Federation
+from tests.given.run_folders import weights
 from tests.given.simulation import faulty
 
 pytestmark = pytest.mark.usefixtures("all_cores")
@@ -49,10 +48,6 @@ def mixed(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def configured(cache: str, *overrides: str) -> Config:
     return compose([*SMALL, f"cache_dir={cache}", *overrides])
-
-
-def weights(folder: Path, file: str = "model.safetensors") -> dict[str, Tensor]:
-    return load_file(folder / file)
 
 
 def equal(a: Path, b: Path) -> bool:

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from experiments.commands.simulate import simulate
 from fedwsa.config.component import ConfigError
@@ -17,6 +16,7 @@ from fedwsa.data.text import encode
 from fedwsa.models.files import load_network
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
+from tests.given.run_folders import weights
 
 ROLES = ("Ann", "Bob", "Eve", "Lear")
 LETTERS = "abcdefgh"
@@ -60,10 +60,6 @@ def aligned(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("aligned")
     simulate(configured(place, "wsa=on", "wsa.strength=1"), folder / "run")
     return folder / "run"
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
 
 
 def same(a: Path, b: Path) -> bool:

@@ -1,0 +1,1 @@
+"""Averages of updates that some liars among the clients cannot move far."""
