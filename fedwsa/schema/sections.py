@@ -234,6 +234,7 @@ class Guard(Section):
 
     max_examples: PositiveFloat
     max_norm_ratio: Annotated[float, Field(gt=1)] | None
+    max_scope_kl: PositiveFloat | None
     min_results: PositiveFloat
     repeats: Annotated[int, Field(ge=0)]
     below: Literal["stop", "skip"]

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedwsa import FedWSA
+from fedwsa.algorithms.guard.apart import scopes_apart
 from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.scaffold.server import Scaffold
 from fedwsa.simulation.reduce import Averaged
@@ -323,3 +324,38 @@ def test_whatever_clients_send_the_aggregate_is_finite_and_nothing_is_raised(
     if arrays is not None:
         assert all(np.isfinite(a.numpy()).all() for a in arrays.values())
         assert np.isfinite([v for v in metrics.values() if not isinstance(v, list)]).all()
+
+
+def with_spread(*spreads: float) -> list[RecordDict]:
+    """A client's model each: two entries ±σ, so that its scope is N(0, σ²)."""
+    return [
+        RecordDict({"arrays": record({"w": np.array([[-s, s]]), "b": np.array([s])})})
+        for s in spreads
+    ]
+
+
+def test_scopes_are_compared_with_the_median_of_the_cohort() -> None:
+    found = scopes_apart(with_spread(1.0, 1.0, 3.0))
+    assert [layer for layer, _ in found] == ["w"] * 3
+    # KL(N(0, 9) ‖ N(0, 1)) = ln(1/3) + 9/2 − 1/2
+    np.testing.assert_allclose([kl for _, kl in found], [0, 0, 4 - np.log(3)], atol=1e-9)
+
+
+def test_a_client_without_layers_is_no_further_than_anybody() -> None:
+    bare = RecordDict({"arrays": record({"b": np.ones(1)})})
+    assert scopes_apart([*with_spread(1.0, 1.0), bare])[2] == ("", 0.0)
+
+
+@pytest.mark.parametrize(("limit", "refused"), [(2.89, True), (2.91, False)])
+def test_a_model_of_another_scope_is_refused(limit: float, refused: bool) -> None:
+    guard = Guard(FedAvg(), max_scope_kl=limit)
+    start = record({"w": np.zeros((1, 2)), "b": np.zeros(1)})
+    sent = asked(guard, 3, start=start)
+    replies = []
+    for message, content in zip(sent, with_spread(1.0, 1.0, 3.0), strict=True):
+        content["metrics"] = MetricRecord({"num-examples": 1.0})
+        replies.append(Message(content, reply_to=message))
+    arrays, _ = guard.aggregate_train(1, replies)
+    why = "the scope of w is 2.9 nats from the cohort's median"
+    assert reasons(guard) == ({4: ("rejected", why)} if refused else {})
+    np.testing.assert_allclose(arrays["b"].numpy(), 1.0 if refused else 5 / 3, rtol=1e-6)

@@ -146,7 +146,7 @@ def test_wrong_values_are_one_line_with_what_is_allowed(overrides: str, message:
         ("rouns=3", "rouns: unknown key; did you mean rounds? fedwsa --help lists all"),
         (
             "guard.foo=1",
-            "guard.foo: unknown key; guard has max_examples, max_norm_ratio, min_results,",
+            "guard.foo: unknown key; guard has max_examples, max_norm_ratio, max_scope_kl,",
         ),
         ("clients.number=3", "clients.number: unknown key;"),
         ("local.learning_rate=3", "local.learning_rate: unknown key;"),

@@ -35,7 +35,9 @@ def test_liars_that_shout_bring_the_mean_to_chance_and_the_median_not(cache, tmp
     assert len(mean["attackers"]) == 3
 
 
-@pytest.mark.parametrize("words", [["attack=label_flip"], ["attack=alie", "attack.z=1.5", "wsa=on"]])
+@pytest.mark.parametrize(
+    "words", [["attack=label_flip"], ["attack=alie", "attack.z=1.5", "wsa=on"]]
+)
 def test_they_attack_alike_alone_and_in_stacks(words: list[str], cache, tmp_path) -> None:
     """And FedWSA believes the scopes that come with forged weights: they are those of these."""
     for size in (1, 5):

@@ -68,6 +68,9 @@ class Guard(Wrapper):
         needs the single updates, so nothing is averaged at the workers then. With clients of
         several sizes, norms are root mean squares over the entries. Not with privacy wrappers:
         they clip every update, and who is left out would depend on the data.
+    max_scope_kl : float, optional
+        A model one of whose layers has a weight scope further than that, in nats, from the
+        median of the cohort's is refused. It needs the single models too.
     min_results : float
         The quorum: so many usable answers a round needs; below 1 a share of the cohort.
     repeats : int
@@ -91,7 +94,7 @@ class Guard(Wrapper):
 
     traits: ClassVar[Traits] = Traits(
         # As the wrapped strategy, unless the single updates must be seen.
-        averages_by=lambda g: averages_by(g.strategy) if g.max_norm_ratio is None else None,
+        averages_by=lambda g: None if g.compares else averages_by(g.strategy),
         transient=("_training", "_evaluated", "gathered"),  # of a round alone
     )
 
@@ -101,6 +104,7 @@ class Guard(Wrapper):
         *,
         max_examples: float = MOST_EXAMPLES,
         max_norm_ratio: float | None = None,
+        max_scope_kl: float | None = None,
         min_results: float = 1,
         repeats: int = 0,
         below: Below = "stop",
@@ -112,14 +116,16 @@ class Guard(Wrapper):
             raise ValueError(f"max_examples must be above 0; got {max_examples}")
         if max_norm_ratio is not None and not max_norm_ratio > 1:
             raise ValueError(f"max_norm_ratio must be above 1; got {max_norm_ratio}")
+        if max_scope_kl is not None and not max_scope_kl > 0:
+            raise ValueError(f"max_scope_kl must be above 0; got {max_scope_kl}")
         self.strategy = strategy
         self.max_examples, self.max_norm_ratio = max_examples, max_norm_ratio
+        self.max_scope_kl = max_scope_kl
         self.quorum = Quorum(min_results, repeats, below)
         self.timeout, self.numbers, self.scores = timeout, tuple(numbers), tuple(scores)
-        if max_norm_ratio is not None and is_private(strategy):
-            raise ValueError(
-                "max_norm_ratio does not go with privacy wrappers, which clip every update"
-            )
+        if self.compares and is_private(strategy):
+            key = "max_scope_kl" if max_norm_ratio is None else "max_norm_ratio"
+            raise ValueError(f"{key} does not go with privacy wrappers, which clip every update")
         self._clipped = any(
             isinstance(
                 part,
@@ -132,14 +138,20 @@ class Guard(Wrapper):
         self._evaluated: list[Message] = []
         self.gathered: Gathered | None = None
 
+    @property
+    def compares(self) -> bool:
+        """Whether it looks at the models of the cohort side by side."""
+        return self.max_norm_ratio is not None or self.max_scope_kl is not None
+
     def summary(self) -> None:
         """Log the settings, then those of the wrapped strategy."""
         logger.info(
-            "\t├──> Guard: at least %g results, %d repeats, then %s; norms %s",
+            "\t├──> Guard: at least %g results, %d repeats, then %s; norms %s, scopes %s",
             self.quorum.results,
             self.quorum.repeats,
             self.quorum.below,
             "free" if self.max_norm_ratio is None else f"to {self.max_norm_ratio:g} × median",
+            "free" if self.max_scope_kl is None else f"to {self.max_scope_kl:g} nats",
         )
         self.strategy.summary()
 
@@ -238,7 +250,7 @@ class Guard(Wrapper):
         """The judge of answers to a training."""
         weight = averages_by(self.strategy) or weighs_by(self.strategy)
         rules = Rules(weight, self.numbers, self.max_examples, answers_of(self.strategy))
-        return Judge(in_training(rules, self._clipped), self.max_norm_ratio)
+        return Judge(in_training(rules, self._clipped), self.max_norm_ratio, self.max_scope_kl)
 
     def skip(self, server_round: int) -> None:
         """Forget a round that was configured and brings no model."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Error, Message, MetricRecord
 
+from fedwsa.algorithms.guard.apart import scopes_apart
 from fedwsa.algorithms.guard.gathered import (
     Gathered,
     Incident,
@@ -42,10 +43,13 @@ class Judge:
         What is wrong with a single answer: :func:`in_training`, :func:`in_evaluation`.
     max_norm_ratio : float or None
         So many times as long as the median an update may be; None: any length.
+    max_scope_kl : float or None
+        So far from the cohort's median the scope of a layer may be, in nats; None: anywhere.
     """
 
     problem: Problem
     max_norm_ratio: float | None = None
+    max_scope_kl: float | None = None
 
     def each(self, asked: Sequence[Message], replies: Iterable[Message]) -> Gathered:
         """Each answer by itself; those that were averaged at the workers were judged there."""
@@ -108,7 +112,20 @@ class Judge:
         return Gathered(replies, accepted, incidents, found.asked, found.repeats)
 
     def _outliers(self, replies: Sequence[Message], sent: Mapping[int, Message]) -> dict[int, str]:
-        """Updates that are too long, by node."""
+        """Updates that are too long, and models whose scopes are too far off, by node."""
+        return self._apart(replies) | self._too_long(replies, sent)
+
+    def _apart(self, replies: Sequence[Message]) -> dict[int, str]:
+        if self.max_scope_kl is None or len(replies) < _MEDIAN_OF:
+            return {}
+        found = scopes_apart([reply.content for reply in replies])
+        return {
+            node_of(reply): f"the scope of {layer} is {apart:.3g} nats from the cohort's median"
+            for reply, (layer, apart) in zip(replies, found, strict=True)
+            if not apart <= self.max_scope_kl
+        }
+
+    def _too_long(self, replies: Sequence[Message], sent: Mapping[int, Message]) -> dict[int, str]:
         if self.max_norm_ratio is None:
             return {}
         sizes = {node_of(r): update_size(r.content, sent[node_of(r)].content) for r in replies}
