@@ -18,8 +18,12 @@ from flwr.serverapp.strategy import (
 )
 
 from fedwsa.algorithms.averaging import averages_by
-from fedwsa.algorithms.robust.server import RobustAverage
-from fedwsa.algorithms.run_facts import RunFacts, require, require_no_noise
+from fedwsa.algorithms.run_facts import (
+    RunFacts,
+    require,
+    require_bearable,
+    require_no_noise,
+)
 from fedwsa.algorithms.traits import traits_of
 from fedwsa.algorithms.wrapping import chain
 from fedwsa.config.blame import blaming
@@ -43,6 +47,7 @@ def facts_of(config: Config, sizes: SizedModels, cohort: int) -> RunFacts:
         rounds=config.rounds,
         epochs=config.local.epochs,
         cohort=cohort,
+        attackers=round(len(config.attackers) * cohort / config.clients.count),
         private=config.private,
         transforms_weights=config.local.weight_augmentation != "off",
         init=config.init.method.name,
@@ -67,7 +72,8 @@ def require_compatible(
     _require_sgd(strategy, config)
     _require_majority(strategy, run.cohort)
     if config.attack.share:
-        _require_bearable(strategy, config, run.cohort)
+        _require_attackable(strategy, config)
+        _require_bearable(strategy, run)
     _require_kernels(config, sizes)
     if config.private:
         _require_private(strategy, config, sizes, run)
@@ -123,28 +129,26 @@ def _require_majority(strategy: Strategy, cohort: int) -> None:
                 )
 
 
-def _require_bearable(strategy: Strategy, config: Config, cohort: int) -> None:
-    """Refuse more attackers in a cohort, on average, than a defence is made for."""
+def _require_attackable(strategy: Strategy, config: Config) -> None:
+    """Refuse attackers where nobody could attack."""
     if config.clients.sizes is not None:
         raise ConfigError("attack: updates of clients of one size are forged; leave clients.sizes")
     if not all(traits_of(part).on_devices for part in chain(strategy)):
         raise ConfigError(f"attack: {type(strategy).__name__} has no clients that could attack")
-    liars = round(len(config.attackers) * cohort / config.clients.count)
+
+
+def _require_bearable(strategy: Strategy, run: RunFacts) -> None:
+    """Refuse more attackers in a cohort than a defence of Flower's is made for."""
     for part in chain(strategy):
-        name, bears = type(part).__name__, cohort
+        bears = run.cohort
         if isinstance(part, tuple(_PER_LIAR)):
             bears = part.num_malicious_nodes  # type: ignore[attr-defined]
-        elif isinstance(part, RobustAverage):
-            bears = part.bears(cohort)
         elif isinstance(part, FedTrimmedAvg):
-            bears = int(part.beta * cohort)
+            bears = int(part.beta * run.cohort)
         elif isinstance(part, FedMedian):
-            bears = (cohort - 1) // 2
-        if liars > bears:
-            raise ConfigError(
-                f"attack.share: {liars} of the {cohort} clients of a round attack, and {name} is "
-                f"told to bear {bears}"
-            )
+            bears = (run.cohort - 1) // 2
+        with blaming(ConfigError, "", kinds=False):
+            require_bearable(type(part).__name__, bears, run)
 
 
 def _require_private(strategy: Strategy, config: Config, sizes: SizedModels, run: RunFacts) -> None:

@@ -25,6 +25,8 @@ class RunFacts:
         Of the run, and of a client in each.
     cohort : int
         Clients of a round, if all answer.
+    attackers : int
+        How many of these attack, on average.
     private : bool
         Whether noise is added, by the server or by the clients.
     transforms_weights : bool
@@ -42,6 +44,7 @@ class RunFacts:
     rounds: int
     epochs: int
     cohort: int
+    attackers: int
     private: bool
     transforms_weights: bool
     init: str
@@ -82,3 +85,18 @@ def require_no_noise(strategy: Strategy, run: RunFacts) -> None:
     if run.private:
         name = type(strategy).__name__
         raise ConfigError(f"strategy: {name} needs more of a client than one noised model")
+
+
+def require_bearable(name: str, bears: int, run: RunFacts) -> None:
+    """Refuse more attackers in a cohort than a defence is made for.
+
+    Raises
+    ------
+    ValueError
+        Says how many there are, and how many it bears.
+    """
+    if run.attackers > bears:
+        raise ValueError(
+            f"attack.share: {run.attackers} of the {run.cohort} clients of a round attack, and "
+            f"{name} is told to bear {bears}"
+        )

@@ -39,6 +39,13 @@ from fedwsa.algorithms.personal.fedper import FedPer
 from fedwsa.algorithms.personal.local import LocalOnly
 from fedwsa.algorithms.personal.server import Personal
 from fedwsa.algorithms.privacy import is_private
+from fedwsa.algorithms.robust.server import (
+    CentredClipping,
+    DivideAndConquer,
+    GeometricMedian,
+    NormClipping,
+    RobustAverage,
+)
 from fedwsa.algorithms.run_facts import RunFacts, require
 from fedwsa.algorithms.scaffold.client import Scaffold as Correction
 from fedwsa.algorithms.scaffold.server import Scaffold
@@ -62,7 +69,18 @@ from tests.given.floors import ROOT, modules
 SIZED = (SizedFedAvg, HeteroFL, FedRolex, DepthFL, FedWave)
 REMEMBERING = (Remembering, Scaffold, FedDyn, Moon, Personal, FedPer, FedBN, LocalOnly)
 PERSONAL = (Personal, FedPer, FedBN, LocalOnly)
-OURS = (*SIZED, *REMEMBERING, FedNova, OneShot, Centralised, FedWSA, Guard, AveragedStatistics)
+ROBUST = (RobustAverage, GeometricMedian, CentredClipping, NormClipping, DivideAndConquer)
+OURS = (
+    *SIZED,
+    *REMEMBERING,
+    *ROBUST,
+    FedNova,
+    OneShot,
+    Centralised,
+    FedWSA,
+    Guard,
+    AveragedStatistics,
+)
 AVERAGING = (FedAvg, FedAvgM, FedProx, FedAdam, FedYogi, FedAdagrad)
 PRIVATE = (
     DifferentialPrivacyServerSideFixedClipping,
@@ -95,8 +113,8 @@ def where(field: str) -> dict[type, Any]:
         ("objectives", []),  # ours come with the package
         ("answers", [Scaffold]),
         ("rate", [FedAdam, FedYogi, FedAdagrad, FedAvgM]),
-        ("requires", [*SIZED, *PERSONAL, Scaffold, OneShot, Moon]),
-        ("transient", [*SIZED, FedNova, FedDyn, OneShot, FedWSA, Guard]),
+        ("requires", [*SIZED, *ROBUST, *PERSONAL, Scaffold, OneShot, Moon]),
+        ("transient", [*SIZED, *ROBUST, FedNova, FedDyn, OneShot, FedWSA, Guard]),
         ("wants", [*SIZED, *PRIVATE, FedNova, FedDyn, Scaffold, OneShot, FedPer, FedBN]),
         (
             "averages_by",
@@ -249,7 +267,13 @@ def test_who_trains_on_no_device_has_no_pool_where_the_data_are_at_the_nodes() -
 
 def facts(**own: Any) -> RunFacts:
     usual = {"rounds": 1, "epochs": 2, "cohort": 3, "private": False, "transforms_weights": False}
-    usual |= {"init": "Standard", "models": {}, "shapes": {}, "example_shape": ImageShape(1, 8, 8)}
+    usual |= {
+        "attackers": 0,
+        "init": "Standard",
+        "models": {},
+        "shapes": {},
+        "example_shape": ImageShape(1, 8, 8),
+    }
     return RunFacts(**{**usual, **own})
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.robust.rules import clipped_around, conquered, geometric_median
-from fedwsa.algorithms.run_facts import RunFacts
+from fedwsa.algorithms.run_facts import RunFacts, require_bearable
 from fedwsa.algorithms.sizes.server import Weighted
 from fedwsa.algorithms.traits import Traits
 from fedwsa.scope.weight_scope import choose
@@ -34,7 +34,7 @@ class RobustAverage(FedAvg):
         As for Flower's FedAvg.
     """
 
-    traits: ClassVar[Traits] = Traits(transient=("_received",))
+    traits: ClassVar[Traits] = Traits(transient=("_received",), requires=True)
 
     def __init__(self, *, weighted: Weighted, **sampling: Unpack[Sampling]) -> None:
         super().__init__(**sampling)
@@ -48,6 +48,16 @@ class RobustAverage(FedAvg):
     def bears(self, cohort: int) -> int:
         """How many liars of a cohort the rule is made for: fewer than half."""
         return (cohort - 1) // 2
+
+    def require(self, run: RunFacts) -> None:
+        """Refuse more attackers than it bears.
+
+        Raises
+        ------
+        ValueError
+            Says how many these are.
+        """
+        require_bearable(type(self).__name__, self.bears(run.cohort), run)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -222,7 +232,7 @@ class DivideAndConquer(RobustAverage):
     Source: Shejwalkar and Houmansadr, Manipulating the Byzantine, NDSS 2021.
     """
 
-    traits = Traits(transient=RobustAverage.traits.transient, requires=True)
+    traits = RobustAverage.traits
 
     def __init__(
         self,
@@ -247,6 +257,7 @@ class DivideAndConquer(RobustAverage):
         ValueError
             Says how many clients a round needs.
         """
+        super().require(run)
         removed = self.num_malicious_nodes * self.iterations
         if run.cohort <= removed:
             raise ValueError(
