@@ -32,6 +32,8 @@ _MADE_HUB = Path(__file__).parent / "made_hub"
 _ROUNDS = ("num-server-rounds", "num-rounds", "rounds")
 _RESULTS = re.compile(r"aggregated|accuracy|loss|auc|histogram|survival|round \d+ ?[:>-]", re.I)
 _NUMBER = re.compile(r"(?<![\w.])-?\d+\.?\d*(?:e[+-]?\d+)?(?![\w.])", re.I)
+# When a line was written, and how long a fit of Flower's older loop took so far.
+_TIMES = re.compile(r"\d\d/\d\d/\d{4} \d\d:\d\d:\d\d|(?<=fit progress: ).*, [\d.]+(?=\)$)")
 _COLOUR = re.compile(r"\x1b\[\d*m")
 
 
@@ -91,7 +93,12 @@ def played(app: AppFolder, supernodes: int, engine: Engine, asked: argparse.Name
 def numbers(lines: Sequence[str]) -> list[float]:
     """The numbers in the lines that tell results, in their order; times are none."""
     telling = [line for line in lines if _RESULTS.search(line) and "finished" not in line]
-    return [float(number) for line in telling for number in _NUMBER.findall(line)]
+    timeless = [_TIMES.sub(_without_seconds, line) for line in telling]
+    return [float(number) for line in timeless for number in _NUMBER.findall(line)]
+
+
+def _without_seconds(found: re.Match[str]) -> str:
+    return found[0].rpartition(",")[0]
 
 
 def alike(one: Played, other: Played) -> bool:

@@ -9,11 +9,13 @@ LINES = [
     "INFO :      └──> Aggregated MetricRecord: {'loss': 0.25, 'v2': [1e-3, -2.5]}",
     "Round 5 -> Loss: 0.6869 | Accuracy: 53.37%",
     "port 8080 is open",
+    "11/28/2026 07:45:31:INFO:accuracy 0.5",
+    "INFO :      fit progress: (2, 0.75, {'accuracy': 0.125}, 12.345)",
 ]
 
 
 def test_numbers_of_results_are_read_and_others_are_not() -> None:
-    assert numbers(LINES) == [0.25, 0.001, -2.5, 5.0, 0.6869, 53.37]
+    assert numbers(LINES) == [0.25, 0.001, -2.5, 5.0, 0.6869, 53.37, 0.5, 2.0, 0.75, 0.125]
 
 
 def test_alike_is_as_many_numbers_of_the_same_size() -> None:

@@ -156,6 +156,27 @@ def _seed(*key: int) -> None:
         sys.modules["torch"].manual_seed(number)
     if "tensorflow" in sys.modules:
         sys.modules["tensorflow"].keras.utils.set_random_seed(number % 2**32)
+    if "mlx.core" in sys.modules:
+        sys.modules["mlx.core"].random.seed(number % 2**32)
+    if "monai" in sys.modules:
+        sys.modules["monai"].utils.set_determinism(number % 2**32)
+
+
+class _Declared(importlib.abc.MetaPathFinder):
+    """Let torchvision load beside a torch without CUDA (fedwsa/models/torchvision_loader.py)."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> None:
+        if name != "torchvision":
+            return
+        sys.meta_path.remove(self)
+        import torch
+
+        for missing in ("nms", "qnms"):
+            if not hasattr(torch.ops.torchvision, missing):
+                signature = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                torch.library.define(f"torchvision::{missing}", signature)
 
 
 class _After(importlib.abc.MetaPathFinder):
@@ -183,4 +204,4 @@ class _After(importlib.abc.MetaPathFinder):
 
 
 _CHANGES = {"datasets": _of_hub, "flwr.clientapp": _keyed, "flwr.serverapp": _keyed_at_the_server}
-sys.meta_path[:0] = [_After(name, change) for name, change in _CHANGES.items()]
+sys.meta_path[:0] = [_Declared(), *(_After(n, change) for n, change in _CHANGES.items())]
