@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from rich.console import Console
 
 from fedwsa import interruption
-from fedwsa.algorithms.attacks.attack import open_attack
+from fedwsa.algorithms.attacks.attack import DataAttack, open_attack
 from fedwsa.algorithms.sizes.server import sized
 from fedwsa.algorithms.traits import traits_of
 from fedwsa.algorithms.wrapping import chain
@@ -181,7 +181,7 @@ class Federation:
         """What writes the tables, shows the progress and keeps the best model."""
         config, folder, over = self.config, self.folder, self._over
         callbacks: list[Callback] = [
-            History(folder, self.model.validates, over, config.private),
+            History(folder, self.model.validates, over, config.private, self.model.is_aimed_at),
             ClientScoreTable(folder, over),
             display,
         ]
@@ -262,7 +262,10 @@ def _require_fitting(config: Config, data: FederatedData) -> None:
     """Refuse an augmentation, a skew or an attack that does not go with the data."""
     data.whole.augmentation(config.dataset.augment)
     open_skew(config.skew, data.whole.train.inputs)
-    open_attack(config.attack.rule)
+    attack = open_attack(config.attack.rule)
+    if isinstance(attack, DataAttack):
+        with blaming(ConfigError, "", kinds=False):
+            attack.require(data.whole)
 
 
 def _open_checkpoints(config: Config, folder: Path, strategy: Strategy) -> Checkpoints:

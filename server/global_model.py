@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedwsa import seeding
+from fedwsa.algorithms.attacks.attack import DataAttack, open_attack
 from fedwsa.algorithms.sizes.server import sized
 from fedwsa.algorithms.traits import traits_of
 from fedwsa.algorithms.wrapping import chain
@@ -90,6 +91,23 @@ class GlobalModel:
         """The global model on the examples that were kept for choosing."""
         chosen = self.data.whole.train[self.data.validation]
         return self._score_on(chosen, arrays, self.largest, number)
+
+    @property
+    def is_aimed_at(self) -> bool:
+        """Whether an attack wants it to answer something of its own."""
+        return self._aimed is not None and self.exists
+
+    @cached_property
+    def _aimed(self) -> Examples | None:
+        attack = open_attack(self.config.attack.rule)
+        if not isinstance(attack, DataAttack) or not self.config.attack.share:
+            return None
+        return attack.aimed(self.data.whole.test)
+
+    def succumbs(self, arrays: ArrayRecord, number: int) -> float:
+        """How often the global model answers what the attack wants."""
+        assert self._aimed is not None
+        return self._score_on(self._aimed, arrays, self.largest, number).accuracy
 
     def _score_on(self, examples: Examples, arrays: ArrayRecord, size: str, number: int) -> Score:
         batch = self.config.evaluation.batch_size

@@ -164,7 +164,8 @@ class RoundLoop:
         model, arrays = self._model, self.arrays
         sizes = model.score(arrays, number)
         validation = model.validate(arrays, number) if model.validates else None
-        return Scored(sizes=sizes, validation=validation)
+        success = model.succumbs(arrays, number) if model.is_aimed_at else None
+        return Scored(sizes=sizes, validation=validation, attack_success=success)
 
     def _evaluate(self, number: int, last: bool) -> Evaluated:
         """The global model at the clients, if it is due."""

@@ -96,10 +96,13 @@ class Scored:
         has a model of its own.
     validation : Score or None
         The global model on the validation split, if there is one.
+    attack_success : float or None
+        How often it answers what an attack wants, if there is one that wants something.
     """
 
     sizes: Mapping[str, Score] = field(default_factory=dict)
     validation: Score | None = None
+    attack_success: float | None = None
 
     @property
     def score(self) -> Score | None:

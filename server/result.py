@@ -67,6 +67,8 @@ def write_result(
     result |= {key: tally[key] for key in _COSTS if key in tally}
     if config.attack.share:
         result["attackers"] = sorted(config.attackers)
+        if last.attack_success is not None:
+            result["attack_success"] = last.attack_success
     if config.clients.sizes is not None:
         result["sizes"] = {size: score.accuracy for size, score in last.sizes.items()}
     write_json(folder / "result.json", result)

@@ -23,6 +23,7 @@ def show(console: Console, result: Mapping[str, Any], folder: Path) -> None:
         "rejected": "  of them refused by the guard",
         "dropped": "client rounds without an answer",
         "late": "client rounds past the deadline",
+        "attack_success": "answers that the attack wants",
         "best_round": "best round by the validation split",
         "epsilon": "ε of differential privacy",
     }

@@ -6,7 +6,7 @@ CLIENT_LISTS = ("dropped", "late", "failed", "rejected", "failed_evaluation", "c
 """Which hold ids of clients, with spaces between them."""
 
 
-def history_columns(*, validates: bool, private: bool) -> list[str]:
+def history_columns(*, validates: bool, private: bool, aimed_at: bool = False) -> list[str]:
     """The head of a run's history.
 
     Parameters
@@ -15,12 +15,15 @@ def history_columns(*, validates: bool, private: bool) -> list[str]:
         Whether there is a validation split.
     private
         Whether differential privacy has a price.
+    aimed_at
+        Whether an attack wants certain answers.
     """
     return [
         "round",
         "accuracy",
         "loss",
         *(["validation_accuracy", "validation_loss"] if validates else []),
+        *(["attack_success"] if aimed_at else []),
         "train_loss",
         "lr",
         "server_lr",

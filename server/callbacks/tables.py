@@ -133,12 +133,19 @@ class History:
         The rounds that are over, of a run that is resumed; so for the other tables.
     private
         Whether differential privacy has a price.
+    aimed_at
+        Whether an attack wants certain answers.
     """
 
     def __init__(
-        self, folder: Path, validates: bool = False, begun: int = 0, private: bool = False
+        self,
+        folder: Path,
+        validates: bool = False,
+        begun: int = 0,
+        private: bool = False,
+        aimed_at: bool = False,
     ) -> None:
-        self._columns = history_columns(validates=validates, private=private)
+        self._columns = history_columns(validates=validates, private=private, aimed_at=aimed_at)
         self._history = _Table(folder / "history.csv", self._columns, begun)
         columns = ["round", "train", "aggregate", "evaluate"]
         self._timing = _Table(folder / "timing.csv", columns, begun)

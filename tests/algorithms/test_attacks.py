@@ -8,7 +8,7 @@ import torch
 from scipy.stats import norm
 
 from fedwsa.algorithms.attacks.attack import Known, attackers
-from fedwsa.algorithms.attacks.data import LabelFlip
+from fedwsa.algorithms.attacks.data import Backdoor, LabelFlip
 from fedwsa.algorithms.attacks.model import (
     ALIE,
     IPM,
@@ -130,3 +130,31 @@ def test_who_attacks_goes_by_the_seed_alone() -> None:
 def test_a_share_that_makes_no_sense_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         compose(words)
+
+
+def pictures(count: int) -> Examples:
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 200, (count, 1, 8, 8), generator=random, dtype=torch.uint8)
+    return Examples(pixels, torch.arange(count) % 10)
+
+
+def test_a_backdoor_marks_a_part_of_the_images_and_leaves_the_rest() -> None:
+    own, attack = pictures(1000), Backdoor(target=7, size=2, part=0.3)
+    found = attack.poison(own, 10, torch.Generator().manual_seed(1))
+    marked = (found.inputs[:, 0, 6:, 6:] == 255).flatten(1).all(1)
+    assert 0.3 - 3 * 0.0145 < marked.float().mean() < 0.3 + 3 * 0.0145  # √(0.3·0.7/1000)
+    assert set(found.labels[marked].tolist()) == {7}
+    assert torch.equal(found.labels[~marked], own.labels[~marked])
+    assert torch.equal(found.inputs[~marked], own.inputs[~marked])
+    rest = torch.ones(8, 8, dtype=torch.bool)
+    rest[6:, 6:] = False
+    assert torch.equal(found.inputs[:, :, rest], own.inputs[:, :, rest])
+    assert int(own.inputs.max()) < 200  # the client's own images are as they were
+
+
+def test_it_is_measured_on_images_of_other_classes() -> None:
+    aimed = Backdoor(target=7, size=2, part=0.3).aimed(pictures(100))
+    assert aimed is not None
+    assert len(aimed) == 90
+    assert set(aimed.labels.tolist()) == {7}
+    assert bool((aimed.inputs[:, 0, 6:, 6:] == 255).all())

@@ -64,9 +64,25 @@ def test_an_attack_that_sends_what_is_honest_changes_nothing(cache, tmp_path) ->
     assert history[0]["bytes_up"].tolist() == history[1]["bytes_up"].tolist()
 
 
+def test_a_backdoor_opens_without_harm_to_what_is_measured_elsewhere(cache, tmp_path) -> None:
+    words = ["rounds=8", "attack.share=0.3"]
+    backdoor = [*words, "attack=backdoor", "attack.target=3"]
+    result = simulate(configured(cache, *backdoor), tmp_path / "open")
+    assert result["attack_success"] > 0.8
+    assert result["accuracy"] > 0.9
+    history = pd.read_csv(tmp_path / "open" / "history.csv")
+    assert history["attack_success"].iloc[-1] == result["attack_success"]
+    flipped = simulate(configured(cache, *words, "attack=label_flip"), tmp_path / "flip")
+    assert "attack_success" not in flipped
+    assert "attack_success" not in pd.read_csv(tmp_path / "flip" / "history.csv")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["attack=backdoor", "attack.size=8"], "attack.size: a square of 8 pixels leaves nothing"),
+        (["attack=backdoor", "attack.target=10"], "attack.target: the classes are 0 to 9"),
+        (["attack=backdoor", "attack.part=0"], "attack.part"),
         (["strategy=krum"], "2 of the 10 clients of a round attack, and Krum is told to bear 0"),
         (["strategy=fedmedian", "attack.share=0.5"], "5 of the 10 .* FedMedian is told to bear 4"),
         (["strategy=rfa", "attack.share=0.5"], "GeometricMedian is told to bear 4"),

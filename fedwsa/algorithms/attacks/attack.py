@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedwsa import seeding
 from fedwsa.config.component import Component, ConfigError, build
-from fedwsa.data.examples import Examples
+from fedwsa.data.examples import Examples, LabelledData
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +48,19 @@ class ModelAttack(ABC):
 
 class DataAttack(ABC):
     """Attackers train on other examples than theirs, and send what comes of it."""
+
+    def require(self, data: LabelledData) -> None:  # noqa: B027
+        """Refuse data that it cannot poison.
+
+        Raises
+        ------
+        ValueError
+            Begins with the key of the configuration.
+        """
+
+    def aimed(self, test: Examples) -> Examples | None:
+        """Test examples with the labels that it wants to be answered; None: it wants none."""
+        return None
 
     @abstractmethod
     def poison(self, own: Examples, classes: int, random: torch.Generator) -> Examples:
