@@ -18,6 +18,9 @@ from fedwsa.wire import messages
 from fedwsa.wire.names import PERSONAL
 
 
+_SHOWN = 8  # names of arrays, in an error
+
+
 class Personal(Remembering):
     """Federated averaging of a part of the model; the other arrays never leave their client.
 
@@ -53,8 +56,9 @@ class Personal(Remembering):
         names = [name for of in run.shapes.values() for name in of]
         own = [name for name in names if self.is_personal(name)]
         if not own:
+            few = names if len(names) <= _SHOWN else [*names[: _SHOWN - 2], "...", names[-1]]
             raise ValueError(
-                f"strategy.args.personal: matches no array; there are {', '.join(names)}"
+                f"strategy.args.personal: matches no array; there are {', '.join(few)}"
             )
         if len(own) == len(names):
             raise ValueError(
