@@ -89,6 +89,9 @@ class Adversary:
             seeding.generator(self.seed, "attack", number),
         )
         made = self.attack.forge(known)
+        if not isinstance(made, Tensor):
+            name, kind = type(self.attack).__name__, type(made).__name__
+            raise ValueError(f"{name}.forge() must return a Tensor, not {kind}")
         if made.shape not in (own.shape, own.shape[1:]):
             raise ValueError(
                 f"{type(self.attack).__name__}.forge() must return updates "

@@ -130,7 +130,11 @@ def _require_majority(strategy: Strategy, cohort: int) -> None:
 
 
 def _require_attackable(strategy: Strategy, config: Config) -> None:
-    """Refuse attackers where nobody could attack."""
+    """Refuse attackers where nobody could attack, or nobody is honest."""
+    share, count = config.attack.share, config.clients.count
+    if not 0 < len(config.attackers) < count:
+        who = "everybody" if config.attackers else "nobody"
+        raise ConfigError(f"attack.share: {share:g} of {count} clients is {who}")
     if config.clients.sizes is not None:
         raise ConfigError("attack: updates of clients of one size are forged; leave clients.sizes")
     if not all(traits_of(part).on_devices for part in chain(strategy)):

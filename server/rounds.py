@@ -117,7 +117,8 @@ class Conversation:
             if self._adversary is None:
                 return self._exchange(instructions, number)
             replies = self._exchange(list(instructions), number)  # a single one of each client
-            return self._adversary.forged(number, instructions, replies, self.client_of)
+            with blaming(RunError, f"round {number}: attack: ", kinds=False):
+                return self._adversary.forged(number, instructions, replies, self.client_of)
 
         witness = self._witness(number, "train")
         gathered, verdict = self._guard.training(number, asked, send, witness, cohort).run()

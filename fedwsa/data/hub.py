@@ -23,7 +23,7 @@ from fedwsa.data.images import ImageData
 from fedwsa.data.keys import digest, of_files
 from fedwsa.data.loading import Source
 from fedwsa.data.splits import TestShare, in_two
-from fedwsa.data.tables import measured, table_of
+from fedwsa.data.tables import LABELS, measured, table_of
 from fedwsa.data.transforms import Transforms, transform_of
 
 _TEXTS = ("string", "large_string")
@@ -197,16 +197,30 @@ def _text_column(split: Any, asked: _Asked) -> str | None:
     if (wanted := asked.text) is not None:
         if wanted not in split.features:
             raise ConfigError(f"dataset.text_column: there is no {wanted}; {_columns(split)}")
+        if wanted in (asked.label, asked.id):
+            raise ConfigError(f"dataset.text_column: {wanted} is the label or the id of a client")
         if wanted not in words:
             raise ConfigError(f"dataset.text_column: {wanted} holds no texts; {_columns(split)}")
         return wanted
     if asked.image is not None:
         return None
-    known = {asked.label or _class_column(split, asked.id), asked.id, *asked.drop}
+    label = asked.label or _class_column(split, asked.id) or _called_label(split)
+    known = {label, asked.id, *asked.drop}
     rest = [name for name in split.features if name not in known]
-    if asked.label is None and len(rest) == 2 and len(set(rest) & set(words)) == 1:
+    if label is None and len(rest) == 2 and len(set(rest) & set(words)) == 1:
         rest = [name for name in rest if name in words]  # the other is the label: whole numbers
+    if len(rest) > 1 and set(rest) <= set(words):
+        raise ConfigError(
+            f"dataset.text_column: there are {len(rest)} columns of texts, name one: "
+            f"{', '.join(rest)}"
+        )
     return rest[0] if len(rest) == 1 and rest[0] in words else None
+
+
+def _called_label(split: Any) -> str | None:
+    """The only column that is called as one of labels is."""
+    found: list[str] = [name for name in split.features if name.lower() in LABELS]
+    return found[0] if len(found) == 1 else None
 
 
 def _documents(
@@ -250,6 +264,8 @@ def _label_column(split: Any, wanted: str | None, ids: str | None) -> str:
     found: list[str] = [
         n for n, k in features.items() if "int" in getattr(k, "dtype", "") and n != ids
     ]
+    if len(found) != 1 and (called := _called_label(split)) is not None:
+        return called
     if len(found) != 1:
         count = "no column" if not found else f"{len(found)} columns"
         raise ConfigError(

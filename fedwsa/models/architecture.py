@@ -225,7 +225,8 @@ def architecture_of(component: Component) -> Architecture:
         found = found(component.arguments)
         if found is None:
             raise ConfigError(
-                f"model: nothing says how the weights of {component.name} hang together"
+                f"model: nothing says how the weights of {component.name} hang together: it has "
+                "one size"
             )
     if not isinstance(found, Architecture):
         raise ConfigError(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fedwsa.config.blame import blaming
 from fedwsa.config.nearest import nearest
 from fedwsa.models import DocumentShape
+from fedwsa.models.architecture import described
 from fedwsa.models.pretrained import DEFAULT, freeze_found, load_stored, stored
 
 # transformers is imported where a network is made: it takes seconds.
@@ -44,6 +45,7 @@ def _prepared(seen: Tensor, kind: torch.dtype) -> Tensor:
     return torch.where(seen[:, None, None, :].expand(-1, 1, seen.shape[1], -1), 0.0, least)
 
 
+@described(lambda arguments: None)
 def transformers(
     document: DocumentShape,
     classes: int,

@@ -85,12 +85,8 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _refuse_attacks_of_nobody_or_all(self) -> Config:
-        share, count = self.attack.share, self.clients.count
-        if share and not 0 < round(share * count) < count:
-            who = "nobody" if round(share * count) == 0 else "everybody"
-            raise ValueError(f"attack.share: {share:g} of {count} clients is {who}")
-        if share and self.privacy.local is not None:
+    def _refuse_attackers_that_add_no_noise(self) -> Config:
+        if self.attack.share and self.privacy.local is not None:
             raise ValueError("attack does not go with privacy.local: attackers would add no noise")
         return self
 

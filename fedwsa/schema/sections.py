@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from fedwsa.algorithms.attacks.attack import NoAttack
 from fedwsa.algorithms.objective import Objective
 from fedwsa.algorithms.traits import Traits, traits_of
 from fedwsa.config.component import Component, Section, locate
@@ -51,6 +52,13 @@ class Attack(Component):
     """What some clients do to the others; keys that are not named here are the attack's."""
 
     share: Annotated[float, Field(ge=0, lt=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_nobody(cls, value: Any) -> Any:
+        """Without an attack nobody attacks, whatever the share: a sweep has one for all."""
+        none = isinstance(value, dict) and locate(value.get("_target_", ""), "attack") is NoAttack
+        return {**value, "share": 0.0} if none else value
 
     @property
     def rule(self) -> Component:

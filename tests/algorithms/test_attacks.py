@@ -118,8 +118,6 @@ def test_who_attacks_goes_by_the_seed_alone() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["attack=ipm", "attack.share=0.01"], "attack.share: 0.01 of 10 clients is nobody"),
-        (["attack=ipm", "attack.share=0.96"], "attack.share: 0.96 of 10 clients is everybody"),
         (["attack=ipm", "attack.share=1"], "attack.share"),
         (
             ["attack=ipm", "privacy.local={clipping_norm: 1.0, epsilon: 0.5}"],
@@ -158,3 +156,16 @@ def test_it_is_measured_on_images_of_other_classes() -> None:
     assert len(aimed) == 90
     assert set(aimed.labels.tolist()) == {7}
     assert bool((aimed.inputs[:, 0, 6:, 6:] == 255).all())
+
+
+def test_alie_says_where_it_does_nothing() -> None:
+    assert "one alone" in str(ALIE(None).idle(10, 1))
+    assert "z is 0" in str(ALIE(None).idle(10, 2))
+    assert ALIE(None).idle(10, 3) is None
+    assert ALIE(1.5).idle(10, 2) is None
+    assert SignFlip(1.0).idle(10, 1) is None
+
+
+def test_without_an_attack_nobody_attacks_whatever_a_sweep_s_share() -> None:
+    assert compose(["attack=none", "attack.share=0.3"]).attackers == frozenset()
+    assert len(compose(["attack=ipm", "attack.share=0.3"]).attackers) == 3

@@ -88,6 +88,13 @@ def test_writers_are_clients_and_words_are_labels(tmp_path: Path) -> None:
     assert data.train.ids.tolist() == [1, 0, 1, 0] * 2
 
 
+def test_words_called_label_are_classes_without_being_named(tmp_path: Path) -> None:
+    parts = [{**p, "label": [CLASS.names[i] for i in p["label"]]} for p in (TRAIN, TEST)]
+    kinds = {"text": WORD, "label": WORD}
+    data = opened(written(tmp_path / "d", kinds, train=parts[0], test=parts[1]))
+    assert data.train.labels.tolist() == TRAIN["label"]
+
+
 def test_the_cache_gives_the_same_texts(tmp_path: Path) -> None:
     folder = written(tmp_path / "d", {"text": WORD, "label": WHOLE}, train=TRAIN, test=TEST)
     config = compose(["dataset=hub", f"dataset.name={folder}", "dataset.sequence=6"])
@@ -130,7 +137,17 @@ def test_a_pretrained_tokenizer_makes_the_tokens_that_transformers_makes(
         (
             {"text": WORD, "writer": WORD, "label": CLASS},
             [],
+            r"dataset\.text_column: there are 2 columns of texts, name one: text, writer$",
+        ),
+        (
+            {"text": WORD, "number": WHOLE, "label": CLASS},
+            [],
             r"text is A good, good film!, no number .*, or a text in dataset\.text_column$",
+        ),
+        (
+            {"text": WORD, "label": WORD},
+            ["dataset.text_column=label", "dataset.label_column=label"],
+            r"dataset\.text_column: label is the label or the id of a client",
         ),
         (
             {"text": WORD, "label": CLASS},
@@ -143,7 +160,16 @@ def test_what_cannot_be_read_is_one_line(
     kinds: dict, words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    folder = written(tmp_path / "d", kinds, train=TRAIN, test=TEST)
+    words_of = kinds["label"] is WORD
+    parts = [
+        {
+            **p,
+            "number": list(range(len(p["text"]))),
+            "label": [CLASS.names[i] if words_of else i for i in p["label"]],
+        }
+        for p in (TRAIN, TEST)
+    ]
+    folder = written(tmp_path / "d", kinds, train=parts[0], test=parts[1])
     with pytest.raises(ConfigError, match=message) as caught:
         opened(folder, *words)
     assert "\n" not in str(caught.value)

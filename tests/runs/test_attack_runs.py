@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from experiments.commands.simulate import simulate
+from fedwsa.algorithms.attacks.attack import Known, ModelAttack
 from fedwsa.config.component import ConfigError
 from fedwsa.schema.compose import compose
 from fedwsa.schema.config import Config
+from server.rounds import RunError
 from tests.given.run_folders import weights
 
 
@@ -83,6 +87,8 @@ def test_a_backdoor_opens_without_harm_to_what_is_measured_elsewhere(cache, tmp_
         (["attack=backdoor", "attack.size=8"], "attack.size: a square of 8 pixels leaves nothing"),
         (["attack=backdoor", "attack.target=10"], "attack.target: the classes are 0 to 9"),
         (["attack=backdoor", "attack.part=0"], "attack.part"),
+        (["attack.share=0.01"], "attack.share: 0.01 of 10 clients is nobody"),
+        (["attack.share=0.96"], "attack.share: 0.96 of 10 clients is everybody"),
         (["strategy=krum"], "2 of the 10 clients of a round attack, and Krum is told to bear 0"),
         (["strategy=fedmedian", "attack.share=0.5"], "5 of the 10 .* FedMedian is told to bear 4"),
         (["strategy=rfa", "attack.share=0.5"], "GeometricMedian is told to bear 4"),
@@ -108,3 +114,24 @@ def test_what_a_defence_cannot_bear_is_refused_in_one_line(
     with pytest.raises(ConfigError, match=message):
         simulate(configured(cache, "attack=sign_flip", *words), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Odd(ModelAttack):
+    def forge(self, known: Known) -> Any:
+        return None
+
+
+def test_an_attack_of_one_s_own_that_forges_nothing_ends_in_one_line(cache, tmp_path) -> None:
+    words = [f"attack._target_={__name__}.Odd", "attack.share=0.2"]
+    message = r"^round 1: attack: Odd.forge\(\) must return a Tensor, not NoneType$"
+    with pytest.raises(RunError, match=message):
+        simulate(configured(cache, *words), tmp_path / "run")
+
+
+def test_natural_clients_are_counted_before_attackers_are(tmp_path) -> None:
+    pixels = np.zeros((60, 8, 8), dtype=np.uint8)
+    data = {"x": pixels, "y": np.arange(60) % 3, "ids": np.arange(60) % 6}
+    np.savez(tmp_path / "d.npz", **data)
+    words = ["dataset=numpy", f"dataset.path={tmp_path}/d.npz", "partition=natural"]
+    words += ["clients.count=null", "partition.min_samples=1", "attack=ipm", "attack.share=0.34"]
+    assert len(compose(words).attackers) == 2

@@ -41,6 +41,10 @@ class Known:
 class ModelAttack(ABC):
     """Attackers train as all do, and send something else."""
 
+    def idle(self, clients: int, attackers: int) -> str | None:
+        """Why it does nothing with so many attackers among the clients of a round, if so."""
+        return None
+
     @abstractmethod
     def forge(self, known: Known) -> Tensor:
         """What they send: updates ``(M, D)``, or one ``(D,)`` for all of them."""

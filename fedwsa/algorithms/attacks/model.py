@@ -115,6 +115,15 @@ class ALIE(ModelAttack):
     def __init__(self, z: NonNegativeFloat | None) -> None:
         self.z = z
 
+    def idle(self, clients: int, attackers: int) -> str | None:
+        """One alone, and as many as z = 0 is for, send the mean of what they would."""
+        if attackers < 2 and self.z != 0:
+            return "one alone knows no deviation, and sends what is honest"
+        z = self._largest(clients, attackers) if self.z is None else self.z
+        return (
+            "z is 0, and all send their honest mean: give z, or a larger share" if z <= 0 else None
+        )
+
     def forge(self, known: Known) -> Tensor:
         """μ − z·σ."""
         z = self._largest(len(known.all), len(known.own)) if self.z is None else self.z

@@ -17,7 +17,6 @@ from fedwsa.algorithms.traits import Traits
 from fedwsa.wire import messages
 from fedwsa.wire.names import PERSONAL
 
-
 _SHOWN = 8  # names of arrays, in an error
 
 
