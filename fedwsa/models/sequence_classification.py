@@ -136,6 +136,12 @@ def _configured(
         else:
             config = AutoConfig.from_pretrained(name, **made)
     config.num_labels, config.problem_type = classes, "single_label_classification"
+    _require_room(document, name, config)
+    return config
+
+
+def _require_room(document: DocumentShape, name: str, config: Any) -> None:
+    """Refuse texts that are too long for a network, or of tokens that it does not know."""
     room = getattr(config, "max_position_embeddings", None) or 0
     if 0 < room < document.length:
         raise ValueError(
@@ -152,7 +158,6 @@ def _configured(
             "model: %s knows %d tokens, the texts have %d: dataset.tokenizer should name its own",
             *(name, config.vocab_size, document.vocabulary),
         )
-    return config
 
 
 def _drawn(config: Any) -> Any:
