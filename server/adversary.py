@@ -88,20 +88,24 @@ class Adversary:
             torch.stack(honest) if honest else own[:0],
             seeding.generator(self.seed, "attack", number),
         )
-        made = self.attack.forge(known)
-        if not isinstance(made, Tensor):
-            name, kind = type(self.attack).__name__, type(made).__name__
-            raise ValueError(f"{name}.forge() must return a Tensor, not {kind}")
-        if made.shape not in (own.shape, own.shape[1:]):
-            raise ValueError(
-                f"{type(self.attack).__name__}.forge() must return updates "
-                f"{tuple(own.shape)} or {tuple(own.shape[1:])}, not {tuple(made.shape)}"
-            )
         told = list(replies)
-        for i, update in zip(liars, made.expand(own.shape), strict=True):
+        for i, update in zip(liars, self._made(known), strict=True):
             begun = sent[replies[i].metadata.reply_to_message_id]
             told[i] = _with(replies[i], begun, update)
         return told
+
+    def _made(self, known: Known) -> Tensor:
+        """What the attack makes of what it knows, an update for each attacker."""
+        made, wanted = self.attack.forge(known), known.own.shape
+        name = type(self.attack).__name__
+        if not isinstance(made, Tensor):
+            raise ValueError(f"{name}.forge() must return a Tensor, not {type(made).__name__}")
+        if made.shape not in (wanted, wanted[1:]):
+            raise ValueError(
+                f"{name}.forge() must return updates {tuple(wanted)} or {tuple(wanted[1:])}, not "
+                f"{tuple(made.shape)}"
+            )
+        return made.expand(wanted)
 
 
 def _model(content: RecordDict) -> tuple[str, ArrayRecord]:

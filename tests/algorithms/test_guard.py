@@ -341,6 +341,16 @@ def test_scopes_are_compared_with_the_median_of_the_cohort() -> None:
     np.testing.assert_allclose([kl for _, kl in found], [0, 0, 4 - np.log(3)], atol=1e-9)
 
 
+def test_two_widths_of_one_initialisation_are_not_apart() -> None:
+    """σ ∝ 1/√fan_in: rows of two entries ±1/√2, and of eight ±1/√8, are one normalised scope."""
+    narrow, wide = (
+        RecordDict({"arrays": record({"w": np.tile([[-1.0, 1.0]], (1, n // 2)) / np.sqrt(n)})})
+        for n in (2, 8)
+    )
+    found = scopes_apart([narrow, wide, wide])
+    np.testing.assert_allclose([kl for _, kl in found], 0, atol=1e-12)
+
+
 def test_a_client_without_layers_is_no_further_than_anybody() -> None:
     bare = RecordDict({"arrays": record({"b": np.ones(1)})})
     assert scopes_apart([*with_spread(1.0, 1.0), bare])[2] == ("", 0.0)
@@ -357,5 +367,5 @@ def test_a_model_of_another_scope_is_refused(limit: float, refused: bool) -> Non
         replies.append(Message(content, reply_to=message))
     arrays, _ = guard.aggregate_train(1, replies)
     why = "the scope of w is 2.9 nats from the cohort's median"
-    assert reasons(guard) == ({4: ("rejected", why)} if refused else {})
+    assert reasons(guard) == ({3: ("rejected", why)} if refused else {})
     np.testing.assert_allclose(arrays["b"].numpy(), 1.0 if refused else 5 / 3, rtol=1e-6)

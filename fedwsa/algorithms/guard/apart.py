@@ -9,7 +9,7 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from fedwsa.scope.moments import moments
-from fedwsa.scope.weight_scope import DEFAULT_FLOOR, kl_divergence, scoped_layers
+from fedwsa.scope.weight_scope import DEFAULT_FLOOR, fan_in, kl_divergence, scoped_layers
 from fedwsa.wire import messages
 
 
@@ -38,7 +38,7 @@ def scopes_apart(contents: Sequence[RecordDict]) -> list[tuple[str, float]]:
 
 
 def _scopes(content: RecordDict) -> dict[str, Tensor]:
-    """Mean and variance of each layer, shape ``(2,)``."""
+    """Mean and variance of each layer, normalised by what its units read, shape ``(2,)``."""
     arrays = messages.model_arrays(content)
     if arrays is None:
         return {}
@@ -47,8 +47,11 @@ def _scopes(content: RecordDict) -> dict[str, Tensor]:
         names = scoped_layers(tensors)
     except ValueError:  # there are none
         return {}
-    mean, variance = moments([tensors[name] for name in names])
-    return dict(zip(names, torch.stack([mean, variance], 1).double().cpu(), strict=True))
+    layers = [tensors[name] for name in names]
+    mean, variance = (found.double().cpu() for found in moments(layers))
+    reads = fan_in(layers)  # normalised, so that clients of several sizes compare
+    mean, variance = mean * reads.sqrt(), variance * reads
+    return dict(zip(names, torch.stack([mean, variance], 1), strict=True))
 
 
 def _median(scopes: Sequence[Tensor]) -> Tensor:
