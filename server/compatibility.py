@@ -17,6 +17,7 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
+from fedwsa.algorithms.attacks.attack import open_attack
 from fedwsa.algorithms.averaging import averages_by
 from fedwsa.algorithms.run_facts import (
     RunFacts,
@@ -72,7 +73,7 @@ def require_compatible(
     _require_sgd(strategy, config)
     _require_majority(strategy, run.cohort)
     if config.attack.share:
-        _require_attackable(strategy, config)
+        _require_attackable(strategy, config, run)
         _require_bearable(strategy, run)
     _require_kernels(config, sizes)
     if config.private:
@@ -129,8 +130,8 @@ def _require_majority(strategy: Strategy, cohort: int) -> None:
                 )
 
 
-def _require_attackable(strategy: Strategy, config: Config) -> None:
-    """Refuse attackers where nobody could attack, or nobody is honest."""
+def _require_attackable(strategy: Strategy, config: Config, run: RunFacts) -> None:
+    """Refuse attackers where nobody could attack, or nobody is honest; warn of idle ones."""
     share, count = config.attack.share, config.clients.count
     if not 0 < len(config.attackers) < count:
         who = "everybody" if config.attackers else "nobody"
@@ -139,6 +140,9 @@ def _require_attackable(strategy: Strategy, config: Config) -> None:
         raise ConfigError("attack: updates of clients of one size are forged; leave clients.sizes")
     if not all(traits_of(part).on_devices for part in chain(strategy)):
         raise ConfigError(f"attack: {type(strategy).__name__} has no clients that could attack")
+    attack = open_attack(config.attack.rule)
+    if why := attack.idle(run.cohort, max(1, run.attackers)):
+        logger.warning("attack=%s does nothing: %s", config.attack.name, why)
 
 
 def _require_bearable(strategy: Strategy, run: RunFacts) -> None:

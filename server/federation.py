@@ -266,11 +266,6 @@ def _require_fitting(config: Config, data: FederatedData) -> None:
     if isinstance(attack, DataAttack):
         with blaming(ConfigError, "", kinds=False):
             attack.require(data.whole)
-    elif config.attack.share and config.attackers:
-        cohort = config.clients.fraction
-        attackers = max(1, round(len(config.attackers) * cohort))
-        if why := attack.idle(max(1, int(config.clients.count * cohort)), attackers):
-            logger.warning("attack=%s does nothing: %s", config.attack.name, why)
 
 
 def _open_checkpoints(config: Config, folder: Path, strategy: Strategy) -> Checkpoints:

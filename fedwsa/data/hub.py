@@ -104,26 +104,31 @@ def hub(
         *(name, config, revision, train, test, image_column, label_column, id_column),
         *(text_column, tokenizer, sequence, vocabulary, tuple(drop), background, transform),
     )
+    key = digest(asked, *_content(name))
+    return Source(f"hub-{key[:24]}", lambda: _decoded(asked))
+
+
+def _content(name: str) -> tuple[list[str], str]:
+    """Names and digest of the files, where the name is a folder's."""
     folder = place(name)
     files = sorted(f for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else []
     if folder.is_dir() and not files:
         raise ConfigError(f"dataset.name: there are no files in {folder}")
-    names = [str(file.relative_to(folder)) for file in files]
-    key = digest(asked, names, of_files(files))
-
-    def decode() -> LabelledData:
-        try:
-            return _decoded(asked)
-        except ConfigError as error:
-            line = str(error).replace("dataset.path", "dataset.name")
-            raise ConfigError(
-                line.replace("in dataset.drop", "in dataset.drop, or a text in dataset.text_column")
-            ) from None
-
-    return Source(f"hub-{key[:24]}", decode)
+    return [str(file.relative_to(folder)) for file in files], of_files(files)
 
 
 def _decoded(asked: _Asked) -> LabelledData:
+    """The data set; what images and tables say of a path is said of its name."""
+    try:
+        return _read(asked)
+    except ConfigError as error:
+        line = str(error).replace("dataset.path", "dataset.name")
+        raise ConfigError(
+            line.replace("in dataset.drop", "in dataset.drop, or a text in dataset.text_column")
+        ) from None
+
+
+def _read(asked: _Asked) -> LabelledData:
     train = _split(asked, asked.train)
     splits = [train] if isinstance(asked.test, float) else [train, _split(asked, asked.test)]
     names = [f"{asked.name}[{split}]" for split in (asked.train, asked.test)]

@@ -7,6 +7,7 @@ The arguments of exchangeable parts are checked against their signatures, see
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
@@ -133,7 +134,7 @@ class Config(Section):
         """Likewise of the server's."""
         return factor(self.server_schedule, self.rounds, number, "server_schedule")
 
-    @property
+    @cached_property
     def attackers(self) -> frozenset[int]:
         """The clients that attack."""
         return attackers(self.clients.count, self.attack.share, self.seed)

@@ -44,7 +44,7 @@ def test_the_weighted_directions_to_all_points_cancel_there() -> None:
 
 @pytest.mark.parametrize("far", [1e2, 1e4, 1e6])
 def test_four_of_nine_cannot_move_it_far(far: float) -> None:
-    """Within r/(1 − 2ε')… of the honest: ‖v‖ ≤ 2(1 − ε)/(1 − 2ε)·max‖u‖, ε the liars' share."""
+    """‖v‖ ≤ 2(1 − ε)/(1 − 2ε)·max‖u‖, ε the liars' share: triangle inequalities at the optimum."""
     points = POINTS.clone()
     points[:4] = far
     found = geometric_median(points, ONES, 1e-9, 3000)

@@ -38,22 +38,26 @@ class Known:
         return torch.cat([self.own, self.honest])
 
 
-class ModelAttack(ABC):
-    """Attackers train as all do, and send something else."""
+class Attack(ABC):  # noqa: B024  (its kinds have the abstract methods)
+    """What some of the clients do."""
 
     def idle(self, clients: int, attackers: int) -> str | None:
         """Why it does nothing with so many attackers among the clients of a round, if so."""
         return None
+
+
+class ModelAttack(Attack):
+    """Attackers train as all do, and send something else."""
 
     @abstractmethod
     def forge(self, known: Known) -> Tensor:
         """What they send: updates ``(M, D)``, or one ``(D,)`` for all of them."""
 
 
-class DataAttack(ABC):
+class DataAttack(Attack):
     """Attackers train on other examples than theirs, and send what comes of it."""
 
-    def require(self, data: LabelledData) -> None:  # noqa: B027
+    def require(self, data: LabelledData) -> None:
         """Refuse data that it cannot poison.
 
         Raises

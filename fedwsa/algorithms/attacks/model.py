@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from statistics import NormalDist
 from typing import Literal
 
@@ -199,9 +200,9 @@ class _Farthest(ModelAttack):
             return -mean.sign()
         return -updates.std(0, correction=0)
 
+    @abstractmethod
     def hides(self, forged: Tensor, updates: Tensor) -> bool:
         """Whether an update is not too far from the honest ones."""
-        raise NotImplementedError
 
 
 class MinMax(_Farthest):
