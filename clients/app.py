@@ -10,6 +10,7 @@ from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from clients.borrowed import borrowed
 from clients.node import client_of as _client
 from clients.node import introduce
+from clients.phases import conditions_in, phases_of
 from clients.privacy import clip_if_asked, noise_if_wished
 from clients.received import (
     Received,
@@ -19,11 +20,12 @@ from clients.received import (
     round_of,
 )
 from clients.replying import Trained, reply_with
-from clients.samples import DROPOUT, local_run, samples_of, seen
+from clients.samples import DROPOUT, local_run, samples_of, seen, trained_on
 from clients.together import train_together
 from clients.training import train_augmented
 from fedwsa import seeding
 from fedwsa.algorithms.memory.client import LostMemory
+from fedwsa.algorithms.objective import overrides
 from fedwsa.config.component import ConfigError
 from fedwsa.data.evaluation import evaluate, measure_statistics
 from fedwsa.models import state as model_state
@@ -99,6 +101,7 @@ def _lost(message: Message, error: LostMemory) -> Message:
 def _train(config: Config, message: Message, context: Context, received: Received) -> Message:
     key, model = (round_of(message), _client(context)), received.network.model
     samples = samples_of(config, received, key)
+    phases = phases_of(received.kinds, received.content)
     conditions = conditions_of(config, received.content, key[1], key[0])
     conditions = in_time(conditions, config, received.data, message, key[1])
     local = local_run(config, received, conditions, samples, received.state, key)
@@ -110,7 +113,12 @@ def _train(config: Config, message: Message, context: Context, received: Receive
             around.enter_context(kind.during(model, received.content))
         drawn = seeding.generator(config.seed, "weight augmentation", *key)
         number = seeding.key(config.seed, DROPOUT, *key)
-        loss = train_augmented(model, samples, config.local, conditions, objectives, drawn, number)
+        each = conditions_in(phases, conditions, len(samples))
+        for k, (phase, own) in enumerate(zip(phases, each, strict=True)):
+            if own.steps != 0 or k == 0:
+                drawing = samples_of(config, received, key, k) if k else samples
+                how = (config.local, own, objectives, drawn, number, phase.trains)
+                loss = train_augmented(model, drawing, *how)
     for objective in objectives:
         objective.after(model)
     local.trained = received.network.state()
@@ -119,17 +127,13 @@ def _train(config: Config, message: Message, context: Context, received: Receive
 
 
 def _evaluate(config: Config, message: Message, context: Context) -> Message:
-    """Score the received model on the client's own hold-out; no samples, no weight.
-
-    Statistics of static norms are measured on its own training samples first.
-    """
-    received = receive(config, message, context)
+    """Score the received model on the client's own hold-out; no samples, no weight."""
+    received = receive(config, message, context, evaluating=True)
     data, network, device = received.data, received.network, received.device
     own = seen(config, data, _client(context), held=True)
     with borrowed(network.model):
-        if len(own) and model_state.measured(network.model):
-            trained_on = seen(config, data, _client(context), held=False)
-            measure_statistics(network.model, trained_on.inputs, data.whole.prepare, device)
+        if len(own):
+            _settle(config, message, context, received)
         score = evaluate(network.model, own, data.whole, device, config.evaluation.batch_size)
     metrics = MetricRecord(
         {
@@ -139,6 +143,26 @@ def _evaluate(config: Config, message: Message, context: Context) -> Message:
         }
     )
     return Message(RecordDict({METRICS: metrics}), reply_to=message)
+
+
+def _settle(config: Config, message: Message, context: Context, received: Received) -> None:
+    """What comes before an evaluation, on the client's training samples.
+
+    Statistics of static norms are measured on them, too.
+    """
+    model, device = received.network.model, received.device
+    settling = [kind for kind in received.kinds if overrides(kind, "settle")]
+    measured = model_state.measured(model)
+    if not (settling or measured):
+        return
+    data, client = received.data, _client(context)
+    samples = seen(config, data, client, held=False)
+    inputs, labels = samples.inputs.to(device), samples.labels.to(device)
+    for kind in settling:
+        own = trained_on(config, data, inputs, labels, (round_of(message), client))
+        kind.settle(model, received.content, received.state, own)
+    if measured:
+        measure_statistics(model, samples.inputs, data.whole.prepare, device)
 
 
 app = build()

@@ -11,9 +11,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from clients.cohort import Stack, fits, train_stack, why_not
+from clients.cohort import fits, train_stack, why_not
 from clients.footprint import room_for
 from clients.received import named_objectives
+from clients.stack import Stack
 from clients.stacking import Stacking, stacking
 from clients.training import Samples, train
 from fedwsa.data.federated import FederatedData

@@ -18,6 +18,7 @@ from fedwsa.config.component import Component
 from fedwsa.data.federated import FederatedData
 from fedwsa.fleet.devices import resolve_device
 from fedwsa.fleet.systems import Task
+from fedwsa.models import state as model_state
 from fedwsa.models.flops import training_flops
 from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.config import Config
@@ -58,7 +59,9 @@ class Received:
     kinds: list[type[Objective]]
 
 
-def receive(config: Config, message: Message, context: Context) -> Received:
+def receive(
+    config: Config, message: Message, context: Context, evaluating: bool = False
+) -> Received:
     """The network with the received weights, and the client's own, in memory of its own."""
     data = open_data(config, message.content, context)
     device = resolve_device(config.device)
@@ -70,7 +73,8 @@ def receive(config: Config, message: Message, context: Context) -> Received:
     kinds = kinds_of(config, content)
     sent = messages.to_tensors(arrays)
     sent.pop(SCOPE_ARRAY, None)  # no part of the model
-    tensors = sent | begun_with(kinds, content, state)
+    begun = begun_with(kinds, content, state, evaluating)
+    tensors = sent | begun
     layout = torch.channels_last if config.local.channels_last else torch.contiguous_format
     whole = data.whole
     network = network_for(
@@ -78,17 +82,19 @@ def receive(config: Config, message: Message, context: Context) -> Received:
     )
     require_same_data(data, content)
     network.require_built_alike(content)
+    for tie in model_state.tied(network.model):  # an objective knows it by one of its names
+        tensors |= {n: begun[one] for one in tie[:1] if one in begun for n in tie if n in sent}
     network.load(tensors)
     return Received(data, network, device, content, state, sent, kinds)
 
 
 def begun_with(
-    kinds: Sequence[type[Objective]], content: Content, state: State
+    kinds: Sequence[type[Objective]], content: Content, state: State, evaluating: bool = False
 ) -> dict[str, Tensor]:
-    """What objectives let a client begin with, instead of what was sent."""
+    """What objectives let a client begin with, or evaluate, instead of what was sent."""
     own: dict[str, Tensor] = {}
     for kind in kinds:
-        own |= kind.begin_with(content, state)
+        own |= (kind.evaluated_with if evaluating else kind.begin_with)(content, state)
     return own
 
 

@@ -28,10 +28,10 @@ DROPOUT = "dropout"
 """What a network draws in a training is keyed by it, the round and the client."""
 
 
-def samples_of(config: Config, received: Received, key: tuple[int, int]) -> Samples:
-    """A client's training samples in a round, drawn by (seed, round, client)."""
+def samples_of(config: Config, received: Received, key: tuple[int, int], phase: int = 0) -> Samples:
+    """A client's training samples in a round, keyed by seed, round, client and phase."""
     data, device = received.data, received.device
-    random = seeding.generator(config.seed, "train", *key)
+    random = seeding.generator(config.seed, f"train {phase}" if phase else "train", *key)
     pooled = find_record(received.content, POOLED)
     if pooled is None:
         own = _poisoned(config, _own(config, data, key[1], device), data.whole.classes, key)
@@ -54,16 +54,27 @@ def local_run(
     key: tuple[int, int],
 ) -> LocalRun:
     """What the objectives of a client may know of its training in a round."""
-    whole = received.data.whole
-    trained_on = TrainedOn(
-        samples.inputs,
-        samples.labels,
-        whole.classes,
-        whole.prepare,
+    return LocalRun(
+        conditions.lr,
+        config.local.momentum,
+        state,
+        len(samples),
+        samples=trained_on(config, received.data, samples.inputs, samples.labels, key),
+        weight_decay=conditions.weight_decay,
+    )
+
+
+def trained_on(
+    config: Config, data: FederatedData, inputs: Tensor, labels: Tensor, key: tuple[int, int]
+) -> TrainedOn:
+    """Samples of a client as objectives see them."""
+    return TrainedOn(
+        inputs,
+        labels,
+        data.whole.classes,
+        data.whole.prepare,
         lambda purpose: seeding.generator(config.seed, purpose, *key),
     )
-    momentum = config.local.momentum
-    return LocalRun(conditions.lr, momentum, state, len(samples), samples=trained_on)
 
 
 def _own(config: Config, data: FederatedData, client: int, device: str) -> Examples:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from clients.borrowed import borrowed
-from clients.cohort import Stack
 from clients.optimisers import StackedOptimiser
+from clients.stack import Stack
 from fedwsa import seeding
 from fedwsa.config.blame import told
 from fedwsa.models.dropout import Masks

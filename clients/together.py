@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 
 from flwr.app import Context, Message
 from torch import Tensor
@@ -13,6 +14,7 @@ from clients.borrowed import borrowed
 from clients.memory import alike_but_for_memory, recalled
 from clients.network import Network
 from clients.node import client_of
+from clients.phases import conditions_in, phases_of
 from clients.privacy import asks_to_clip, clipped_and_noised
 from clients.received import (
     Received,
@@ -24,6 +26,7 @@ from clients.received import (
 )
 from clients.replying import Trained, metrics_with, reply_with
 from clients.samples import DROPOUT, local_run, samples_of
+from clients.stack import Stack
 from clients.stacking import Stacking
 from clients.training import Samples
 from fedwsa import seeding
@@ -54,13 +57,22 @@ def train_together(
         in_time(own, config, first.data, message, client)
         for own, message, client in zip(every, received, clients, strict=True)
     ]
+    phases = phases_of(first.kinds, first.content)
     alike: dict[str, list[int]] = {}  # those who may stand in one stack
     for k, own in enumerate(conditions):
         alike.setdefault(own.optimiser, []).append(k)
     parts: list[_Part] = []
     for together in alike.values():
-        steps = {k: cohort.count_steps(len(drawn[k]), conditions[k]) for k in together}
-        order = sorted(together, key=lambda k: -steps[k])
+        steps = {
+            k: [
+                cohort.count_steps(len(drawn[k]), own)
+                for own in conditions_in(phases, conditions[k], len(drawn[k]))
+            ]
+            for k in together
+        }
+        order = sorted(together, key=lambda k: steps[k], reverse=True)
+        if any(steps[k][i] > steps[j][i] for j, k in pairwise(order) for i in range(len(phases))):
+            return "some have more steps in one phase, others in another"
         trained = _train_stack(
             config,
             first,
@@ -126,7 +138,7 @@ def _train_stack(
     keys = [(round_of(received[0]), client_of(context)) for context in contexts]
     states = [recalled(*each) for each in zip(received, contexts, strict=True)]
     how = (stacking.padded, stacking.keeping, config.local.bf16)
-    stack = cohort.Stack(network.model, len(received), *how)
+    stack = Stack(network.model, len(received), *how)
     _begin(stack, first, states)
     runs = [
         local_run(config, first, own, samples, state, key)
@@ -137,13 +149,12 @@ def _train_stack(
         [kind(view, content, run) for kind in first.kinds]
         for view, run in zip(views, runs, strict=True)
     ]
-    numbers = [seeding.key(config.seed, DROPOUT, *key) for key in keys]
     with borrowed(network.model):
         network.model.train()
         with ExitStack() as around:
             for kind in first.kinds:  # all were told the same, and have one model
                 around.enter_context(kind.during(network.model, content))
-            losses = cohort.train_stack(stack, drawn, config.local, conditions, objectives, numbers)
+            losses = _train_in_phases(config, first, stack, drawn, conditions, objectives, keys)
         rest = network.state()
         for k, run in enumerate(runs):
             run.trained = stack.state(k, rest)
@@ -157,6 +168,34 @@ def _train_stack(
         clipped_and_noised(config, message, context, reply_with(config, message, context, own), key)
         for (message, context, own), key in zip(answered, keys, strict=True)
     ]
+
+
+def _train_in_phases(
+    config: Config,
+    first: Received,
+    stack: Stack,
+    drawn: Sequence[Samples],
+    conditions: Sequence[Conditions],
+    objectives: Sequence[Sequence[Objective]],
+    keys: Sequence[tuple[int, int]],
+) -> list[float]:
+    """The trainings of which a round consists; the losses of each client's last."""
+    numbers = [seeding.key(config.seed, DROPOUT, *key) for key in keys]
+    phases = phases_of(first.kinds, first.content)
+    pairs = zip(conditions, drawn, strict=True)
+    in_each = [conditions_in(phases, own, len(samples)) for own, samples in pairs]
+    losses = [0.0] * len(drawn)
+    for number, phase in enumerate(phases):
+        own = [each[number] for each in in_each]
+        there = [k for k, each in enumerate(own) if each.steps != 0 or number == 0]
+        if not there:
+            break
+        samples = [samples_of(config, first, key, number) for key in keys] if number else drawn
+        found = cohort.train_stack(
+            stack, samples, config.local, own, objectives, numbers, phase.trains
+        )
+        losses = [found[k] if k in there else loss for k, loss in enumerate(losses)]
+    return losses
 
 
 def _look(network: Network, trained: Mapping[str, Tensor], objectives: Sequence[Objective]) -> None:
@@ -173,7 +212,7 @@ def _plain(config: Config, first: Received, message: Message) -> bool:
     return not (beside or asks_to_clip(message) or config.privacy.local is not None)
 
 
-def _begin(stack: cohort.Stack, first: Received, states: Sequence[State]) -> None:
+def _begin(stack: Stack, first: Received, states: Sequence[State]) -> None:
     """Give each client what it begins with for itself; the network has what one of them has."""
     own = [begun_with(first.kinds, first.content, state) for state in states]
     names = {name for tensors in own for name in tensors}

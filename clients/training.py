@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from clients.elsewhere import SingleElsewhere
 from clients.optimisers import Group, SingleOptimiser
 from clients.passes import SinglePasses
 from fedwsa.algorithms.objective import Objective
@@ -96,13 +97,14 @@ class _Stepped:
     is not. The model's own weights are the rounded ones. WAVE's templates and scalers do not decay.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        own = [p for p in model.parameters() if p.is_floating_point()]
+    def __init__(self, model: nn.Module, trains: Callable[[str], bool] | None = None) -> None:
+        named = [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
+        self.own = [p for name, p in named if trains is None or trains(name)]
         self.weights = [
             p if precise(p).dtype == p.dtype else nn.Parameter(precise(p.detach()), p.requires_grad)
-            for p in own
+            for p in self.own
         ]
-        pairs = list(zip(own, self.weights, strict=True))
+        pairs = list(zip(self.own, self.weights, strict=True))
         self._rounded = [(p, w) for p, w in pairs if p is not w]
         free = {id(p) for p in wave.made_of(model)}
         decaying: Group = {"params": [w for p, w in pairs if id(p) not in free]}
@@ -137,12 +139,32 @@ def _steps(
                 start, steps = end, steps + 1
 
 
-def _task_loss(model: nn.Module, inputs: Tensor, labels: Tensor, seen: Tensor | None) -> Tensor:
-    """Mean cross entropy of a batch; ``seen``: the classes whose logits count, None: all."""
-    logits = precise(model(inputs))
-    if seen is not None:
-        logits = without(absent_classes(seen, logits.shape[1]), logits)
-    return cross_entropy(logits, labels)
+@dataclass(frozen=True, eq=False)
+class _TaskLoss:
+    """Mean cross entropy of the batch of a step, by any network of the model's form.
+
+    Attributes
+    ----------
+    key, step
+        What dropout follows from.
+    seen
+        The classes whose logits count; None: all.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    key: Tensor
+    step: int
+    seen: Tensor | None
+    bf16: bool
+
+    def __call__(self, network: nn.Module, masks: Masks) -> Tensor:
+        masks.begin(self.key, self.step)
+        with torch.autocast(self.labels.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = precise(network(self.inputs))
+            if self.seen is not None:
+                logits = without(absent_classes(self.seen, logits.shape[1]), logits)
+            return cross_entropy(logits, self.labels)
 
 
 def train(
@@ -152,6 +174,7 @@ def train(
     conditions: Conditions,
     objectives: Sequence[Objective],
     key: int = 0,
+    trains: Callable[[str], bool] | None = None,
 ) -> float:
     """Train a model in place for ``conditions.epochs`` passes, or ``conditions.steps`` steps.
 
@@ -161,6 +184,8 @@ def train(
         With the received weights; ``objectives`` were made for it.
     key
         A number of this training, which dropout follows from.
+    trains
+        Which weights move, by name; None: all that are trained.
 
     Returns
     -------
@@ -169,25 +194,28 @@ def train(
     """
     model.train()
     device = samples.labels.device
-    stepped = _Stepped(model)
+    stepped = _Stepped(model, trains)
     optimiser = SingleOptimiser(stepped.groups, conditions, local.momentum, local.fused)
     layout = torch.channels_last if local.channels_last else torch.contiguous_format
     seen = torch.unique(samples.labels) if local.mask_absent else None
     masks, number = Masks(model), torch.tensor(key, device=device)
     plain = model.model if isinstance(model, ShadowWeights) else model
+    elsewhere = SingleElsewhere(plain, objectives)
     total, trained = torch.zeros((), device=device), 0
     with SinglePasses(plain, objectives) as passes:
         for step, (inputs, labels) in enumerate(_steps(samples, conditions, layout)):
+            task = _TaskLoss(inputs, labels, number, step, seen, local.bf16)
             model.zero_grad(set_to_none=True)
-            masks.begin(number, step)
-            with masks, torch.autocast(device.type, torch.bfloat16, enabled=local.bf16):
-                loss = _task_loss(model, inputs, labels, seen)
-                extra = passes.losses(inputs)
+            with masks:
+                loss = task(model, masks)
+                with torch.autocast(device.type, torch.bfloat16, enabled=local.bf16):
+                    extra = passes.losses(inputs, labels)
             torch.autograd.backward([loss, *extra])
+            elsewhere.descend(task)
             for objective in objectives:
                 objective.add_gradient()
             if local.clip_norm is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), local.clip_norm)
+                nn.utils.clip_grad_norm_(stepped.own, local.clip_norm)
             stepped.step(optimiser)
             total += loss.detach() * len(labels)
             trained += len(labels)
@@ -202,6 +230,7 @@ def train_augmented(
     objectives: Sequence[Objective],
     random: torch.Generator,
     key: int = 0,
+    trains: Callable[[str], bool] | None = None,
 ) -> float:
     """As :func:`train`, under weight augmentation if ``local`` asks for it.
 
@@ -216,7 +245,7 @@ def train_augmented(
         Draws the transforms.
     """
     if local.weight_augmentation == "off":
-        return train(model, samples, local, conditions, objectives, key)
+        return train(model, samples, local, conditions, objectives, key, trains)
     shadow = ShadowWeights(model, local.weight_augmentation, random)
     loss = train(shadow, samples, local, conditions, objectives, key)
     reestimate(model, _batches(samples, conditions.batch_size))

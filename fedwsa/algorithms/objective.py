@@ -7,14 +7,15 @@ keys; arrays are tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from fedwsa.data.examples import batch_sizes
 from fedwsa.wire.content import Content
 
 Weights = nn.Module | Mapping[str, Tensor]
@@ -23,6 +24,10 @@ Weights = nn.Module | Mapping[str, Tensor]
 
 State = dict[str, dict[str, Tensor]]
 """What a client keeps between rounds: name → tensors."""
+
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs and labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +52,23 @@ class TrainedOn:
     prepare: Callable[[Tensor], Tensor]
     generator: Callable[[str], torch.Generator]
 
+    def batches(self, size: int = 256, order: Tensor | None = None) -> Iterator[Batch]:
+        """Prepared inputs and labels, in pieces of about ``size``, none of which is one sample.
+
+        Parameters
+        ----------
+        order
+            Which samples, and in which order; None: all as they lie.
+        """
+        inputs, labels = self.inputs, self.labels
+        if order is not None:
+            inputs, labels = inputs[order], labels[order]
+        start = 0
+        for count in batch_sizes(len(labels), size) if len(labels) else []:
+            some = slice(start, start + count)
+            yield self.prepare(inputs[some]), labels[some]
+            start += count
+
 
 @dataclass
 class LocalRun:
@@ -54,7 +76,7 @@ class LocalRun:
 
     Attributes
     ----------
-    lr, momentum : float
+    lr, momentum, weight_decay : float
         Of the client's SGD.
     state : dict
         What the client keeps between rounds: name → tensors. An objective reads the entry of
@@ -78,6 +100,7 @@ class LocalRun:
     pulls: list[Callable[[], dict[str, Tensor]]] = field(default_factory=list)
     samples: TrainedOn | None = None
     trained: dict[str, Tensor] = field(default_factory=dict)
+    weight_decay: float = 0.0
 
     def pull(self, weights: Mapping[str, Tensor]) -> list[Tensor] | None:
         """The sum of all pulls on the weights, zeros where there is none; None without any."""
@@ -102,6 +125,8 @@ class ForwardPass:
     ----------
     inputs : Tensor
         Of the model: ``(N, …)``.
+    labels : Tensor
+        ``(N,)``, of a sequence ``(N, L)``.
     represented : callable
         Returns what went into the linear layer that the model called last, half precision as
         single: ``(N, …, features)``.
@@ -111,8 +136,30 @@ class ForwardPass:
     """
 
     inputs: Tensor
+    labels: Tensor
     represented: Callable[[], Tensor]
     represented_by: Callable[[str], Tensor]
+
+
+GradientAt = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+"""The gradient of the task loss of A clients' batches at other weights of theirs, by name, all of
+them ``(A, …)``; buffers stay as they are."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One of the trainings of a round, each of which goes on where the one before has ended.
+
+    Attributes
+    ----------
+    trains : callable, optional
+        Tells by its name whether a weight is trained, or stands still. None: all are trained.
+    epochs : int, optional
+        None: as many as the client's.
+    """
+
+    trains: Callable[[str], bool] | None = None
+    epochs: int | None = None
 
 
 class Objective:
@@ -124,8 +171,10 @@ class Objective:
     are called in this order::
 
         asked, begin_with
-            __init__, during, others, loss and add_gradient at each step, after
+            __init__, during, phases, others, loss, descend and add_gradient at each step, after
                 share, end, arrays, records
+
+    and before an evaluation ``asked``, ``evaluated_with`` and ``settle``.
     """
 
     stackable: ClassVar[bool] = True
@@ -144,11 +193,22 @@ class Objective:
 
     @classmethod
     def begin_with(cls, content: Content, state: State) -> dict[str, Tensor]:
-        """Tensors that the model begins with beside, or instead of, those that were sent.
-
-        Also asked before an evaluation.
-        """
+        """Tensors that the model begins with beside, or instead of, those that were sent."""
         return {}
+
+    @classmethod
+    def evaluated_with(cls, content: Content, state: State) -> dict[str, Tensor]:
+        """The same before an evaluation: of the model that is the client's own."""
+        return cls.begin_with(content, state)
+
+    @classmethod
+    def settle(cls, model: nn.Module, content: Content, state: State, samples: TrainedOn) -> None:
+        """Change a model before its evaluation by what the client trains on."""
+
+    @classmethod
+    def phases(cls, content: Content) -> Sequence[Phase]:
+        """The trainings of which a round consists; none: one, of the whole model."""
+        return ()
 
     @classmethod
     def during(cls, model: nn.Module, content: Content) -> AbstractContextManager[object]:
@@ -184,6 +244,29 @@ class Objective:
             model's own at the beginning. None: this client's loss is zero, and not asked for.
         """
         return {}
+
+    @classmethod
+    def descend(
+        cls,
+        objectives: Sequence[Self],
+        weights: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        gradient_at: GradientAt,
+    ) -> None:
+        """Look at the loss of a step's batch from elsewhere; before any :meth:`add_gradient`.
+
+        Where another model moves beside that in training, or the gradients are replaced by those
+        that the algorithm follows.
+
+        Parameters
+        ----------
+        objectives
+            Of this kind, of A clients that train at once; of one that trains alone, its own.
+        weights, gradients
+            By name, ``(A, …)``; gradients may be changed in place.
+        gradient_at
+            For other weights of the same names.
+        """
 
     def add_gradient(self) -> None:
         """Add to ``.grad`` of the weights, between ``backward()`` and the optimiser's step."""

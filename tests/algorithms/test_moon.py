@@ -60,7 +60,7 @@ def test_a_step_follows_the_gradient_of_task_and_contrastive_loss() -> None:
         # It is made for the received weights; they move before the step is looked at.
         received.load_state_dict(model.state_dict())
         task = nn.functional.cross_entropy(received(x), y)
-        (task + sum(passes.losses(x))).backward()
+        (task + sum(passes.losses(x, y))).backward()
 
     z = features(by_hand, x)
     origin = net()

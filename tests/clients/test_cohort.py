@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from clients.cohort import Stack, count_steps, train_stack, why_not
+from clients.cohort import count_steps, train_stack, why_not
+from clients.stack import Stack
 from clients.stacking import stacking
 from clients.training import Samples, train
 from fedwsa.algorithms.fedprox.client import Proximal

@@ -11,8 +11,9 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from clients.cohort import Stack, train_stack
+from clients.cohort import train_stack
 from clients.replying import Trained, reply_with
+from clients.stack import Stack
 from clients.training import Samples, train
 from fedwsa.algorithms.memory.client import keep
 from fedwsa.algorithms.objective import LocalRun, Objective, stacks

@@ -51,7 +51,8 @@ def test_steps_are_those_of_torch_to_the_bit(kind: str, fused: bool, momentum: f
 TRAINED = """
 import sys
 import torch
-from clients.cohort import Stack, train_stack
+from clients.cohort import train_stack
+from clients.stack import Stack
 from clients.training import Samples, train
 from fedwsa.schema.conditions import Conditions
 from tests.given.training import data, local, net

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from clients.cohort import Stack
+from clients.stack import Stack
 from clients.stacking import stacking
 from fedwsa.models.inputs import ImageShape
 

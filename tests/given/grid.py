@@ -26,6 +26,8 @@ REFUSED = {  # strategy, model or WSA → why
     ("fedbn", "cnn_pfl"): "no normalisation layers",
     ("wave", "all"): "no weight that templates could make",
     ("local", "on"): "no weights are averaged",
+    ("fedproto", "on"): "no weights are averaged",
+    ("ifca", "on"): "each cluster has scopes of its own",
     ("centralised", "on"): "trained in one place",
     ("oneshot", "on"): "trains its clients once",  # its own: tests/algorithms/test_oneshot.py
     ("oneshot", "off"): "trains its clients once",

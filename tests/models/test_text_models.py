@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from clients.cohort import Stack, train_stack, why_not
+from clients.cohort import train_stack, why_not
+from clients.stack import Stack
 from clients.stacking import stacking
 from clients.training import Conditions, Samples, train
 from fedwsa.config.component import ConfigError

@@ -46,7 +46,7 @@ def test_two_rounds_of_every_combination_or_the_reason_why_not(
         assert (history["epsilon"].diff().dropna() > 0).all()
         return
     assert np.isfinite(history["train_loss"]).all()
-    personal = strategy in ("fedbn", "fedper", "local")
+    personal = strategy in ("fedbn", "fedper", "fedproto", "fedrep", "ifca", "local")
     assert (result["accuracy"] is None) == personal
     assert 0 <= result["client_accuracy_mean"] <= 1
     assert (tmp_path / "run" / "scopes.csv").exists() == (wsa == "on")

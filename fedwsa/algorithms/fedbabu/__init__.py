@@ -1,0 +1,1 @@
+"""FedBABU: only the body is trained."""

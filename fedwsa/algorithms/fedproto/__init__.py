@@ -1,0 +1,1 @@
+"""FedProto: clients share what their networks say of each class, and no weights."""

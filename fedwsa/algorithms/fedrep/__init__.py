@@ -1,0 +1,1 @@
+"""FedRep: heads first, then the body that all share."""

@@ -1,0 +1,1 @@
+"""Per-FedAvg: a model from which each client gets far by one step."""

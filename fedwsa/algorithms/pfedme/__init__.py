@@ -1,0 +1,1 @@
+"""pFedMe: models of the clients' own from Moreau envelopes."""
