@@ -18,6 +18,7 @@ from fedwsa.schema.config import Config
 from tests.given.grid import composed, every_cell, refusal
 
 MODELS = ["mlp", "all", "cnn"]
+ALONE = ("fedala", "ifca")  # they look at the samples first
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,11 @@ def test_stacks_of_eight_give_the_models_that_clients_give_alone(
 ) -> None:
     if refusal(strategy, model, wsa):
         pytest.skip("refused, as the grid says")
+    if strategy in ALONE:
+        config = composed(strategy, wsa, model, cache, "clients.count=8", "runtime.cohort=8")
+        with pytest.raises(ConfigError, match="cannot be trained at once: .* looks at one model"):
+            simulate(config, tmp_path / "run")
+        return
     found, tables = [], []
     for cohort in ("off", "8"):
         more = ["clients.count=8", f"runtime.cohort={cohort}"]
