@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 
@@ -32,8 +33,19 @@ from fedwsa.models import state as model_state
 from fedwsa.remembered import enter
 from fedwsa.schema.compose import from_run_config
 from fedwsa.schema.config import Config
+from fedwsa.schema.fleet import Fleet
 from fedwsa.simulation.cohort import CohortApp, CohortReply
-from fedwsa.wire.names import ACCURACY, CONFIG, LOSS, LOST_MEMORY, METRICS, NUM_EXAMPLES, REFUSED
+from fedwsa.wire.content import find_record
+from fedwsa.wire.names import (
+    ACCURACY,
+    ADAPT,
+    CONFIG,
+    LOSS,
+    LOST_MEMORY,
+    METRICS,
+    NUM_EXAMPLES,
+    REFUSED,
+)
 
 
 def build(config: Config | None = None) -> CohortApp:
@@ -134,6 +146,7 @@ def _evaluate(config: Config, message: Message, context: Context) -> Message:
     with borrowed(network.model):
         if len(own):
             _settle(config, message, context, received)
+            _adapt(config, message, context, received)
         score = evaluate(network.model, own, data.whole, device, config.evaluation.batch_size)
     metrics = MetricRecord(
         {
@@ -143,6 +156,23 @@ def _evaluate(config: Config, message: Message, context: Context) -> Message:
         }
     )
     return Message(RecordDict({METRICS: metrics}), reply_to=message)
+
+
+def _adapt(config: Config, message: Message, context: Context, received: Received) -> None:
+    """Train for this evaluation alone, by the task loss, if the message asks for it."""
+    asked = find_record(message.content, ADAPT)
+    key = (round_of(message), _client(context))
+    samples = samples_of(config, received, key)
+    if asked is None or not len(samples):
+        return
+    usual = Fleet(config).conditions(key[1])  # at the rate with which a schedule begins
+    conditions = replace(usual, epochs=int(asked[ADAPT]), steps=None)
+    drawn = seeding.generator(config.seed, "weight augmentation", *key)
+    number = seeding.key(config.seed, DROPOUT, *key)
+    with seeding.seeded(config.seed, DROPOUT, *key):
+        train_augmented(
+            received.network.model, samples, config.local, conditions, [], drawn, number
+        )
 
 
 def _settle(config: Config, message: Message, context: Context, received: Received) -> None:

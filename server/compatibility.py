@@ -68,6 +68,7 @@ def require_compatible(
     ConfigError
         Names the key, and what to set.
     """
+    _require_unseen(config)
     with blaming(ConfigError, "", kinds=False):
         require(strategy, run)
     _require_sgd(strategy, config)
@@ -93,6 +94,14 @@ def require_whole_models(outer: Component, inner: object) -> None:
             f"strategy.args: {outer.name} needs clients that send one whole model, which "
             f"{type(inner).__name__} does not"
         )
+
+
+def _require_unseen(config: Config) -> None:
+    """Refuse a share of unseen clients that is none of them, or leaves none to train."""
+    share, count = config.clients.unseen, config.clients.count
+    if share and not 0 < len(config.unseen) < count:
+        who = "everybody" if config.unseen else "nobody"
+        raise ConfigError(f"clients.unseen: {share:g} of {count} clients is {who}")
 
 
 def _require_kernels(config: Config, sizes: SizedModels) -> None:

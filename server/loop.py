@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
@@ -102,7 +103,7 @@ class RoundLoop:
         talk, systems = self._talk, self._systems
         lr, server_lr = self._rates.begin(number)
         there = range(self._config.clients.count) if systems is None else systems.there(number)
-        asked = talk.asked_to_train(number, self.arrays, there)
+        asked = talk.asked_to_train(number, self.arrays, self._seen(there))
         cohort = sorted(talk.client_of(m.metadata.dst_node_id) for m in asked)
         plan = Plan(asked, {}, {}, [], [])  # all of them answer
         if systems is not None:
@@ -176,16 +177,39 @@ class RoundLoop:
             if last:
                 logger.info("no client has the %d samples of a hold-out", SMALLEST_WITH_HOLD_OUT)
             return Evaluated()
+        config, everybody = self._config, range(self._config.clients.count)
+        evaluated = self._ask(number, self._seen(everybody))
+        if not last:
+            return evaluated
+        adapt = config.evaluation.adapt
+        if adapt:
+            adapted = self._ask(number, self._seen(everybody), adapt).clients
+            evaluated = replace(evaluated, adapted=adapted)
+        if config.unseen:
+            evaluated = replace(evaluated, unseen=self._ask(number, config.unseen).clients)
+        if config.unseen and adapt:
+            adapted = self._ask(number, config.unseen, adapt).clients
+            evaluated = replace(evaluated, unseen_adapted=adapted)
+        return evaluated
+
+    def _seen(self, there: Collection[int]) -> Collection[int]:
+        """Clients without those that never train."""
+        return frozenset(there) - self._config.unseen if self._config.unseen else there
+
+    def _ask(self, number: int, clients: Collection[int], adapt: int = 0) -> Evaluated:
+        """Let clients evaluate, perhaps after they adapted the model to themselves."""
         talk = self._talk
-        gathered = talk.evaluate(number, talk.asked_to_evaluate(number, self.arrays))
+        asked = talk.asked_to_evaluate(number, self.arrays, clients, adapt)
+        gathered = talk.evaluate(number, asked)
         held_out = [r for r in gathered.replies if r.has_content() and _examples(r) > 0]
         scores = None
         if held_out:
             scores = ClientScores.of(
                 [messages.number(m, ACCURACY) for m in messages.reply_metrics(held_out)]
             )
-            with talk.hook("aggregate_evaluate", number):
-                self._strategy.aggregate_evaluate(number, held_out)
+            if not adapt and not self._config.unseen.issuperset(clients):
+                with talk.hook("aggregate_evaluate", number):
+                    self._strategy.aggregate_evaluate(number, held_out)
         return Evaluated(
             clients=scores,
             evaluations=talk.by_client(gathered.accepted),

@@ -122,9 +122,15 @@ class Evaluated:
         What each client reported, of those that did not fail.
     failed_evaluation : tuple of int
         Clients that failed.
+    adapted, unseen, unseen_adapted : ClientScores or None
+        After the last round: of the same clients after they adapted the model, and of those that
+        never trained, as they are and after.
     """
 
     clients: ClientScores | None = None
+    adapted: ClientScores | None = None
+    unseen: ClientScores | None = None
+    unseen_adapted: ClientScores | None = None
     evaluations: Mapping[int, MetricRecord] = field(default_factory=dict)
     failed_evaluation: tuple[int, ...] = ()
 

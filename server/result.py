@@ -69,6 +69,10 @@ def write_result(
         result["attackers"] = sorted(config.attackers)
         if last.attack_success is not None:
             result["attack_success"] = last.attack_success
+    for name in ("adapted", "unseen", "unseen_adapted"):
+        if (scores := getattr(last, name)) is not None:
+            result[f"{name}_accuracy_mean"] = scores.mean
+            result[f"{name}_accuracy_worst10"] = scores.worst10
     if config.clients.sizes is not None:
         result["sizes"] = {size: score.accuracy for size, score in last.sizes.items()}
     write_json(folder / "result.json", result)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedwsa import seeding
 from fedwsa.algorithms.guard.gathered import Gathered, Incident, short
@@ -17,7 +17,7 @@ from fedwsa.config.blame import blaming
 from fedwsa.schema.config import Config
 from fedwsa.simulation.reduce import AveragedReplies
 from fedwsa.wire import messages
-from fedwsa.wire.names import SERVER_ROUND
+from fedwsa.wire.names import ADAPT, SERVER_ROUND
 from server.adversary import Adversary
 from server.marks import Marks
 from server.nodes import PartitionGrid
@@ -89,12 +89,23 @@ class Conversation:
         messages.change_contents(asked, self._marks.added_to)
         return asked
 
-    def asked_to_evaluate(self, number: int, arrays: ArrayRecord) -> list[Message]:
-        """What the strategy asks of those that are to evaluate."""
-        with self.hook("configure_evaluate", number):
+    def asked_to_evaluate(
+        self, number: int, arrays: ArrayRecord, there: Collection[int], adapt: int = 0
+    ) -> list[Message]:
+        """What the strategy asks of those that are to evaluate, of some clients.
+
+        Parameters
+        ----------
+        adapt
+            Epochs that they train before, for themselves.
+        """
+        with self._grid.only(there), self.hook("configure_evaluate", number):
             config = _round_config(number)
             asked = list(self.strategy.configure_evaluate(number, arrays, config, self._grid))
         messages.change_contents(asked, self._marks.added_to)
+        if adapt:
+            first = ConfigRecord({ADAPT: adapt})
+            messages.change_contents(asked, lambda plain: RecordDict({**plain, ADAPT: first}))
         return asked
 
     def train(self, number: int, asked: Sequence[Message], cohort: int) -> tuple[Gathered, bool]:

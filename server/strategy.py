@@ -66,7 +66,7 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
             f"clients.sizes: {component.name} averages models of one size; those for several "
             f"are strategy={', '.join(SIZED)}"
         )
-    cohort = max(1, int(config.clients.count * config.clients.fraction))
+    cohort = config.cohort
     facts = {
         "shapes": sizes.shapes,
         "axes": sizes.axes,
@@ -94,7 +94,7 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
     _set_sampling(strategy, config)
     own_objectives(config.local.objectives)
     if config.private:
-        strategy = accounted(strategy, config.privacy.delta, config.clients.count)
+        strategy = accounted(strategy, config.privacy.delta, config.learning)
     strategy = spared(strategy, sizes.buffers)
     return _aligned(strategy, config, sizes) if config.wsa.enabled else strategy
 
@@ -133,8 +133,7 @@ def build_guard(config: Config, strategy: Strategy) -> Guard:
     ConfigError
         If the quorum is more than a cohort, or the guard does not go with the strategy.
     """
-    wish = config.guard
-    cohort = max(1, int(config.clients.count * config.clients.fraction))
+    wish, cohort = config.guard, config.cohort
     if wish.min_results > cohort:
         raise ConfigError(
             f"guard.min_results: {wish.min_results:g} are more than the {cohort} clients of a round"
@@ -229,7 +228,7 @@ def _set_sampling(strategy: Strategy, config: Config) -> None:
     ConfigError
         If nobody would be sampled, or more nodes than there are: Flower waits for ever for them.
     """
-    count = config.clients.count
+    count = config.learning
     sampling = {
         "fraction_train": config.clients.fraction,
         "fraction_evaluate": min(1.0, config.evaluation.clients_most / count),
@@ -247,7 +246,7 @@ def _set_sampling(strategy: Strategy, config: Config) -> None:
         if name not in config.strategy.args:
             setattr(inner, name, value)
         elif name.startswith("min_") and getattr(inner, name) > count:
-            raise ConfigError(f"strategy.args.{name}: there are only {count} clients")
+            raise ConfigError(f"strategy.args.{name}: there are only {count} clients to train")
         elif name.startswith("min_") and config.clients.availability != 1:
             raise ConfigError(
                 f"strategy.args.{name}: with clients.availability fewer may be there, and Flower "

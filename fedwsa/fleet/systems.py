@@ -132,6 +132,15 @@ def available(seed: int, number: int, clients: int, share: float) -> list[int]:
     return there or [int(np.argmin(draws))]
 
 
+def unseen(seed: int, clients: int, share: float) -> frozenset[int]:
+    """Clients that never train: a share of all, drawn for the whole run."""
+    count = round(share * clients)
+    if not count:
+        return frozenset()
+    keys = seeding.keys(seed, "unseen", range(clients))
+    return frozenset(np.argsort(keys, kind="stable")[:count].tolist())
+
+
 def drops_out(seed: int, number: int, client: int, probability: float) -> bool:
     """Whether a client that is asked in a round gives no answer."""
     if not probability > 0:

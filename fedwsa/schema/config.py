@@ -15,7 +15,7 @@ from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_
 from fedwsa.algorithms.attacks.attack import attackers
 from fedwsa.config.component import Component, ConfigError, Section
 from fedwsa.data.federated import DataSpec
-from fedwsa.fleet import size_rules
+from fedwsa.fleet import size_rules, systems
 from fedwsa.fleet.devices import Device
 from fedwsa.learngene.settings import Init, Pretraining
 from fedwsa.schema.schedule import factor
@@ -92,6 +92,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _refuse_to_ask_who_keeps_silent(self) -> Config:
+        asked = {"clients.unseen": self.clients.unseen, "evaluation.adapt": self.evaluation.adapt}
+        for key in [key for key, value in asked.items() if value and self.withheld]:
+            raise ValueError(
+                f"{key}: clients keep their accuracies to themselves (privacy.reports=withheld)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _refuse_sizes_that_do_not_fit(self) -> Config:
         wish, key = self.clients.sizes, "sizes"
         try:
@@ -138,6 +147,21 @@ class Config(Section):
     def attackers(self) -> frozenset[int]:
         """The clients that attack."""
         return attackers(self.clients.count, self.attack.share, self.seed)
+
+    @cached_property
+    def unseen(self) -> frozenset[int]:
+        """The clients that never train."""
+        return systems.unseen(self.seed, self.clients.count, self.clients.unseen)
+
+    @property
+    def learning(self) -> int:
+        """How many clients may train."""
+        return self.clients.count - len(self.unseen)
+
+    @property
+    def cohort(self) -> int:
+        """How many are asked to train in a round, if all are there."""
+        return max(1, int(self.learning * self.clients.fraction))
 
     @property
     def private(self) -> bool:

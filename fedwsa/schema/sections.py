@@ -10,6 +10,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -111,6 +112,7 @@ class Clients(Section):
 
     count: PositiveInt
     fraction: Fraction
+    unseen: Annotated[float, Field(ge=0, lt=1)]
     timeout: PositiveFloat | None
     table: bool
     sizes: Annotated[Any, AfterValidator(size_rules.check_wish)]
@@ -216,6 +218,7 @@ class Evaluation(Section):
     every: PositiveInt
     clients_every: PositiveInt
     clients_most: PositiveInt
+    adapt: NonNegativeInt
     batch_size: PositiveInt
     validation: Annotated[float, Field(ge=0, lt=1)]
     patience: PositiveInt | None

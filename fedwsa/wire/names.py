@@ -37,6 +37,7 @@ train (up)       ``fisher``              one-shot: the diagonal Fisher informati
                                          ``fisher-layers``, with labels by ``fisher-labels``
 train, evaluate  ``personal``            FedPer, FedBN, local training: what stays with the client,
 (down)                                   as one begins that has none yet
+evaluate (down)  ``adapt-epochs``        epochs that a client trains before, for this evaluation
 evaluate (up)    ``metrics``             ``num-examples``, ``accuracy``, ``loss``
 query (down)     ``data-reference``      where nodes have data of their own: what the server's are
                                          like (``fedwsa.data.own``), as JSON
@@ -53,6 +54,7 @@ TRAIN_LOSS = "train_loss"  # as Flower's QFedAvg looks for it
 STAYING = "model-staying"
 SERVER_ROUND, PARTITION_ID = "server-round", "partition-id"
 ACCEPTED_ROUND = "accepted-round"
+ADAPT = "adapt-epochs"
 PROXIMAL_MU = "proximal-mu"
 SIZE, SIZE_RATE = "size", "size-rate"
 POOLED = "pooled"

@@ -62,7 +62,7 @@ def test_stacks_of_eight_give_the_models_that_clients_give_alone(
         pytest.skip("refused, as the grid says")
     if strategy in ALONE:
         config = composed(strategy, wsa, model, cache, "clients.count=8", "runtime.cohort=8")
-        with pytest.raises(ConfigError, match="cannot be trained at once: .* looks at one model"):
+        with pytest.raises(ConfigError, match=r"cannot be trained at once: .* looks at one model"):
             simulate(config, tmp_path / "run")
         return
     found, tables = [], []
