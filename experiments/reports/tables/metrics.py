@@ -17,6 +17,9 @@ Metric = Literal[
     "client_std",
     "client_worst10",
     "client_jain",
+    "adapted",
+    "unseen",
+    "unseen_adapted",
     "rounds_to_target",
     "bytes_to_target",
     "seconds_to_target",
@@ -114,6 +117,9 @@ METRICS: dict[str, Measure] = {
     "client_std": Measure("clients' std, %", _result("client_accuracy_std"), 100),
     "client_worst10": Measure("worst 10 %, %", _result("client_accuracy_worst10"), 100),
     "client_jain": Measure("Jain index", _result("client_accuracy_jain"), digits=4),
+    "adapted": Measure("clients, adapted, %", _result("adapted_accuracy_mean"), 100),
+    "unseen": Measure("unseen clients, %", _result("unseen_accuracy_mean"), 100),
+    "unseen_adapted": Measure("unseen, adapted, %", _result("unseen_adapted_accuracy_mean"), 100),
     "rounds_to_target": Measure("rounds to {target}", _rounds, digits=1, to_target=True),
     "bytes_to_target": Measure(
         "MB to {target}", _sum_to_target("bytes_down", "bytes_up"), 1e-6, to_target=True
