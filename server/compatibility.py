@@ -34,6 +34,7 @@ from fedwsa.models import state
 from fedwsa.models.augment import kernels
 from fedwsa.schema.config import Config
 from fedwsa.wire.names import NUM_EXAMPLES
+from server.paced import require_paced
 from server.sizes import SizedModels
 
 logger = logging.getLogger("fedwsa")
@@ -69,6 +70,8 @@ def require_compatible(
         Names the key, and what to set.
     """
     _require_unseen(config)
+    if not config.pace.synchronous:
+        require_paced(strategy, config)
     with blaming(ConfigError, "", kinds=False):
         require(strategy, run)
     _require_sgd(strategy, config)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from rich.console import Console
@@ -51,6 +50,7 @@ from server.initial import initialise, save_learned
 from server.loop import RoundLoop
 from server.marks import Marks
 from server.nodes import EngineGrid, PartitionGrid
+from server.pace import PacedLoop
 from server.rates import Rates
 from server.record import RoundRecord
 from server.result import tally_of, write_result
@@ -181,7 +181,14 @@ class Federation:
         """What writes the tables, shows the progress and keeps the best model."""
         config, folder, over = self.config, self.folder, self._over
         callbacks: list[Callback] = [
-            History(folder, self.model.validates, over, config.private, self.model.is_aimed_at),
+            History(
+                folder,
+                self.model.validates,
+                over,
+                config.private,
+                self.model.is_aimed_at,
+                not config.pace.synchronous,
+            ),
             ClientScoreTable(folder, over),
             display,
         ]
@@ -207,7 +214,8 @@ class Federation:
             if self.begun.clients and isinstance(grid, EngineGrid):
                 grid.restore(self.begun.clients)
         marks = Marks.of(self.data, self.sizes)
-        return RoundLoop(
+        kind = RoundLoop if self.config.pace.synchronous else PacedLoop
+        loop = kind(
             Conversation(self.guard, fleet, self.config, marks, on_event),
             arrays,
             self.config,
@@ -217,6 +225,9 @@ class Federation:
             budget.after,
             self._is_over,
         )
+        if isinstance(loop, PacedLoop):
+            loop.begin({} if self.begun is None else self.begun.pace)
+        return loop
 
     def _run(
         self, loop: RoundLoop, grid: Grid, budget: Budget, callbacks: Sequence[Callback]
@@ -234,7 +245,7 @@ class Federation:
             if config.checkpoint.every and number % config.checkpoint.every == 0:
                 seconds = {"seconds": time.perf_counter() - start}
                 sums = add_up(tally, seconds) | budget.sums()
-                self._checkpoint(number, loop.arrays, grid, sums)
+                self._checkpoint(number, loop, grid, sums)
         tally = add_up(tally, {"seconds": time.perf_counter() - start})
         if number < config.rounds:
             logger.info("round %d: %s, the run ends", number, self._reason)
@@ -249,13 +260,14 @@ class Federation:
         return bool(over)
 
     def _checkpoint(
-        self, number: int, arrays: ArrayRecord, grid: Grid, tally: dict[str, float]
+        self, number: int, loop: RoundLoop, grid: Grid, tally: dict[str, float]
     ) -> None:
         # First what a resume expects to find of the rounds that are over.
         sync(*self.folder.glob("*.csv"), self.folder / "events.jsonl")
         clients = grid.client_states() if isinstance(grid, EngineGrid) else {}
         memory = self.checkpoints.memory()
-        self.checkpoints.write(Checkpoint(number, arrays, memory, clients, tally))
+        pace = loop.state() if isinstance(loop, PacedLoop) else {}
+        self.checkpoints.write(Checkpoint(number, loop.arrays, memory, clients, tally, pace))
 
 
 def _require_fitting(config: Config, data: FederatedData) -> None:

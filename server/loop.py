@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
 
-from fedwsa.algorithms.wsa.server import FedWSA
+from fedwsa.algorithms.wsa.server import FedWSA, ScopeReport
 from fedwsa.data.evaluation import Score
 from fedwsa.data.federated import SMALLEST_WITH_HOLD_OUT
 from fedwsa.models import exchange
@@ -124,13 +124,17 @@ class RoundLoop:
             rejected=tuple(sorted(k for k, i in lost.items() if i.kind == "rejected")),
             answers=answers,
             train_loss=loss,
-            scopes=self._strategy.report if moved and isinstance(self._strategy, FedWSA) else None,
+            scopes=self._scopes(moved),
             costs=costs,
             moved=moved,
             lr=lr,
             server_lr=server_lr,
         )
         return trained, {"train": sent - start, "aggregate": time.perf_counter() - sent}
+
+    def _scopes(self, moved: bool) -> ScopeReport | None:
+        """What FedWSA measured in a round."""
+        return self._strategy.report if moved and isinstance(self._strategy, FedWSA) else None
 
     def _train_loss(self, answers: Mapping[int, MetricRecord]) -> float | None:
         """The clients' mean task loss; None where they withhold it."""

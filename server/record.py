@@ -63,6 +63,8 @@ class Trained:
     lr, server_lr : float or None
         Learning rates of the round: of a client that draws no other, and of the strategy, where
         it has one.
+    staleness : float or None
+        Mean of the answers' (:mod:`server.pace`); None: the run goes in rounds, or there was none.
     """
 
     cohort: tuple[int, ...] = ()
@@ -77,6 +79,7 @@ class Trained:
     moved: bool = False
     lr: float | None = None
     server_lr: float | None = None
+    staleness: float | None = None
 
     @property
     def asked(self) -> tuple[int, ...]:

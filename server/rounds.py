@@ -108,7 +108,9 @@ class Conversation:
             messages.change_contents(asked, lambda plain: RecordDict({**plain, ADAPT: first}))
         return asked
 
-    def train(self, number: int, asked: Sequence[Message], cohort: int) -> tuple[Gathered, bool]:
+    def train(
+        self, number: int, asked: Sequence[Message], cohort: int, single: bool = False
+    ) -> tuple[Gathered, bool]:
         """The answers to a training that count, and whether they are enough to aggregate.
 
         Parameters
@@ -117,6 +119,8 @@ class Conversation:
             The messages to those that will answer.
         cohort
             How many were sampled.
+        single
+            Whether the answer of each client is needed, and no average made at the workers.
 
         Raises
         ------
@@ -125,6 +129,7 @@ class Conversation:
         """
 
         def send(instructions: Sequence[Message]) -> list[Message]:
+            instructions = list(instructions) if single else instructions
             if self._adversary is None:
                 return self._exchange(instructions, number)
             replies = self._exchange(list(instructions), number)  # a single one of each client

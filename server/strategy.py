@@ -141,7 +141,7 @@ def build_guard(config: Config, strategy: Strategy) -> Guard:
     try:
         return Guard(
             strategy,
-            **dict(wish),
+            **dict(wish) | ({} if config.pace.synchronous else {"below": "skip"}),
             timeout=config.clients.timeout,
             numbers=(NUM_EXAMPLES, *([] if config.withheld else [TRAIN_LOSS])),
             scores=(LOSS, ACCURACY),
@@ -230,7 +230,7 @@ def _set_sampling(strategy: Strategy, config: Config) -> None:
     """
     count = config.learning
     sampling = {
-        "fraction_train": config.clients.fraction,
+        "fraction_train": config.clients.fraction if config.pace.synchronous else 1.0,
         "fraction_evaluate": min(1.0, config.evaluation.clients_most / count),
         "min_train_nodes": 1,
         "min_evaluate_nodes": 1,

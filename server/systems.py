@@ -104,6 +104,11 @@ class Systems:
             return range(self._wish.count)
         return frozenset(systems.available(self._seed, number, self._wish.count, share))
 
+    def task(self, client: int, down: int) -> Task:
+        """A client's whole training, for which it is sent so many bytes."""
+        flops = self._flops[self._of_client[client]]
+        return Task(self._device(client), down, flops, self._batches(client))
+
     def plan(
         self, number: int, instructions: Sequence[Message], client_of: Callable[[int], int]
     ) -> Plan:
@@ -123,8 +128,7 @@ class Systems:
             content, client = message.content, client_of(message.metadata.dst_node_id)
             if id(content) not in sizes:
                 sizes[id(content)] = messages.payload(content)
-            flops = self._flops[self._of_client[client]]
-            task = Task(self._device(client), sizes[id(content)], flops, self._batches(client))
+            task = self.task(client, sizes[id(content)])
             plan.tasks[client] = task
             if systems.drops_out(self._seed, number, client, wish.dropout):
                 plan.dropped.append(client)

@@ -6,7 +6,9 @@ CLIENT_LISTS = ("dropped", "late", "failed", "rejected", "failed_evaluation", "c
 """Which hold ids of clients, with spaces between them."""
 
 
-def history_columns(*, validates: bool, private: bool, aimed_at: bool = False) -> list[str]:
+def history_columns(
+    *, validates: bool, private: bool, aimed_at: bool = False, paced: bool = False
+) -> list[str]:
     """The head of a run's history.
 
     Parameters
@@ -17,6 +19,8 @@ def history_columns(*, validates: bool, private: bool, aimed_at: bool = False) -
         Whether differential privacy has a price.
     aimed_at
         Whether an attack wants certain answers.
+    paced
+        Whether answers may be late.
     """
     return [
         "round",
@@ -35,6 +39,7 @@ def history_columns(*, validates: bool, private: bool, aimed_at: bool = False) -
         "bytes_down",
         "bytes_up",
         "simulated_seconds",
+        *(["staleness"] if paced else []),
         "flops_per_client",
         *CLIENT_LISTS,
     ]

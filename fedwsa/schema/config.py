@@ -27,6 +27,7 @@ from fedwsa.schema.sections import (
     Evaluation,
     Guard,
     Local,
+    Pace,
     Privacy,
     Runtime,
     Strategy,
@@ -46,6 +47,7 @@ class Config(Section):
     evaluation: Evaluation
     checkpoint: Checkpoint
     guard: Guard
+    pace: Pace
     privacy: Privacy
     dataset: Dataset
     subset: Subset
@@ -211,7 +213,8 @@ class Config(Section):
     @property
     def label(self) -> str:
         """The algorithm as a table names it, for instance ``FedAvg+WSA``."""
-        return self.strategy.component.name + ("+WSA" if self.wsa.enabled else "")
+        name = self.strategy.component.name + ("+WSA" if self.wsa.enabled else "")
+        return name if self.pace.synchronous else f"{name}, {self.pace.label}"
 
     @property
     def optimisers(self) -> set[str]:

@@ -22,6 +22,7 @@ from fedwsa.algorithms.objective import Objective
 from fedwsa.algorithms.traits import Traits, traits_of
 from fedwsa.config.component import Component, Section, locate
 from fedwsa.fleet import size_rules, systems
+from fedwsa.fleet.staleness import Discount
 from fedwsa.models.augment import Transform
 from fedwsa.scope.weight_scope import Fusion, Reduction
 
@@ -65,6 +66,41 @@ class Attack(Component):
     def rule(self) -> Component:
         """The attack alone."""
         return Component.of(self.target, **self.arguments)
+
+
+class Pace(Section):
+    """When the server goes a step, and what a late answer counts."""
+
+    buffer: PositiveInt | None
+    period: PositiveFloat | None
+    concurrency: PositiveInt | None
+    moves: Literal["update", "model"]
+    rate: PositiveFloat
+    discount: Discount
+    exponent: NonNegativeFloat
+    bound: NonNegativeFloat
+
+    @model_validator(mode="after")
+    def _refuse_two(self) -> Pace:
+        if self.buffer is not None and self.period is not None:
+            raise ValueError("the server goes a step by buffer or by period; set one of them")
+        return self
+
+    @property
+    def synchronous(self) -> bool:
+        """Whether it waits for all of a cohort."""
+        return self.buffer is None and self.period is None
+
+    @property
+    def label(self) -> str:
+        """It as a table names it."""
+        if self.period is not None:
+            return f"each {self.period:g} s"
+        return "asynchronous" if self.buffer == 1 else f"buffer {self.buffer}"
+
+    def clients(self, cohort: int) -> int:
+        """How many train at once, where so many would in a round."""
+        return cohort if self.concurrency is None else self.concurrency
 
 
 class Subset(Section):

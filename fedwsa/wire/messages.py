@@ -110,6 +110,12 @@ def model_arrays(content: RecordDict) -> ArrayRecord | None:
     return next(iter(records.values())) if len(records) == 1 else records.get(ARRAYS)
 
 
+def with_model_arrays(content: RecordDict, arrays: ArrayRecord) -> RecordDict:
+    """The same content with other arrays in the place of the model's."""
+    model = model_arrays(content)
+    return RecordDict({k: arrays if record is model else record for k, record in content.items()})
+
+
 def reply_metrics(replies: Iterable[Message]) -> list[MetricRecord]:
     """The MetricRecords of the replies that carry one."""
     found = [only_metrics(r.content) for r in replies if r.has_content()]

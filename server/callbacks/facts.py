@@ -25,6 +25,7 @@ def facts(record: RoundRecord) -> dict[str, Fact]:
         "client_accuracy_std": clients.std if clients else None,
         "client_accuracy_jain": clients.jain if clients else None,
         "epsilon": record.epsilon,
+        "staleness": record.staleness,
         "attack_success": record.attack_success,
         "bytes_down": costs.bytes_down if costs else None,
         "bytes_up": costs.bytes_up if costs else None,

@@ -135,6 +135,8 @@ class History:
         Whether differential privacy has a price.
     aimed_at
         Whether an attack wants certain answers.
+    paced
+        Whether answers may be late.
     """
 
     def __init__(
@@ -144,8 +146,11 @@ class History:
         begun: int = 0,
         private: bool = False,
         aimed_at: bool = False,
+        paced: bool = False,
     ) -> None:
-        self._columns = history_columns(validates=validates, private=private, aimed_at=aimed_at)
+        self._columns = history_columns(
+            validates=validates, private=private, aimed_at=aimed_at, paced=paced
+        )
         self._history = _Table(folder / "history.csv", self._columns, begun)
         columns = ["round", "train", "aggregate", "evaluate"]
         self._timing = _Table(folder / "timing.csv", columns, begun)

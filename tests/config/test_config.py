@@ -29,7 +29,18 @@ def options(group: str) -> list[str]:
     return sorted(f.stem for f in (CONFIG_DIR / group).glob("*.yaml"))
 
 
-GROUPS = ["dataset", "partition", "skew", "attack", "model", "init", "strategy", "wsa", "local"]
+GROUPS = [
+    "dataset",
+    "partition",
+    "skew",
+    "attack",
+    "model",
+    "init",
+    "strategy",
+    "wsa",
+    "local",
+    "pace",
+]
 
 
 @pytest.mark.parametrize("group", GROUPS)

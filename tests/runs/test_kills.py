@@ -112,6 +112,7 @@ MEMORIES = [
     "strategy=wave 'clients.sizes={S: 0.5, L: 0.5}'",
     "strategy=dp_server_adaptive wsa=on",
     "strategy=dp_client_adaptive",
+    "pace=fedbuff pace.buffer=2 clients.speed_spread=1 clients.dropout=0.2 wsa=on",
     "evaluation.validation=0.2 evaluation.patience=20 evaluation.keep_best=true",
 ]
 
