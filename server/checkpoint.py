@@ -56,8 +56,8 @@ class Checkpoint:
         What clients keep, by partition.
     tally : dict
         What the result sums up over the rounds.
-    pace : dict
-        What is under way, see :meth:`server.pace.PacedLoop.state`.
+    loop : dict
+        What the loop remembers, see :meth:`server.loop.RoundLoop.state`.
     run : dict
         Which run it is of, see :func:`fedwsa.config.identity.described`.
     """
@@ -67,7 +67,7 @@ class Checkpoint:
     strategy: list[dict[str, Any]]
     clients: dict[int, RecordDict] = field(default_factory=dict)
     tally: dict[str, float] = field(default_factory=dict)
-    pace: dict[str, Any] = field(default_factory=dict)
+    loop: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
 
 

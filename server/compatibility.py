@@ -34,6 +34,7 @@ from fedwsa.models import state
 from fedwsa.models.augment import kernels
 from fedwsa.schema.config import Config
 from fedwsa.wire.names import NUM_EXAMPLES
+from server.cohorts import leaves_it_to_the_strategy, open_sampler
 from server.paced import require_paced
 from server.sizes import SizedModels
 
@@ -70,6 +71,7 @@ def require_compatible(
         Names the key, and what to set.
     """
     _require_unseen(config)
+    _require_sampled(strategy, config)
     if not config.pace.synchronous:
         require_paced(strategy, config)
     with blaming(ConfigError, "", kinds=False):
@@ -105,6 +107,22 @@ def _require_unseen(config: Config) -> None:
     if share and not 0 < len(config.unseen) < count:
         who = "everybody" if config.unseen else "nobody"
         raise ConfigError(f"clients.unseen: {share:g} of {count} clients is {who}")
+
+
+def _require_sampled(strategy: Strategy, config: Config) -> None:
+    """Refuse a sampler where privacy counts on chance, or nobody is asked."""
+    if leaves_it_to_the_strategy(config):
+        return
+    open_sampler(config)
+    if config.private:
+        raise ConfigError(
+            "sampler: the price of privacy holds for clients that are drawn uniformly; take "
+            "sampler=uniform"
+        )
+    if not all(traits_of(part).on_devices for part in chain(strategy)):
+        raise ConfigError(f"sampler: {type(strategy).__name__} asks no client to train")
+    if "fraction_train" in config.strategy.args:
+        raise ConfigError("strategy.args.fraction_train: with a sampler it is clients.fraction")
 
 
 def _require_kernels(config: Config, sizes: SizedModels) -> None:

@@ -225,8 +225,7 @@ class Federation:
             budget.after,
             self._is_over,
         )
-        if isinstance(loop, PacedLoop):
-            loop.begin({} if self.begun is None else self.begun.pace)
+        loop.begin({} if self.begun is None else self.begun.loop)
         return loop
 
     def _run(
@@ -266,8 +265,8 @@ class Federation:
         sync(*self.folder.glob("*.csv"), self.folder / "events.jsonl")
         clients = grid.client_states() if isinstance(grid, EngineGrid) else {}
         memory = self.checkpoints.memory()
-        pace = loop.state() if isinstance(loop, PacedLoop) else {}
-        self.checkpoints.write(Checkpoint(number, loop.arrays, memory, clients, tally, pace))
+        kept = Checkpoint(number, loop.arrays, memory, clients, tally, loop.state())
+        self.checkpoints.write(kept)
 
 
 def _require_fitting(config: Config, data: FederatedData) -> None:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
@@ -17,6 +18,7 @@ from fedwsa.models import exchange
 from fedwsa.schema.config import Config
 from fedwsa.wire import messages
 from fedwsa.wire.names import ACCURACY, NUM_EXAMPLES, TRAIN_LOSS
+from server.cohorts import Cohorts, leaves_it_to_the_strategy
 from server.global_model import GlobalModel
 from server.rates import Rates
 from server.record import ClientScores, Evaluated, RoundRecord, Scored, Trained
@@ -52,6 +54,8 @@ class RoundLoop:
     ----------
     arrays : ArrayRecord
         The global model after the rounds so far.
+    clock : float
+        Simulated seconds since the run began.
     """
 
     def __init__(
@@ -70,6 +74,21 @@ class RoundLoop:
         self._config, self._model, self._systems = config, model, systems
         self._rates = rates
         self._price, self._is_over = price, is_over
+        self._cohorts = None
+        if systems is not None and not leaves_it_to_the_strategy(config):
+            self._cohorts = Cohorts(config, systems)
+        self.clock = 0.0
+
+    def begin(self, state: Mapping[str, Any]) -> None:
+        """Before the first round: as a checkpoint has it (:meth:`state`); empty: from nothing."""
+        self.clock = state.get("clock", 0.0)
+        if self._cohorts is not None:
+            self._cohorts.begin(state.get("cohorts", {}))
+
+    def state(self) -> dict[str, Any]:
+        """What the next round depends on, beside the model."""
+        state: dict[str, Any] = {"clock": self.clock}
+        return state if self._cohorts is None else state | {"cohorts": self._cohorts.state()}
 
     def run(self, number: int) -> RoundRecord:
         """Run one round; :attr:`arrays` is the new global model afterwards.
@@ -102,17 +121,25 @@ class RoundLoop:
         start = time.perf_counter()
         talk, systems = self._talk, self._systems
         lr, server_lr = self._rates.begin(number)
-        there = range(self._config.clients.count) if systems is None else systems.there(number)
-        asked = talk.asked_to_train(number, self.arrays, self._seen(there))
+        waited = self._wait()
+        there = self._there(number)
+        if self._cohorts is not None:
+            count = max(1, int(self._config.clients.fraction * len(there)))
+            there = frozenset(self._cohorts.choose(number, there, count))
+        asked = talk.asked_to_train(number, self.arrays, there)
         cohort = sorted(talk.client_of(m.metadata.dst_node_id) for m in asked)
         plan = Plan(asked, {}, {}, [], [])  # all of them answer
         if systems is not None:
-            plan = systems.plan(number, asked, talk.client_of)
+            plan = systems.plan(number, asked, talk.client_of, self.clock)
         gathered, enough = talk.train(number, plan.sent, len(cohort))
         answers, lost = talk.by_client(gathered.accepted), talk.by_client(gathered.lost())
         costs = None
         if systems is not None:
             costs = systems.costs(plan, gathered.replies, answers, talk.client_of)
+            self.clock += costs.seconds
+            costs = replace(costs, seconds=waited + costs.seconds)
+        if self._cohorts is not None:
+            self._cohorts.note(number, answers)
         sent = time.perf_counter()
         loss = self._train_loss(answers) if enough else None
         moved = enough and self._aggregate(number, gathered.replies)
@@ -195,6 +222,18 @@ class RoundLoop:
             adapted = self._ask(number, config.unseen, adapt).clients
             evaluated = replace(evaluated, unseen_adapted=adapted)
         return evaluated
+
+    def _wait(self) -> float:
+        """Until somebody is there, which takes so many simulated seconds."""
+        waited = 0.0 if self._systems is None else self._systems.waits(self.clock)
+        self.clock += waited
+        return waited
+
+    def _there(self, number: int) -> Collection[int]:
+        """The clients that may be asked to train now."""
+        if self._systems is None:
+            return self._seen(range(self._config.clients.count))
+        return self._seen(self._systems.there(number, self.clock))
 
     def _seen(self, there: Collection[int]) -> Collection[int]:
         """Clients without those that never train."""

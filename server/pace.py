@@ -60,19 +60,14 @@ class PacedLoop(RoundLoop):
     anything takes here, and on how many workers, changes nothing. Clients that are sent a model
     between two steps are sent the same, and are trained in one go.
 
-    Attributes
-    ----------
-    clock : float
-        Simulated seconds since the run began.
     """
 
     _systems: Systems
-    clock: float = 0.0
 
     def begin(self, state: Mapping[str, Any]) -> None:
         """Before the first step: as a checkpoint has it, see :meth:`state`; empty: from nothing."""
-        self.clock, self._started = state.get("clock", 0.0), state.get("started", 0)
-        self._failed = state.get("failed", 0)
+        super().begin(state)
+        self._started, self._failed = state.get("started", 0), state.get("failed", 0)
         self._flights = [Flight(**flight) for flight in state.get("flights", [])]
         self._versions: dict[int, dict[str, Tensor]] = {
             int(version): messages.to_tensors(arrays)
@@ -86,8 +81,7 @@ class PacedLoop(RoundLoop):
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on, beside the model."""
-        return {
-            "clock": self.clock,
+        return super().state() | {
             "started": self._started,
             "failed": self._failed,
             "flights": [dict(vars(flight)) for flight in self._flights],
@@ -97,6 +91,8 @@ class PacedLoop(RoundLoop):
     def _train(self, number: int) -> tuple[Trained, dict[str, float]]:
         """A step: what arrives until then, and the trainings that begin."""
         start, began, version = time.perf_counter(), self.clock, number - 1
+        if not self._flights:
+            self._wait()
         lr, server_lr = self._rates.begin(number)
         self._versions[version] = messages.to_tensors(self.arrays)
         asked = self._candidates(number)
@@ -112,6 +108,8 @@ class PacedLoop(RoundLoop):
         replies = [self._reply(flight, version) for flight in there]
         metrics = messages.reply_metrics(replies)
         answers = {f.client: found for f, found in zip(there, metrics, strict=True)}
+        if self._cohorts is not None:
+            self._cohorts.note(number, answers)
         stepped = bool(replies) and self._aggregate(number, replies)
         late = [version - flight.version for flight in there]
         needed = {flight.version for flight in self._flights}
@@ -142,10 +140,15 @@ class PacedLoop(RoundLoop):
         Who trains already is not asked, nor is anybody twice between two steps.
         """
         pace, busy = self._config.pace, {flight.client for flight in self._flights}
-        idle = [k for k in sorted(self._seen(self._systems.there(number))) if k not in busy]
-        generator = seeding.generator(self._config.seed, "pace", number)
-        drawn = torch.randperm(len(idle), generator=generator).tolist()
-        chosen = [idle[k] for k in drawn[: self._most + (pace.buffer or 0)]]
+        idle = [k for k in sorted(self._there(number)) if k not in busy]
+        most = self._most + (pace.buffer or 0)
+        if self._cohorts is not None:
+            chosen = list(self._cohorts.choose(number, idle, most))
+        else:
+            generator = seeding.generator(self._config.seed, "pace", number)
+            chosen = [
+                idle[k] for k in torch.randperm(len(idle), generator=generator)[:most].tolist()
+            ]
         # A strategy is asked in each step, also where nobody is free.
         asked = self._talk.asked_to_train(number, self.arrays, chosen or [*busy][:1])
         found = {self._talk.client_of(m.metadata.dst_node_id): m for m in asked}
@@ -180,12 +183,15 @@ class PacedLoop(RoundLoop):
                 return
             client, message = chosen
             task = self._systems.task(client, messages.payload(message.content))
+            seconds = task.seconds(task.steps, task.down)
+            away = self._systems.leaves(client, self.clock, seconds)
+            drops = drops_out(config.seed, number, client, config.clients.dropout)
             flight = Flight(
                 number=self._started,
                 client=client,
                 version=number - 1,
-                ends=self.clock + task.seconds(task.steps, task.down),
-                answers=not drops_out(config.seed, number, client, config.clients.dropout),
+                ends=self.clock + seconds,
+                answers=not (away or drops),
                 down=task.down,
                 flops=task.flops(task.steps),
             )

@@ -38,6 +38,7 @@ from fedwsa.schema.config import Config
 from fedwsa.schema.sections import Wsa
 from fedwsa.scope.weight_scope import WeightScope
 from fedwsa.wire.names import ACCURACY, LOSS, NUM_EXAMPLES, TRAIN_LOSS
+from server.cohorts import leaves_it_to_the_strategy
 from server.compatibility import facts_of, require_compatible, require_whole_models
 from server.sizes import SizedModels
 
@@ -229,8 +230,9 @@ def _set_sampling(strategy: Strategy, config: Config) -> None:
         If nobody would be sampled, or more nodes than there are: Flower waits for ever for them.
     """
     count = config.learning
+    by_strategy = config.pace.synchronous and leaves_it_to_the_strategy(config)
     sampling = {
-        "fraction_train": config.clients.fraction if config.pace.synchronous else 1.0,
+        "fraction_train": config.clients.fraction if by_strategy else 1.0,
         "fraction_evaluate": min(1.0, config.evaluation.clients_most / count),
         "min_train_nodes": 1,
         "min_evaluate_nodes": 1,
@@ -238,6 +240,8 @@ def _set_sampling(strategy: Strategy, config: Config) -> None:
     }
     *_, inner = chain(strategy)
     if not isinstance(inner, FedAvg):  # an attribute of that name may mean anything
+        if not leaves_it_to_the_strategy(config):
+            raise ConfigError(f"sampler: {type(inner).__name__} samples by its own rule")
         logger.warning(
             "%s samples by its own rule: clients.fraction is unused", type(inner).__name__
         )

@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
+import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from fedwsa.config.blame import blaming
+from fedwsa.config.component import ConfigError
 from fedwsa.data.federated import FederatedData
 from fedwsa.fleet import systems
 from fedwsa.fleet.systems import Task
+from fedwsa.fleet.traces import Trace, open_trace
 from fedwsa.models.flops import training_flops
 from fedwsa.schema.config import Config
 from fedwsa.schema.fleet import Fleet
@@ -92,17 +96,40 @@ class Systems:
         }
         self._device, self._conditions = cache(fleet.device), fleet.conditions
         self._batches = cache(self._count_batches)
+        self._trace = trace = _open_trace(config)
+        self._stays = lru_cache(2)(
+            lambda clock: np.zeros(0) if trace is None else trace.stays(clock)
+        )
 
     def _count_batches(self, client: int) -> list[int]:
         """Sizes of the batches of a whole training."""
         return self._conditions(client).batches(len(self._data.split(client)[0]))
 
-    def there(self, number: int) -> Collection[int]:
-        """The clients that are there in a round."""
+    def waits(self, clock: float) -> float:
+        """Simulated seconds until somebody is there."""
+        return 0.0 if self._trace is None else self._trace.comes(clock) - clock
+
+    def there(self, number: int, clock: float) -> Collection[int]:
+        """The clients that are there in a round, which begins at a moment."""
+        if self._trace is not None:
+            return frozenset(np.flatnonzero(self._stays(clock)).tolist())
         share = systems.share_of_round(self._wish.availability, number)
         if share >= 1:
             return range(self._wish.count)
         return frozenset(systems.available(self._seed, number, self._wish.count, share))
+
+    def leaves(self, client: int, clock: float, seconds: float) -> bool:
+        """Whether a client that begins at a moment is off before so many seconds are over."""
+        return self._trace is not None and bool(self._stays(clock)[client] < seconds)
+
+    def examples(self, client: int) -> int:
+        """How many samples a client trains on."""
+        return len(self._data.split(client)[0])
+
+    def seconds(self, client: int) -> float:
+        """What a whole training takes a client, beside what it sends and receives."""
+        task = self.task(client, 0)
+        return task.seconds(task.steps, 0)
 
     def task(self, client: int, down: int) -> Task:
         """A client's whole training, for which it is sent so many bytes."""
@@ -110,7 +137,11 @@ class Systems:
         return Task(self._device(client), down, flops, self._batches(client))
 
     def plan(
-        self, number: int, instructions: Sequence[Message], client_of: Callable[[int], int]
+        self,
+        number: int,
+        instructions: Sequence[Message],
+        client_of: Callable[[int], int],
+        clock: float = 0.0,
     ) -> Plan:
         """Who of a cohort will answer; where clients stop in time, they are told the deadline.
 
@@ -120,6 +151,8 @@ class Systems:
             Of the cohort, by the strategy.
         client_of
             Node id → client.
+        clock
+            When the round begins: who is off before it is done gives no answer.
         """
         wish, deadline = self._wish, self._wish.deadline
         plan = Plan([], {}, {}, [], [])
@@ -130,7 +163,8 @@ class Systems:
                 sizes[id(content)] = messages.payload(content)
             task = self.task(client, sizes[id(content)])
             plan.tasks[client] = task
-            if systems.drops_out(self._seed, number, client, wish.dropout):
+            gone = self.leaves(client, clock, task.seconds(task.steps, task.down))
+            if gone or systems.drops_out(self._seed, number, client, wish.dropout):
                 plan.dropped.append(client)
                 continue
             steps = task.steps if deadline is None else task.steps_within(deadline)
@@ -183,6 +217,9 @@ class Systems:
                 up[client] += messages.array_bytes(arrays) if arrays is not None else 0
         seconds = [plan.tasks[k].seconds(plan.steps[k], size) for k, size in up.items()]
         slowest, deadline = max(seconds, default=0.0), self._wish.deadline
+        if not up and self._trace is not None:  # the server waits before it asks others
+            tasks = plan.tasks.values()
+            slowest = max((task.seconds(task.steps, task.down) for task in tasks), default=0.0)
         if deadline is not None:
             # For a missing answer the server waits as long as it may. Who answers was in time, if
             # its metrics took a moment more than what it was sent.
@@ -194,6 +231,22 @@ class Systems:
             seconds=slowest,
             flops_per_client=sum(flops) / len(flops) if flops else None,
         )
+
+
+def _open_trace(config: Config) -> Trace | None:
+    """When the devices are on, if that goes by the clock.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read as one.
+    """
+    wish = config.clients
+    if not wish.traced:
+        return None
+    where = f"clients.availability: {wish.availability.get('file')}: "
+    with blaming(ConfigError, where, kinds=False):
+        return open_trace(wish.availability, config.seed, wish.count)
 
 
 def _with_deadline(content: RecordDict, deadline: float) -> RecordDict:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedwsa import seeding
+from fedwsa.fleet import traces
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,22 @@ class Task:
 
 
 def check_availability(value: object) -> object:
-    """Check the form of ``clients.availability``: a share, or a list of them.
+    """Check the form of ``clients.availability``: a share, a list of them, or a trace.
 
     Raises
     ------
     ValueError
         Says what is allowed.
     """
+    if isinstance(value, dict):
+        traces.check(value)
+        return value
     shares = value if isinstance(value, list) else [value]
     if not shares or not all(_is_share(share) for share in shares):
-        raise ValueError("must be a share, above 0 and at most 1, or a list of them by round")
+        raise ValueError(
+            "must be a share, above 0 and at most 1, a list of them by round, "
+            "{day: SECONDS, share: PART} or {file: CSV}"
+        )
     return value
 
 

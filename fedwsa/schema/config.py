@@ -48,6 +48,7 @@ class Config(Section):
     checkpoint: Checkpoint
     guard: Guard
     pace: Pace
+    sampler: Component
     privacy: Privacy
     dataset: Dataset
     subset: Subset

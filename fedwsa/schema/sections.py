@@ -162,6 +162,11 @@ class Clients(Section):
     late: Literal["drop", "cut"]
 
     @property
+    def traced(self) -> bool:
+        """Whether who is there goes by the clock."""
+        return isinstance(self.availability, dict)
+
+    @property
     def cuts(self) -> bool:
         """Whether a client may have to stop before its epochs are done."""
         return self.deadline is not None and self.late == "cut"

@@ -40,6 +40,7 @@ GROUPS = [
     "wsa",
     "local",
     "pace",
+    "sampler",
 ]
 
 
@@ -55,7 +56,7 @@ def test_every_option_composes_and_fits_its_signature(group: str) -> None:
         if group == "init":
             part = part.method
         if isinstance(part, Component):
-            given = {"partition": 3, "model": 2}.get(group, 0)
+            given = {"partition": 3, "model": 2, "sampler": 2}.get(group, 0)
             made = locate(part.target, group)
             asked = inspect.signature(made).parameters
             known = {  # what the server knows

@@ -198,7 +198,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(
         simulate(config, tmp_path / "stopped")
     monkeypatch.setattr(Plain, "last", 1000)
     newest = sorted((tmp_path / "stopped" / "checkpoints").iterdir())[-1]
-    pace: dict[str, Any] = state_files.read(newest)["pace"]
+    pace: dict[str, Any] = state_files.read(newest)["loop"]
     assert pace["clock"] > 0
     assert any(flight["content"] for flight in pace["flights"])
     simulate(configured(cache, *words), tmp_path / "whole")

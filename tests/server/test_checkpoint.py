@@ -48,6 +48,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
         "strategy=scaffold wsa=on",
         "strategy=dp_server_adaptive",
         "strategy=wave",
+        "sampler=utility",
     ],
 )
 def test_a_resumed_run_ends_as_one_that_was_not_interrupted(
