@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from flwr.app import ArrayRecord, Context, Message
@@ -12,17 +13,20 @@ from torch import Tensor
 from clients.memory import recalled
 from clients.network import Network, network_for
 from clients.node import open_data, require_same_data
+from fedwsa.algorithms.compression.client import Compression
 from fedwsa.algorithms.objective import Objective, State
 from fedwsa.algorithms.objectives import OBJECTIVES, own_objectives
-from fedwsa.config.component import Component
+from fedwsa.config.component import Component, check_arguments, locate
 from fedwsa.data.federated import FederatedData
 from fedwsa.fleet.devices import resolve_device
 from fedwsa.fleet.systems import Task
 from fedwsa.models import state as model_state
 from fedwsa.models.flops import training_flops
+from fedwsa.remembered import in_run
 from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.config import Config
 from fedwsa.schema.fleet import Fleet
+from fedwsa.schema.sections import Compress
 from fedwsa.wire import messages
 from fedwsa.wire.content import Content, find_record
 from fedwsa.wire.names import DEADLINE, POOLED, SCOPE_ARRAY, SERVER_ROUND, SIZE
@@ -107,12 +111,26 @@ def _component(config: Config, message: Message) -> Component:
 def kinds_of(config: Config, content: Content) -> list[type[Objective]]:
     """The objectives that a message asks for: ours, the strategy's, those that the run names."""
     kinds = dict.fromkeys((*OBJECTIVES, *named_objectives(config)))
-    return [kind for kind in kinds if kind.asked(content)]
+    asked = [kind for kind in kinds if kind.asked(content)]
+    return asked if config.compress.does_nothing else [*asked, compressing(config.compress)]
 
 
 def named_objectives(config: Config) -> list[type[Objective]]:
     """The objectives that a run names, its strategy's first; they may not be asked for."""
     return [*config.strategy.objectives, *own_objectives(config.local.objectives)]
+
+
+@in_run(1)
+def compressing(wish: Compress) -> type[Objective]:
+    """What compresses as a run wishes; it has the last word on what is sent."""
+    function = locate(wish.target, "compress._target_")
+    keys = check_arguments(function, wish.arguments, "compress", 2, {})
+    made = {
+        "rule": staticmethod(partial(function, **keys)),
+        "feedback": wish.feedback,
+        "rescale": wish.rescale,
+    }
+    return type("Compression", (Compression,), made)
 
 
 def round_of(message: Message) -> int:

@@ -28,7 +28,7 @@ from fedwsa.algorithms.run_facts import (
 from fedwsa.algorithms.traits import traits_of
 from fedwsa.algorithms.wrapping import chain
 from fedwsa.config.blame import blaming
-from fedwsa.config.component import Component, ConfigError
+from fedwsa.config.component import Component, ConfigError, check_arguments, locate
 from fedwsa.data.own import is_own
 from fedwsa.models import state
 from fedwsa.models.augment import kernels
@@ -72,6 +72,7 @@ def require_compatible(
     """
     _require_unseen(config)
     _require_sampled(strategy, config)
+    _require_compressible(strategy, config)
     if not config.pace.synchronous:
         require_paced(strategy, config)
     with blaming(ConfigError, "", kinds=False):
@@ -123,6 +124,23 @@ def _require_sampled(strategy: Strategy, config: Config) -> None:
         raise ConfigError(f"sampler: {type(strategy).__name__} asks no client to train")
     if "fraction_train" in config.strategy.args:
         raise ConfigError("strategy.args.fraction_train: with a sampler it is clients.fraction")
+
+
+def _require_compressible(strategy: Strategy, config: Config) -> None:
+    """Refuse to compress what noise was added to, or what a memory would send twice."""
+    wish = config.compress
+    if wish.does_nothing:
+        return
+    function = locate(wish.target, "compress._target_")
+    keys = check_arguments(function, wish.arguments, "compress", 2, {})
+    if config.private:
+        raise ConfigError(
+            "compress: clients of a private run clip and send whole models; take compress=none"
+        )
+    if keys.get("unbiased") and wish.feedback:
+        raise ConfigError("compress.unbiased: with compress.feedback the rest would be sent twice")
+    if not all(traits_of(part).on_devices for part in chain(strategy)):
+        raise ConfigError(f"compress: {type(strategy).__name__} has no clients that send updates")
 
 
 def _require_kernels(config: Config, sizes: SizedModels) -> None:

@@ -123,7 +123,7 @@ class PacedLoop(RoundLoop):
             scopes=self._scopes(stepped),
             costs=Costs(
                 bytes_down=sum(f.down for f in new),
-                bytes_up=sum(messages.payload(f.content) for f in there if f.content),
+                bytes_up=sum(messages.sent_up(f.content) for f in there if f.content),
                 seconds=self.clock - began,
                 flops_per_client=sum(f.flops for f in there) / len(there) if there else None,
             ),

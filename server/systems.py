@@ -21,7 +21,7 @@ from fedwsa.schema.config import Config
 from fedwsa.schema.fleet import Fleet
 from fedwsa.simulation.reduce import AveragedReplies
 from fedwsa.wire import messages
-from fedwsa.wire.names import CONFIG, DEADLINE
+from fedwsa.wire.names import CONFIG, DEADLINE, WIRE_BYTES
 from server.sizes import SizedModels
 
 logger = logging.getLogger("fedwsa")
@@ -211,8 +211,8 @@ class Systems:
             client = client_of(reply.metadata.src_node_id)
             if client not in usable:
                 continue
-            up[client] = messages.payload(reply.content)
-            if rows is not replies:
+            up[client] = messages.sent_up(reply.content)
+            if rows is not replies and WIRE_BYTES not in messages.reply_metrics([reply])[0]:
                 arrays = messages.model_arrays(sent[client])
                 up[client] += messages.array_bytes(arrays) if arrays is not None else 0
         seconds = [plan.tasks[k].seconds(plan.steps[k], size) for k, size in up.items()]

@@ -23,6 +23,7 @@ from fedwsa.schema.sections import (
     Attack,
     Checkpoint,
     Clients,
+    Compress,
     Dataset,
     Evaluation,
     Guard,
@@ -49,6 +50,7 @@ class Config(Section):
     guard: Guard
     pace: Pace
     sampler: Component
+    compress: Compress
     privacy: Privacy
     dataset: Dataset
     subset: Subset

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from fedwsa.algorithms.attacks.attack import NoAttack
+from fedwsa.algorithms.compression.rules import none
 from fedwsa.algorithms.objective import Objective
 from fedwsa.algorithms.traits import Traits, traits_of
 from fedwsa.config.component import Component, Section, locate
@@ -66,6 +67,23 @@ class Attack(Component):
     def rule(self) -> Component:
         """The attack alone."""
         return Component.of(self.target, **self.arguments)
+
+
+class Compress(Component):
+    """What clients send of their updates; keys that are not named here are the rule's."""
+
+    feedback: bool
+    rescale: bool
+
+    @property
+    def rule(self) -> Component:
+        """The rule alone."""
+        return Component.of(self.target, **self.arguments)
+
+    @property
+    def does_nothing(self) -> bool:
+        """Whether all is sent as it is."""
+        return locate(self.target, "compress") is none and not self.rescale
 
 
 class Pace(Section):

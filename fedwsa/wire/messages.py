@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fedwsa.scope.moments import precise
 from fedwsa.wire.arrays import record_of, values
-from fedwsa.wire.names import ARRAYS, NUMBER_BYTES, PERSONAL
+from fedwsa.wire.content import find_record
+from fedwsa.wire.names import ARRAYS, NUMBER_BYTES, PERSONAL, WIRE_BYTES
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
@@ -91,6 +92,16 @@ def payload(records: RecordDict) -> int:
     metrics = [value for record in metric_records(records).values() for value in record.values()]
     numbers = sum(len(value) if isinstance(value, list) else 1 for value in metrics)
     return arrays + NUMBER_BYTES * numbers
+
+
+def sent_up(answer: RecordDict) -> int:
+    """The same of an answer, whose model may have been compressed on its way."""
+    told = find_record(answer, WIRE_BYTES)
+    if told is None:
+        return payload(answer)
+    model = model_arrays(answer)
+    dense = 0 if model is None else array_bytes(model)
+    return payload(answer) - dense + round(float(told[WIRE_BYTES]))
 
 
 def array_bytes(arrays: ArrayRecord) -> int:

@@ -39,6 +39,8 @@ train, evaluate  ``personal``            FedPer, FedBN, local training: what sta
 (down)                                   as one begins that has none yet
 evaluate (down)  ``adapt-epochs``        epochs that a client trains before, for this evaluation
 evaluate (up)    ``metrics``             ``num-examples``, ``accuracy``, ``loss``
+train (up)       ``metrics``             ``wire-bytes`` that a compressed model took; the arrays are
+                                         as they arrive
 query (down)     ``data-reference``      where nodes have data of their own: what the server's are
                                          like (``fedwsa.data.own``), as JSON
 query (up)       ``config``              ``partition-id`` of the node, and its ``size``; of a node
@@ -55,6 +57,7 @@ STAYING = "model-staying"
 SERVER_ROUND, PARTITION_ID = "server-round", "partition-id"
 ACCEPTED_ROUND = "accepted-round"
 ADAPT = "adapt-epochs"
+WIRE_BYTES = "wire-bytes"
 PROXIMAL_MU = "proximal-mu"
 SIZE, SIZE_RATE = "size", "size-rate"
 POOLED = "pooled"

@@ -41,6 +41,7 @@ GROUPS = [
     "local",
     "pace",
     "sampler",
+    "compress",
 ]
 
 
@@ -51,12 +52,14 @@ def test_every_option_composes_and_fits_its_signature(group: str) -> None:
         part = getattr(config, group)
         if group == "dataset":
             part = part.source
+        if group == "compress":
+            part = part.rule
         if group == "strategy":
             part = part.component
         if group == "init":
             part = part.method
         if isinstance(part, Component):
-            given = {"partition": 3, "model": 2, "sampler": 2}.get(group, 0)
+            given = {"partition": 3, "model": 2, "sampler": 2, "compress": 2}.get(group, 0)
             made = locate(part.target, group)
             asked = inspect.signature(made).parameters
             known = {  # what the server knows

@@ -1,0 +1,1 @@
+"""Less to send: updates that are compressed, with a memory of what was left out."""
