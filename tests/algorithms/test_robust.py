@@ -7,6 +7,7 @@ import pytest
 import torch
 from flwr.serverapp.strategy import FedAvg
 
+from fedwsa.algorithms.fedexp.server import extrapolated
 from fedwsa.algorithms.robust.rules import clipped_around, conquered, geometric_median
 from fedwsa.algorithms.robust.server import (
     CentredClipping,
@@ -124,3 +125,17 @@ def test_the_next_centre_is_where_the_last_round_went() -> None:
 def test_settings_of_no_meaning_are_refused(kind, wrong) -> None:
     with pytest.raises(ValueError, match="must be"):
         kind(weighted="examples", **wrong)
+
+
+def test_fedexp_goes_further_where_updates_cancel_each_other() -> None:
+    alike = torch.tensor([[1.0, 2.0], [1.0, 2.0]])
+    one = torch.ones(2)
+    assert extrapolated(alike, one, 0.0).tolist() == [1.0, 2.0]  # never shorter than FedAvg
+    apart = torch.tensor([[3.0, 0.0], [-1.0, 0.0]])
+    # mean 1, mean of squares 5: η = 5/2, with the weights (1, 3) 3 and 0: no way at all.
+    assert extrapolated(apart, one, 0.0).tolist() == [2.5, 0.0]
+    assert extrapolated(apart, one, 1.5).tolist() == [1.0, 0.0]
+    assert extrapolated(apart, torch.tensor([1.0, 3.0]), 0.0).tolist() == [0.0, 0.0]
+    # Of M clients that each move a weight of their own, M/2 times the mean: half of the way.
+    way = torch.tensor([1.0, -2.0, 0.5, 3.0])
+    torch.testing.assert_close(extrapolated(torch.diag(way), torch.ones(4), 0.0), way / 2)

@@ -1,0 +1,1 @@
+"""FedExP: the server goes further where clients disagree."""
