@@ -48,6 +48,7 @@ def reply_with(config: Config, message: Message, context: Context, trained: Trai
     for objective in trained.objectives:
         with _told_of(objective, "share"):
             shared = dict(objective.share(shared))
+    local.shared = shared
     metrics = MetricRecord(_metrics(config, trained))
     for objective in trained.objectives:
         with _told_of(objective, "arrays"):

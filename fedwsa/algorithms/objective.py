@@ -91,6 +91,8 @@ class LocalRun:
         What the client trains on.
     trained : dict
         What travels of the trained model, by name, once the training has ended.
+    shared : dict
+        What is sent of it, once all have had their word (:meth:`Objective.share`).
     """
 
     lr: float
@@ -101,6 +103,7 @@ class LocalRun:
     samples: TrainedOn | None = None
     trained: dict[str, Tensor] = field(default_factory=dict)
     weight_decay: float = 0.0
+    shared: dict[str, Tensor] = field(default_factory=dict)
 
     def pull(self, weights: Mapping[str, Tensor]) -> list[Tensor] | None:
         """The sum of all pulls on the weights, zeros where there is none; None without any."""

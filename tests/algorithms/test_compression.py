@@ -40,7 +40,7 @@ def test_top_k_keeps_the_largest_with_their_places() -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    [partial(rules.random_k, share=0.5, unbiased=True), partial(rules.qsgd, levels=2)],
+    [partial(rules.random_k, share=0.5, unbiased=True), partial(rules.qsgd, levels=2, bucket=4)],
 )
 def test_the_mean_over_many_draws_is_the_tensor(rule: Callable[..., rules.Sent]) -> None:
     draws = torch.stack([rule(FOUND, random(seed)).tensor for seed in range(4000)])
@@ -49,10 +49,10 @@ def test_the_mean_over_many_draws_is_the_tensor(rule: Callable[..., rules.Sent])
 
 
 def test_qsgd_with_many_levels_is_the_tensor_and_of_nothing_nothing() -> None:
-    sent = rules.qsgd(FOUND, random(), levels=2**16)
+    sent = rules.qsgd(FOUND, random(), levels=2**16, bucket=6)
     torch.testing.assert_close(sent.tensor, FOUND, atol=2e-4, rtol=0)
-    assert rules.qsgd(FOUND, random(), levels=4).bits == 32 + 6 * (1 + 3)
-    assert not rules.qsgd(torch.zeros(3), random(), levels=4).tensor.any()
+    assert rules.qsgd(FOUND, random(), levels=4, bucket=4).bits == 2 * 32 + 6 * (1 + 3)
+    assert not rules.qsgd(torch.zeros(3), random(), levels=4, bucket=2).tensor.any()
 
 
 def test_signs_go_with_the_mean_of_the_absolute_values() -> None:

@@ -26,18 +26,29 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
+from fedwsa.algorithms.apfl.server import APFL
 from fedwsa.algorithms.averaging import answers_of, averaged, averages_by
+from fedwsa.algorithms.beside.server import Beside, Telling
 from fedwsa.algorithms.centralised import Centralised
+from fedwsa.algorithms.ditto.server import Ditto
+from fedwsa.algorithms.fedala.server import FedALA
+from fedwsa.algorithms.fedbabu.server import FedBABU
 from fedwsa.algorithms.feddyn.server import FedDyn
+from fedwsa.algorithms.fedexp.server import FedExP
 from fedwsa.algorithms.fednova.server import FedNova
+from fedwsa.algorithms.fedproto.server import FedProto
+from fedwsa.algorithms.fedrep.server import FedRep
 from fedwsa.algorithms.guard.guard import Guard
+from fedwsa.algorithms.ifca.server import IFCA
 from fedwsa.algorithms.memory.server import Remembering
 from fedwsa.algorithms.moon.server import Moon
 from fedwsa.algorithms.oneshot.server import OneShot
+from fedwsa.algorithms.per_fedavg.server import PerFedAvg
 from fedwsa.algorithms.personal.fedbn import FedBN
 from fedwsa.algorithms.personal.fedper import FedPer
 from fedwsa.algorithms.personal.local import LocalOnly
 from fedwsa.algorithms.personal.server import Personal
+from fedwsa.algorithms.pfedme.server import PFedMe
 from fedwsa.algorithms.privacy import is_private
 from fedwsa.algorithms.robust.server import (
     CentredClipping,
@@ -67,11 +78,14 @@ from server.strategy import build_strategy
 from tests.given.floors import ROOT, modules
 
 SIZED = (SizedFedAvg, HeteroFL, FedRolex, DepthFL, FedWave)
-REMEMBERING = (Remembering, Scaffold, FedDyn, Moon, Personal, FedPer, FedBN, LocalOnly)
-PERSONAL = (Personal, FedPer, FedBN, LocalOnly)
-ROBUST = (RobustAverage, GeometricMedian, CentredClipping, NormClipping, DivideAndConquer)
+PERSONAL = (Personal, FedPer, FedBN, LocalOnly, FedRep, FedProto)
+BESIDE = (Beside, Ditto, APFL, PFedMe)
+REMEMBERING = (Remembering, Scaffold, FedDyn, Moon, *PERSONAL, *BESIDE, FedALA)
+ROBUST = (RobustAverage, GeometricMedian, CentredClipping, NormClipping, DivideAndConquer, FedExP)
+BRINGING = (*BESIDE[1:], FedRep, FedProto, PerFedAvg, FedBABU, FedALA, IFCA)
 OURS = (
     *SIZED,
+    *(Telling, PerFedAvg, FedBABU, IFCA),
     *REMEMBERING,
     *ROBUST,
     FedNova,
@@ -103,23 +117,39 @@ def where(field: str) -> dict[type, Any]:
     [
         ("adds_noise", PRIVATE),
         ("needs_losses", [QFedAvg]),
-        ("needs_sgd", [FedNova, Scaffold]),
-        ("no_scopes", [Centralised, LocalOnly]),
+        ("needs_sgd", [*BESIDE, FedNova, Scaffold]),
+        ("no_scopes", [Centralised, LocalOnly, FedProto, IFCA]),
         ("on_devices", [Centralised]),
-        ("has_global_model", PERSONAL),
-        ("whole_models", [*SIZED, *PERSONAL, Scaffold, OneShot]),
+        ("has_global_model", [*PERSONAL, IFCA]),
+        ("whole_models", [*SIZED, *PERSONAL, Scaffold, OneShot, IFCA]),
         ("clients_remember", REMEMBERING),
         ("takes_pulls", [FedDyn]),
-        ("objectives", []),  # ours come with the package
+        ("objectives", BRINGING),  # the older ones of ours come with the package
         ("answers", [Scaffold]),
-        ("rate", [FedAdam, FedYogi, FedAdagrad, FedAvgM]),
-        ("requires", [*SIZED, *ROBUST, *PERSONAL, Scaffold, OneShot, Moon]),
-        ("transient", [*SIZED, *ROBUST, FedNova, FedDyn, OneShot, FedWSA, Guard]),
-        ("wants", [*SIZED, *PRIVATE, FedNova, FedDyn, Scaffold, OneShot, FedPer, FedBN]),
+        ("rate", [FedAdam, FedYogi, FedAdagrad, FedAvgM, PFedMe]),
+        (
+            "requires",
+            [
+                *(*SIZED, *ROBUST, *PERSONAL, *BESIDE),
+                *(Scaffold, OneShot, Moon, PerFedAvg, FedBABU, IFCA),
+            ],
+        ),
+        (
+            "transient",
+            [*SIZED, *ROBUST, FedNova, FedDyn, OneShot, FedWSA, Guard, PFedMe, IFCA],
+        ),
+        (
+            "wants",
+            [
+                *(*SIZED, *PRIVATE, FedNova, FedDyn, Scaffold, OneShot),
+                *(FedPer, FedRep, FedBN, FedBABU, FedALA),
+            ],
+        ),
         (
             "averages_by",
             [
                 *(*SIZED, *AVERAGING, FedNova, FedDyn, Moon, Centralised),
+                *(*BESIDE, PerFedAvg, FedBABU, FedALA),
                 *(FedWSA, Guard, AveragedStatistics),
             ],
         ),

@@ -74,21 +74,26 @@ def random_k(tensor: Tensor, random: torch.Generator, *, share: Share, unbiased:
     return Sent(found.view_as(tensor), count * _FLOAT + 64)
 
 
-def qsgd(tensor: Tensor, random: torch.Generator, *, levels: PositiveInt) -> Sent:
+def qsgd(
+    tensor: Tensor, random: torch.Generator, *, levels: PositiveInt, bucket: PositiveInt
+) -> Sent:
     """Each entry rounded at random to one of so many parts of the norm; its mean is the entry.
 
-    Bits are those of signs and levels, without the paper's Elias code.
+    Norms are of buckets of entries: the error grows with the square root of their size. It is none
+    that a memory could bear, which would grow without bound where it is larger than the update.
+    Bits are those of signs, levels and norms, without the paper's Elias code.
 
-    Source: QSGD, arXiv 1610.02132, section 3.1.
+    Source: QSGD, arXiv 1610.02132, sections 3.1 and 4.
     """
-    norm = tensor.norm()
-    bits = _FLOAT + tensor.numel() * (1 + math.ceil(math.log2(levels + 1)))
-    if not norm:
-        return Sent(tensor, bits)
-    parts = tensor.abs() * (levels / norm)
-    drawn = torch.rand(tensor.shape, generator=random, dtype=torch.float32).to(tensor)
+    count = tensor.numel()
+    flat = torch.nn.functional.pad(tensor.flatten(), (0, -count % bucket)).view(-1, bucket)
+    norms = flat.norm(dim=1, keepdim=True)
+    parts = flat.abs() * (levels / norms.clamp(min=1e-30))
+    drawn = torch.rand(flat.shape, generator=random, dtype=torch.float32).to(flat)
     rounded = parts.floor() + (drawn < parts - parts.floor())
-    return Sent(tensor.sign() * rounded * (norm / levels), bits)
+    found = (flat.sign() * rounded * (norms / levels)).flatten()[:count].view_as(tensor)
+    bits = _FLOAT * len(norms) + count * (1 + math.ceil(math.log2(levels + 1)))
+    return Sent(found, bits)
 
 
 def sign(tensor: Tensor, random: torch.Generator) -> Sent:

@@ -89,6 +89,7 @@ class ScopeAlignment(Objective):
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         self.target: WeightScope | None = None
+        self._local = local
         instruction = ScopeInstruction.from_content(content)
         if instruction is None:
             return
@@ -167,7 +168,7 @@ class ScopeAlignment(Objective):
 
     @torch.no_grad()
     def end(self) -> dict[str, float | list[float]]:
-        """Scope of the trained model and its KL to the target, a number per layer.
+        """Scope of what is sent of the trained model and its KL to the target, a number per layer.
 
         Nothing where the server does not want to know it, under differential privacy.
         """
@@ -175,7 +176,7 @@ class ScopeAlignment(Objective):
             return {}
         reported: dict[str, list[float]] = {key: [] for key in REPORTED}
         if self._weights:
-            mean, variance = (m.cpu() for m in moments(self._weights))
+            mean, variance = (m.cpu() for m in moments(self._sent()))
             floor = self.instruction.floor
             kl = kl_divergence(mean, variance, self.target.mean, self.target.variance, floor)
             mean, variance = mean * self._root, variance * self._root.square()
@@ -186,6 +187,12 @@ class ScopeAlignment(Objective):
         # Flower averages lists of one length: a number for each layer that the server named.
         present: list[float] = [float(here) for here in self._present]
         return {SCOPE_PRESENT: present, **{k: self._fill(v) for k, v in reported.items()}}
+
+    def _sent(self) -> list[Tensor]:
+        """The layers as the server gets them; those that stay with the client as they are."""
+        shared = {} if self._local is None else self._local.shared
+        pairs = zip(self._named, self._weights, strict=True)
+        return [shared.get(name, weight).to(weight.device) for name, weight in pairs]
 
     @classmethod
     def answers_beside(cls, content: Content) -> bool:
