@@ -131,7 +131,7 @@ def test_all_of_the_entries_are_fedavg_and_few_are_fewer_bytes(tmp_path: Path) -
 @pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize("name", ["top_k", "random_k", "qsgd", "sign", "low_rank"])
 def test_alone_in_stacks_and_on_two_workers_the_same_arrives(name: str, tmp_path: Path) -> None:
-    words = [f"compress={name}", "wsa=on", "compress.rescale=true"]
+    words = [f"compress={name}", "wsa=on"]  # whose scopes are those of what arrives
     ways = {
         "alone": ["runtime.cohort=off", "runtime.workers=1"],
         "stacks": ["runtime.cohort=4", "runtime.workers=1"],
