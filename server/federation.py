@@ -54,6 +54,7 @@ from server.pace import PacedLoop
 from server.rates import Rates
 from server.record import RoundRecord
 from server.result import tally_of, write_result
+from server.root import RootTraining
 from server.rounds import Conversation, OnEvent
 from server.sizes import SizedModels
 from server.strategy import build_guard, build_strategy
@@ -105,7 +106,8 @@ class Federation:
         self.data = open_federated(config.data_spec) if data is None else data
         _require_fitting(config, self.data)
         self.sizes = SizedModels.of(config, self.data.whole.shape, self.data.whole.classes)
-        self.strategy = build_strategy(config, self.sizes) if strategy is None else strategy
+        root = _root(config, self.data, self.sizes, self.device)
+        self.strategy = build_strategy(config, self.sizes, root) if strategy is None else strategy
         self.guard = build_guard(config, self.strategy)
         self.model = GlobalModel(config, self.data, self.sizes, self.strategy, self.device, folder)
         self.rates = Rates(config, self.strategy)
@@ -277,6 +279,15 @@ def _require_fitting(config: Config, data: FederatedData) -> None:
     if isinstance(attack, DataAttack):
         with blaming(ConfigError, "", kinds=False):
             attack.require(data.whole)
+
+
+def _root(
+    config: Config, data: FederatedData, sizes: SizedModels, device: str
+) -> RootTraining | None:
+    """What trains on the public examples, if there are any."""
+    if not len(data.public):
+        return None
+    return RootTraining(config, data, next(iter(sizes.models.values())), device)
 
 
 def _open_checkpoints(config: Config, folder: Path, strategy: Strategy) -> Checkpoints:

@@ -40,6 +40,7 @@ from fedwsa.scope.weight_scope import WeightScope
 from fedwsa.wire.names import ACCURACY, LOSS, NUM_EXAMPLES, TRAIN_LOSS
 from server.cohorts import leaves_it_to_the_strategy
 from server.compatibility import facts_of, require_compatible, require_whole_models
+from server.root import RootTraining
 from server.sizes import SizedModels
 
 logger = logging.getLogger("fedwsa")
@@ -49,11 +50,18 @@ SIZED = ("heterofl", "fedrolex", "depthfl", "wave")
 """Strategies in ``conf/`` for clients of several sizes."""
 
 
-def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
+def build_strategy(
+    config: Config, sizes: SizedModels, root: RootTraining | None = None
+) -> Strategy:
     """Make the strategy of a run.
 
     The sampling of Flower's strategies follows from ``clients``; ``strategy.args`` may set any
     part of it otherwise.
+
+    Parameters
+    ----------
+    root
+        What trains on the public examples, if there are any.
 
     Raises
     ------
@@ -78,6 +86,7 @@ def build_strategy(config: Config, sizes: SizedModels) -> Strategy:
         "buffers": sizes.buffers,
         "untrained": sizes.untrained,
         "num_sampled_clients": cohort,
+        "root": root,
         "merge": _operator(config),
         "permutations": _permutations(config, sizes),
     }

@@ -40,6 +40,7 @@ FACTS = (
     "merge",
     "permutations",
     "num_sampled_clients",
+    "root",
 )
 """What a strategy may name in :attr:`Traits.wants`, to get it by that name."""
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ class Recipe:
         Share of the steps in which the rate rises.
     augment : str
         How inputs are changed at random, an option of ``dataset.augment``.
+    momentum : float, optional
+        Of SGD, in the place of AdamW.
     """
 
     steps: int
@@ -50,6 +53,13 @@ class Recipe:
     cosine: bool = True
     warmup: float = 0.1
     augment: str = "none"
+    momentum: float | None = None
+
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Of groups of parameters."""
+        if self.momentum is None:
+            return torch.optim.AdamW(groups, lr=self.lr, fused=True)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
 
     def rate(self, step: int) -> float:
         """Share of the learning rate in a step, counted from 0."""
@@ -156,7 +166,7 @@ def fit(
         {"params": decayed, "weight_decay": recipe.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.lr, fused=True)
+    optimizer = recipe.optimizer([g for g in groups if g["params"]])
     begin = resume.restore(model, chosen, optimizer) if resume else 0
     if begin == recipe.steps:
         return

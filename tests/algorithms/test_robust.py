@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from flwr.serverapp.strategy import FedAvg
 
+from experiments.commands.simulate import simulate
 from fedwsa.algorithms.fedexp.server import extrapolated
-from fedwsa.algorithms.robust.rules import clipped_around, conquered, geometric_median
+from fedwsa.algorithms.robust.rules import (
+    clipped_around,
+    conquered,
+    geometric_median,
+    trusted,
+)
 from fedwsa.algorithms.robust.server import (
     CentredClipping,
     DivideAndConquer,
@@ -16,6 +24,8 @@ from fedwsa.algorithms.robust.server import (
     NormClipping,
     RobustAverage,
 )
+from fedwsa.config.component import ConfigError
+from fedwsa.schema.compose import compose
 from tests.given.quadratics import Exact, app, run
 
 RANDOM = torch.Generator().manual_seed(0)
@@ -139,3 +149,27 @@ def test_fedexp_goes_further_where_updates_cancel_each_other() -> None:
     # Of M clients that each move a weight of their own, M/2 times the mean: half of the way.
     way = torch.tensor([1.0, -2.0, 0.5, 3.0])
     torch.testing.assert_close(extrapolated(torch.diag(way), torch.ones(4), 0.0), way / 2)
+
+
+def test_updates_count_as_far_as_they_go_where_the_server_s_goes() -> None:
+    root = torch.tensor([3.0, 4.0])
+    same, turned = root * 100, torch.tensor([-4.0, 3.0])
+    assert trusted(torch.stack([same, -same, turned]), root).tolist() == pytest.approx([3.0, 4.0])
+    assert trusted(torch.stack([-same, turned]), root).tolist() == [0.0, 0.0]
+    # Two of cosine 1 and 0.6, both as long as the server's: (1·(3, 4) + 0.6·(5, 0)) / 1.6.
+    found = trusted(torch.stack([root, torch.tensor([0.1, 0.0])]), root)
+    assert found.tolist() == pytest.approx([6.0 / 1.6, 4.0 / 1.6])
+
+
+def test_fltrust_learns_where_most_clients_lie(tmp_path: Path) -> None:
+    words = ["clients.count=10", "rounds=6", "init.public=0.1", "partition=iid", "local.epochs=2"]
+    attack = ["attack=sign_flip", "attack.share=0.7", "attack.scale=5", f"cache_dir={tmp_path}/c"]
+    found = {
+        name: simulate(compose([*words, *attack, f"strategy={name}"]), tmp_path / name)["accuracy"]
+        for name in ("fedavg", "fltrust")
+    }
+    assert found["fedavg"] < 0.3
+    assert found["fltrust"] > 0.7
+    with pytest.raises(ConfigError, match=r"FLTrust trains on public examples .* set init.public"):
+        simulate(compose(["strategy=fltrust", f"cache_dir={tmp_path}/c"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

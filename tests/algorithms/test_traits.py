@@ -53,6 +53,7 @@ from fedwsa.algorithms.privacy import is_private
 from fedwsa.algorithms.robust.server import (
     CentredClipping,
     DivideAndConquer,
+    FLTrust,
     GeometricMedian,
     NormClipping,
     RobustAverage,
@@ -81,7 +82,10 @@ SIZED = (SizedFedAvg, HeteroFL, FedRolex, DepthFL, FedWave)
 PERSONAL = (Personal, FedPer, FedBN, LocalOnly, FedRep, FedProto)
 BESIDE = (Beside, Ditto, APFL, PFedMe)
 REMEMBERING = (Remembering, Scaffold, FedDyn, Moon, *PERSONAL, *BESIDE, FedALA)
-ROBUST = (RobustAverage, GeometricMedian, CentredClipping, NormClipping, DivideAndConquer, FedExP)
+ROBUST = (
+    *(RobustAverage, GeometricMedian, CentredClipping, NormClipping),
+    *(DivideAndConquer, FLTrust, FedExP),
+)
 BRINGING = (*BESIDE[1:], FedRep, FedProto, PerFedAvg, FedBABU, FedALA, IFCA)
 OURS = (
     *SIZED,
@@ -142,7 +146,7 @@ def where(field: str) -> dict[type, Any]:
             "wants",
             [
                 *(*SIZED, *PRIVATE, FedNova, FedDyn, Scaffold, OneShot),
-                *(FedPer, FedRep, FedBN, FedBABU, FedALA),
+                *(FedPer, FedRep, FedBN, FedBABU, FedALA, FLTrust),
             ],
         ),
         (

@@ -68,6 +68,7 @@ def test_every_option_composes_and_fits_its_signature(group: str) -> None:
                 "head": "head.",
                 "norms": [],
                 "num_sampled_clients": 1,
+                "root": lambda model, number: model,
                 "merge": average,
             }
             facts = {k: v for k, v in known.items() if group == "strategy" and k in asked}

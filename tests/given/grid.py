@@ -25,6 +25,8 @@ REFUSED = {  # strategy, model or WSA → why
     ("fedbn", "cnn"): "no normalisation layers",
     ("fedbn", "cnn_pfl"): "no normalisation layers",
     ("wave", "all"): "no weight that templates could make",
+    ("fltrust", "on"): "set init.public",
+    ("fltrust", "off"): "set init.public",
     ("local", "on"): "no weights are averaged",
     ("fedproto", "on"): "no weights are averaged",
     ("ifca", "on"): "each cluster has scopes of its own",

@@ -21,7 +21,12 @@ def _options(group: str, usual: str) -> list[str]:
 
 WORLDS = {
     **{
-        f"attack={name}": [f"attack={name}", "attack.share=0.25", "clients.count=8"]
+        f"attack={name}": [
+            f"attack={name}",
+            "attack.share=0.25",
+            "clients.count=8",
+            "init.public=0.1",
+        ]
         for name in _options("attack", "none")
     },
     **{

@@ -36,6 +36,30 @@ def geometric_median(updates: Tensor, weights: Tensor, smoothing: float, iterati
     return found
 
 
+def trusted(updates: Tensor, root: Tensor) -> Tensor:
+    """Σ t_k·(‖root‖/‖Δ_k‖)·Δ_k / Σ t_k, with t_k the cosine of Δ_k and root, none below zero.
+
+    Nothing, where nobody is trusted.
+
+    Parameters
+    ----------
+    updates
+        Of the clients, ``(K, D)``.
+    root
+        The server's own, ``(D,)``.
+
+    Notes
+    -----
+    Source: FLTrust, arXiv 2012.13995, equations 2 to 4.
+    """
+    lengths, length = updates.norm(dim=1).clamp(min=1e-30), root.norm()
+    trust = (updates @ root / (lengths * length.clamp(min=1e-30))).clamp(min=0.0)
+    if not trust.sum() > 0:
+        return torch.zeros_like(root)
+    found: Tensor = (trust * length / lengths) @ updates / trust.sum()
+    return found
+
+
 def clipped_around(
     updates: Tensor, weights: Tensor, centre: Tensor, radius: float, iterations: int = 1
 ) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import ClassVar, Unpack
 
 import torch
@@ -13,12 +14,20 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from fedwsa.algorithms.averaging import Sampling
-from fedwsa.algorithms.robust.rules import clipped_around, conquered, geometric_median
+from fedwsa.algorithms.robust.rules import (
+    clipped_around,
+    conquered,
+    geometric_median,
+    trusted,
+)
 from fedwsa.algorithms.run_facts import RunFacts, require_bearable
 from fedwsa.algorithms.sizes.server import Weighted
 from fedwsa.algorithms.traits import Traits
 from fedwsa.scope.weight_scope import choose
 from fedwsa.wire import messages
+
+Root = Callable[[Mapping[str, Tensor], int], Mapping[str, Tensor]]
+"""A model and the number of a round → the model trained on what the server has."""
 
 
 class RobustAverage(FedAvg):
@@ -34,12 +43,13 @@ class RobustAverage(FedAvg):
         As for Flower's FedAvg.
     """
 
-    traits: ClassVar[Traits] = Traits(transient=("_received",), requires=True)
+    traits: ClassVar[Traits] = Traits(transient=("_received", "_names"), requires=True)
 
     def __init__(self, *, weighted: Weighted, **sampling: Unpack[Sampling]) -> None:
         super().__init__(**sampling)
         self.weighted = choose(Weighted, weighted, "weighted")
         self._received: dict[str, Tensor] = {}
+        self._names: list[str] = []  # in the order of an update's entries
 
     @abstractmethod
     def combine(self, updates: Tensor, weights: Tensor) -> Tensor:
@@ -78,6 +88,7 @@ class RobustAverage(FedAvg):
         names = [name for name, tensor in new.items() if tensor.is_floating_point()]
         trained = [self._flat(reply, names) for reply in given]
         before = torch.cat([self._received[name].flatten().float() for name in names])
+        self._names = names
         update = self.combine(torch.stack(trained) - before, self._weights(given))
         pieces = torch.split(before + update, [new[name].numel() for name in names])
         for name, piece in zip(names, pieces, strict=True):
@@ -173,6 +184,55 @@ class CentredClipping(RobustAverage):
         radius = self.radius or float((updates - centre).norm(dim=1).median())
         self.centre = clipped_around(updates, weights, centre, radius, self.iterations)
         return self.centre
+
+
+class FLTrust(RobustAverage):
+    """Updates count by their cosine with one that the server makes itself, and are as long as that.
+
+    The server trains on the public examples (``init.public``) as a client would; it bears any
+    number of liars below all.
+
+    Parameters
+    ----------
+    root
+        Model and round → the model that the server has trained.
+    sampling
+        As for Flower's FedAvg; clients count by their trust alone.
+
+    Raises
+    ------
+    ValueError
+        If there are no public examples.
+
+    Notes
+    -----
+    Source: arXiv 2012.13995.
+    """
+
+    traits = replace(RobustAverage.traits, wants=("root",))
+
+    def __init__(self, root: Root | None, **sampling: Unpack[Sampling]) -> None:
+        super().__init__(weighted="clients", **sampling)
+        if root is None:
+            raise ValueError("FLTrust trains on public examples at the server; set init.public")
+        self._root, self._round = root, 0
+
+    def bears(self, cohort: int) -> int:
+        """All but one."""
+        return cohort - 1
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Combine the updates by trust."""
+        self._round = server_round
+        return super().aggregate_train(server_round, replies)
+
+    def combine(self, updates: Tensor, weights: Tensor) -> Tensor:
+        """By their likeness to what the server's own examples ask for."""
+        own = self._root(self._received, self._round)
+        pieces = [(own[name] - self._received[name]).flatten().float() for name in self._names]
+        return trusted(updates, torch.cat(pieces))
 
 
 class NormClipping(RobustAverage):
