@@ -285,3 +285,31 @@ def test_what_cannot_be_is_refused_in_one_line(
         simulate(compose([f"cache_dir={cache}", *words.split()]), tmp_path / "run")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+OURS = ["apfl", "ditto", "fedala", "fedbabu", "fedproto", "fedrep", "ifca", "per_fedavg", "pfedme"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("all_cores")
+@pytest.mark.parametrize("strategy", OURS)
+def test_two_workers_give_what_one_does(strategy: str, cache: str, tmp_path: Path) -> None:
+    """The shared model, and what each client keeps."""
+    one, two = (
+        played(
+            tmp_path / str(workers),
+            cache,
+            f"strategy={strategy}",
+            "runtime.cohort=off",
+            f"runtime.workers={workers}",
+        )
+        for workers in (1, 2)
+    )
+    for name, tensor in shared(one).items():
+        torch.testing.assert_close(shared(two)[name], tensor, rtol=1e-4, atol=1e-6)
+    assert one["clients"].keys() == two["clients"].keys()
+    for client, kept in one["clients"].items():
+        for name, record in kept.items():
+            tensors = messages.to_tensors(record)
+            for key, other in messages.to_tensors(two["clients"][client][name]).items():
+                torch.testing.assert_close(other, tensors[key], rtol=1e-4, atol=1e-6)
