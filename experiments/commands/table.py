@@ -93,6 +93,7 @@ def request_of(study: dict[str, Any], **given: Any) -> Request:
         baseline,
         [entry["cell"] for entry in study.get("main", [])],
         given.get("test"),
+        planned=text is None,
     )
 
 

@@ -359,3 +359,13 @@ def test_five_hundred_runs_take_less_than_five_seconds_start_included(tmp_path: 
 
 def test_every_metric_is_explained_by_its_title() -> None:
     assert all(measure.title for measure in METRICS.values())
+
+
+def test_a_study_s_baseline_may_be_yet_to_come(tmp_path: Path) -> None:
+    pair_of_groups(tmp_path, OFF, ON)
+    runs, baseline = collect([str(tmp_path)]).runs, {"wsa": "half"}
+    with pytest.raises(ConfigError, match="wsa is one of off, on"):
+        build(runs, Request(baseline=baseline))
+    built = build(runs, Request(baseline=baseline, planned=True))
+    assert [row.compared for row in built.rows] == [None, None]
+    assert "there is no run of its baseline" in to_latex(built)

@@ -31,6 +31,8 @@ class Request:
         Cells named beforehand, each by a part of its axes; empty: all.
     test : str or None
         ``t`` or ``wilcoxon``: asked for, so that it must be possible; None: t where it is.
+    planned : bool
+        Whether the baseline is a study's, whose runs may be yet to come.
     """
 
     metrics: Sequence[str] = ("accuracy",)
@@ -38,6 +40,7 @@ class Request:
     baseline: Mapping[str, str] = field(default_factory=dict)
     main: Sequence[Mapping[str, str]] = ()
     test: str | None = None
+    planned: bool = False
 
     @property
     def measures(self) -> list[Measure]:
@@ -168,6 +171,8 @@ def _compare(rows: Sequence[Row], request: Request) -> list[str]:
     labels = {axis: {row.axes.get(axis) for row in rows} for axis in request.baseline}
     for axis, label in request.baseline.items():
         known = sorted(value for value in labels[axis] if value is not None)
+        if request.planned:
+            continue
         if not known:
             axes = ", ".join(rows[0].axes) if rows else "none"
             raise ConfigError(f"--baseline {axis}={label}: there is no axis {axis}; axes: {axes}")
