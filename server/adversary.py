@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -14,9 +14,11 @@ from torch import Tensor
 from fedwsa import seeding
 from fedwsa.algorithms.attacks.attack import Known, ModelAttack, open_attack
 from fedwsa.algorithms.wsa.client import ScopeAlignment
+from fedwsa.algorithms.wsa.instruction import ScopeInstruction
 from fedwsa.schema.config import Config
 from fedwsa.wire import messages
 from fedwsa.wire.content import Content
+from fedwsa.wire.names import PERSONAL
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,20 @@ def _with(reply: Message, sent: RecordDict, update: Tensor) -> Message:
     forged = copy.copy(reply)
     forged.content = content = RecordDict({**reply.content, name: messages.to_arrays(new)})
     asked = cast(Content, sent)  # what is looked up of it, records of Flower have too
-    if ScopeAlignment.asked(asked):
-        said = ScopeAlignment(new, asked).end()
+    if (instruction := ScopeInstruction.from_content(asked)) is not None:
+        kept = sent.array_records.get(PERSONAL)  # stays with the client, which tells of it alone
+        others = {} if kept is None else messages.to_tensors(kept)
+        said = ScopeAlignment({**others, **new}, asked).end()
+        forged_layers = [layer in new for layer in instruction.target.names]
         for key, metrics in messages.metric_records(reply.content).items():
-            own = {k: said.get(k, value) for k, value in metrics.items()}
+            own = {k: _of(forged_layers, said.get(k), v) for k, v in metrics.items()}
             content[key] = MetricRecord(own)
     return forged
+
+
+def _of(forged: Sequence[bool], said: Any, honest: Any) -> Any:
+    """A metric, of each layer what is said of it if it is forged."""
+    if said is None:
+        return honest
+    each = zip(forged, said, honest, strict=True)
+    return [lie if layer else true for layer, lie, true in each]

@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from fedwsa.algorithms.attacks.attack import open_attack
+from fedwsa.algorithms.attacks.attack import ModelAttack, open_attack
 from fedwsa.algorithms.averaging import averages_by
 from fedwsa.algorithms.run_facts import (
     RunFacts,
@@ -131,6 +131,9 @@ def _require_compressible(strategy: Strategy, config: Config) -> None:
     wish = config.compress
     if wish.does_nothing:
         return
+    for part in chain(strategy):
+        if not traits_of(part).sends_weights:
+            raise ConfigError(f"compress: clients of {type(part).__name__} send no weights")
     function = locate(wish.target, "compress._target_")
     keys = check_arguments(function, wish.arguments, "compress", 2, {})
     if config.private:
@@ -189,6 +192,13 @@ def _require_attackable(strategy: Strategy, config: Config, run: RunFacts) -> No
     if not all(traits_of(part).on_devices for part in chain(strategy)):
         raise ConfigError(f"attack: {type(strategy).__name__} has no clients that could attack")
     attack = open_attack(config.attack.rule)
+    if isinstance(attack, ModelAttack):
+        for part in chain(strategy):
+            if not traits_of(part).sends_weights:
+                raise ConfigError(
+                    f"attack: clients of {type(part).__name__} send no weights that "
+                    f"attack={config.attack.name} could forge; label_flip is on their data"
+                )
     if why := attack.idle(run.cohort, max(1, run.attackers)):
         logger.warning("attack=%s does nothing: %s", config.attack.name, why)
 

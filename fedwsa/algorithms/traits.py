@@ -93,6 +93,9 @@ class Traits:
     """Whether all clients are sent the same whole model, and answer with one like it alone, which
     Flower's privacy wrappers compare."""
 
+    sends_weights: bool = True
+    """Whether clients send weights at all."""
+
     clients_remember: bool = False
     """Whether clients keep something between rounds."""
 

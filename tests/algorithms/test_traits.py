@@ -126,6 +126,7 @@ def where(field: str) -> dict[type, Any]:
         ("on_devices", [Centralised]),
         ("has_global_model", [*PERSONAL, IFCA]),
         ("whole_models", [*SIZED, *PERSONAL, Scaffold, OneShot, IFCA]),
+        ("sends_weights", [LocalOnly, FedProto]),
         ("clients_remember", REMEMBERING),
         ("takes_pulls", [FedDyn]),
         ("objectives", BRINGING),  # the older ones of ours come with the package
@@ -195,6 +196,7 @@ class Said(FedAvg):
         on_devices=False,
         has_global_model=False,
         whole_models=False,
+        sends_weights=False,
         clients_remember=True,
         takes_pulls=True,
         objectives=(Correction,),

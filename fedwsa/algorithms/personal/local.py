@@ -23,7 +23,9 @@ class LocalOnly(Personal):
     """
 
     traits: ClassVar[Traits] = replace(
-        Personal.traits, no_scopes="no weights are averaged, so there are none to align"
+        Personal.traits,
+        no_scopes="no weights are averaged, so there are none to align",
+        sends_weights=False,
     )
 
     def __init__(self, **sampling: Unpack[Sampling]) -> None:
