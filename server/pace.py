@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from server.loop import RoundLoop
 from server.record import Trained
 from server.rounds import RunError
 from server.systems import Costs, Systems
+
+logger = logging.getLogger("fedwsa")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +66,7 @@ class PacedLoop(RoundLoop):
     """
 
     _systems: Systems
+    _told = False  # of a period without an answer
 
     def begin(self, state: Mapping[str, Any]) -> None:
         """Before the first step: as a checkpoint has it, see :meth:`state`; empty: from nothing."""
@@ -172,6 +176,15 @@ class PacedLoop(RoundLoop):
             if pace.period is None:
                 self._fill(number, waiting)
         if pace.period is not None:
+            if not arrived and self._flights and not self._told:
+                soonest = min(flight.ends for flight in self._flights)
+                logger.warning(
+                    "round %d: no answer in a period of %g simulated s; the first is there in %.3g",
+                    number,
+                    pace.period,
+                    soonest - until,
+                )
+                self._told = True
             self.clock = until
         return arrived
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedwsa.algorithms.averaging import answers_of
@@ -9,6 +11,8 @@ from fedwsa.algorithms.traits import traits_of
 from fedwsa.algorithms.wrapping import chain
 from fedwsa.config.component import ConfigError
 from fedwsa.schema.config import Config
+
+logger = logging.getLogger("fedwsa")
 
 
 def require_paced(strategy: Strategy, config: Config) -> None:
@@ -42,8 +46,23 @@ def require_paced(strategy: Strategy, config: Config) -> None:
     }
     if found := [key for key, wished in wishes.items() if wished]:
         raise ConfigError(
-            f"{found[0]}: is about the clients of a round, of which pace={_named(config)} has "
-            "none; leave it out, or take pace=synchronous"
+            f"{found[0]}: is about the clients of a round, of which this pace has none; leave it "
+            "out, or take pace=synchronous"
+        )
+    _require_reachable(config)
+
+
+def _require_reachable(config: Config) -> None:
+    """Refuse to train more clients at once than there are; name a buffer that never fills."""
+    pace, most = config.pace, config.learning
+    if pace.concurrency is not None and pace.concurrency > most:
+        raise ConfigError(f"pace.concurrency: there are only {most} clients to train")
+    if pace.buffer is not None and pace.buffer > most:
+        logger.warning(
+            "pace.buffer: %d answers never come, since each of %d clients answers once between two "
+            "steps; a step is when all have",
+            pace.buffer,
+            most,
         )
 
 
@@ -56,7 +75,3 @@ def _needs_cohorts(part: Strategy) -> str | None:
         "has no model that all train": not (traits.whole_models and traits.has_global_model),
     }
     return next((why for why, holds in reasons.items() if holds), None)
-
-
-def _named(config: Config) -> str:
-    return "periodic" if config.pace.period is not None else "fedbuff or fedasync"

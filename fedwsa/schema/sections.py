@@ -89,6 +89,7 @@ class Compress(Component):
 class Pace(Section):
     """When the server goes a step, and what a late answer counts."""
 
+    rounds: bool
     buffer: PositiveInt | None
     period: PositiveFloat | None
     concurrency: PositiveInt | None
@@ -99,15 +100,30 @@ class Pace(Section):
     bound: NonNegativeFloat
 
     @model_validator(mode="after")
-    def _refuse_two(self) -> Pace:
-        if self.buffer is not None and self.period is not None:
+    def _refuse_what_does_not_go_together(self) -> Pace:
+        asked = {
+            "buffer": self.buffer is not None,
+            "period": self.period is not None,
+            "concurrency": self.concurrency is not None,
+            "moves": self.moves != "update",
+            "rate": self.rate != 1,
+            "discount": self.discount != "constant",
+        }
+        if self.rounds and any(asked.values()):
+            key = next(key for key, wished in asked.items() if wished)
+            raise ValueError(
+                f"{key} means nothing in rounds; take pace=fedbuff, fedasync, periodic"
+            )
+        if not self.rounds and asked["buffer"] == asked["period"]:
             raise ValueError("the server goes a step by buffer or by period; set one of them")
+        if self.moves == "model" and self.rate > 1:
+            raise ValueError("rate is the part of the way to an answer, 1 at most")
         return self
 
     @property
     def synchronous(self) -> bool:
         """Whether it waits for all of a cohort."""
-        return self.buffer is None and self.period is None
+        return self.rounds
 
     @property
     def label(self) -> str:

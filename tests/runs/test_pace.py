@@ -173,14 +173,23 @@ REFUSED: dict[str, tuple[str, str]] = {
     "quorum": ("guard.min_results=2", r"guard\.min_results: is about the clients of a round"),
     "attack": ("attack=sign_flip attack.share=0.3", r"attack: is about the clients of a round"),
     "both": ("pace.period=3", r"pace: .*by buffer or by period; set one"),
+    "rounds": ("pace=synchronous pace.buffer=5", r"pace: .*buffer means nothing in rounds"),
+    "also rounds": ("pace=synchronous pace.rate=0.5", r"pace: .*rate means nothing in rounds"),
+    "past it": ("pace=fedasync pace.rate=2", r"pace: .*rate is the part of the way"),
+    "too many": ("pace.concurrency=9", r"pace\.concurrency: there are only 4 clients"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_needs_rounds_is_refused_in_one_line(name: str, cache: str, tmp_path: Path) -> None:
     words, message = REFUSED[name]
+    given = [*([] if "pace=" in words else ["pace=fedbuff"]), *words.split()]
+
+    def start() -> None:
+        simulate(configured(cache, *given), tmp_path / "run")
+
     with pytest.raises(ConfigError, match=message) as refused:
-        simulate(configured(cache, "pace=fedbuff", *words.split()), tmp_path / "run")
+        start()
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
 
