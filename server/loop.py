@@ -230,10 +230,13 @@ class RoundLoop:
         return waited
 
     def _there(self, number: int) -> Collection[int]:
-        """The clients that may be asked to train now."""
+        """The clients that may be asked to train now; at least one, or Flower waits for ever."""
+        everybody = range(self._config.clients.count)
         if self._systems is None:
-            return self._seen(range(self._config.clients.count))
-        return self._seen(self._systems.there(number, self.clock))
+            return self._seen(everybody)
+        there = self._seen(self._systems.there(number, self.clock))
+        learning = [] if there else sorted(self._seen(everybody))
+        return there or [learning[number % len(learning)]]
 
     def _seen(self, there: Collection[int]) -> Collection[int]:
         """Clients without those that never train."""

@@ -76,6 +76,20 @@ def test_the_last_model_is_also_scored_after_clients_have_adapted_it(
     assert written["unseen_adapted_accuracy_worst10"] <= written["unseen_adapted_accuracy_mean"]
 
 
+@pytest.mark.parametrize("pace", ["synchronous", "fedasync"])
+def test_where_only_unseen_clients_are_there_another_is_asked(
+    pace: str, cache: str, tmp_path: Path
+) -> None:
+    """Flower would wait for ever for a client."""
+    words = ["clients.unseen=0.9", "clients.availability=0.01", "clients.fraction=1.0"]
+    config = compose([*SMALL, f"cache_dir={cache}", *words, f"pace={pace}"])
+    result = simulate(config, tmp_path / "run")
+    assert result["rounds"] == 3
+    history = pd.read_csv(tmp_path / "run" / "history.csv", dtype={"cohort": str})
+    [learning] = {*range(10)} - config.unseen
+    assert set(history["cohort"]) == {str(learning)}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
