@@ -50,8 +50,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_two_rounds_or_the_reason_why_not(
     world: str, wsa: str, strategy: str, cache: str, tmp_path: Path
 ) -> None:
-    config, folder, refusal = composed(strategy, wsa, "mlp", cache, *WORLDS[world]), tmp_path, ""
+    folder, refusal = tmp_path, ""
     try:
+        config = composed(strategy, wsa, "mlp", cache, *WORLDS[world])
         result = simulate(config, folder / "run")
     except ConfigError as error:
         refusal = str(error)
@@ -61,5 +62,6 @@ def test_two_rounds_or_the_reason_why_not(
         assert not (folder / "run").exists()
         return
     assert result["rounds"] == 2
-    assert result["failed"] == 0
+    # A guard may find a liar out, as Flower's clipping does a free rider's update of zero.
+    assert result["failed"] == (result["rejected"] if world.startswith("attack") else 0)
     assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == 2
