@@ -189,10 +189,13 @@ class Objective:
         name = type(self).__name__
         raise NotImplementedError(f"{name} needs a constructor that takes (model, content, local)")
 
+    settings: ClassVar[str] = ""
+    """The record with its settings, by which a message asks for it; empty: every message does."""
+
     @classmethod
     def asked(cls, content: Content) -> bool:
         """Whether a message asks for it."""
-        return True
+        return not cls.settings or cls.settings in content
 
     @classmethod
     def begin_with(cls, content: Content, state: State) -> dict[str, Tensor]:

@@ -25,11 +25,11 @@ class Mixture(OwnModel):
     Source: Adaptive Personalized Federated Learning, arXiv 2003.13461, algorithm 1 and equation 11.
     """
 
-    name: ClassVar[str] = "apfl"
+    settings: ClassVar[str] = "apfl"
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         super().__init__(model, content, local)
-        told = content[self.name]
+        told = content[self.settings]
         begin = torch.tensor(float(told["share"]))
         share = self.local.state.get(_SHARE, {}).get("share", begin)
         self.own["share"] = {"share": share.to(next(iter(self.own["model"].values()))).clone()}
@@ -38,7 +38,7 @@ class Mixture(OwnModel):
     @classmethod
     def evaluated_with(cls, content: Content, state: State) -> dict[str, Tensor]:
         """α·v + (1 − α)·w, with w as received."""
-        own = state.get(cls.name, {})
+        own = state.get(cls.settings, {})
         if not own:
             return {}
         share = state[_SHARE]["share"]

@@ -31,7 +31,7 @@ class APFL(Beside):
         As for Flower's FedAvg.
     """
 
-    name: ClassVar[str] = Mixture.name
+    settings: ClassVar[str] = Mixture.settings
     traits: ClassVar[Traits] = replace(Beside.traits, objectives=(Mixture,))
 
     def __init__(

@@ -24,8 +24,8 @@ class OwnModel(Objective):
 
     Attributes
     ----------
-    name : str
-        Of the settings that the server sends, and of what is kept.
+    settings : str
+        Name of the record with what the server tells, and of what is kept.
     local : LocalRun
         The training that it is a part of.
     own : dict of dict of Tensor
@@ -33,13 +33,13 @@ class OwnModel(Objective):
         subclass puts beside them.
     """
 
-    name: ClassVar[str]
+    settings: ClassVar[str]
 
     @torch.no_grad()
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         if local is None:
-            raise ValueError(f"{self.name} needs the client's rate and state")
-        self.local, kept = local, local.state.get(self.name, {})
+            raise ValueError(f"{self.settings} needs the client's rate and state")
+        self.local, kept = local, local.state.get(self.settings, {})
         received = {name: w.detach().clone() for name, w in trainable(model).items()}
         self.own: Groups = {
             "received": received,
@@ -49,19 +49,14 @@ class OwnModel(Objective):
         self._stack: Groups | None = None
 
     @classmethod
-    def asked(cls, content: Content) -> bool:
-        """Whether the server sent settings."""
-        return cls.name in content
-
-    @classmethod
     def evaluated_with(cls, content: Content, state: State) -> dict[str, Tensor]:
         """The client's own model; for one that has none yet, the received one."""
-        return dict(state.get(cls.name, {}))
+        return dict(state.get(cls.settings, {}))
 
     @classmethod
     def settle(cls, model: nn.Module, content: Content, state: State, samples: TrainedOn) -> None:
         """Measure BatchNorm's statistics anew: those that travel are of the shared model."""
-        if cls.name in state:
+        if cls.settings in state:
             reestimate(model, (inputs for inputs, _ in samples.batches()))
 
     @classmethod
@@ -114,7 +109,7 @@ class OwnModel(Objective):
     def end(self) -> dict[str, float | list[float]]:
         """Keep the model."""
         model = {name: weight.clone() for name, weight in self.own["model"].items()}
-        self.local.state[self.name] = model
+        self.local.state[self.settings] = model
         return {}
 
 

@@ -25,11 +25,11 @@ class Telling(FedAvg):
 
     Attributes
     ----------
-    name : str
+    settings : str
         Of the record with the settings.
     """
 
-    name: ClassVar[str]
+    settings: ClassVar[str]
 
     @abstractmethod
     def told(self, arrays: ArrayRecord) -> Mapping[str, Setting]:
@@ -51,7 +51,7 @@ class Telling(FedAvg):
 
     def _with_settings(self, sent: list[Message], arrays: ArrayRecord) -> list[Message]:
         settings = ConfigRecord(dict(self.told(arrays)))
-        messages.change_contents(sent, lambda plain: RecordDict({**plain, self.name: settings}))
+        messages.change_contents(sent, lambda plain: RecordDict({**plain, self.settings: settings}))
         return sent
 
 

@@ -22,11 +22,11 @@ class OwnByDitto(OwnModel):
     Source: arXiv 2012.04221, algorithm 1.
     """
 
-    name: ClassVar[str] = "ditto"
+    settings: ClassVar[str] = "ditto"
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         super().__init__(model, content, local)
-        self.pull = float(content[self.name]["pull"])
+        self.pull = float(content[self.settings]["pull"])
 
     @classmethod
     @torch.no_grad()

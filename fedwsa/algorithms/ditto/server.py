@@ -28,7 +28,7 @@ class Ditto(Beside):
         As for Flower's FedAvg.
     """
 
-    name: ClassVar[str] = OwnByDitto.name
+    settings: ClassVar[str] = OwnByDitto.settings
     traits: ClassVar[Traits] = replace(Beside.traits, objectives=(OwnByDitto,))
 
     def __init__(self, *, pull: NonNegativeFloat, **sampling: Unpack[Sampling]) -> None:

@@ -26,7 +26,7 @@ class AdaptiveLocalAggregation(Objective):
     Source: arXiv 2212.01197, algorithm 1.
     """
 
-    name: ClassVar[str] = "fedala"
+    settings: ClassVar[str] = "fedala"
     stackable: ClassVar[bool] = False
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
@@ -36,14 +36,9 @@ class AdaptiveLocalAggregation(Objective):
         self.settle(model, content, local.state, local.samples)
 
     @classmethod
-    def asked(cls, content: Content) -> bool:
-        """Whether the server sent settings."""
-        return cls.name in content
-
-    @classmethod
     def settle(cls, model: nn.Module, content: Content, state: State, samples: TrainedOn) -> None:
         """Put the weights where training and evaluation begin; what was learned goes into state."""
-        last, told = state.get(cls.name), content[cls.name]
+        last, told = state.get(cls.settings), content[cls.settings]
         if not last or not len(samples.labels):
             return
         high = {name: w for name, w in trainable(model).items() if name in told["high"]}
@@ -68,7 +63,9 @@ class AdaptiveLocalAggregation(Objective):
     def end(self) -> dict[str, float | list[float]]:
         """Keep the trained model as the client's last one."""
         trained = self._local.trained
-        self._local.state[self.name] = {name: tensor.clone() for name, tensor in trained.items()}
+        self._local.state[self.settings] = {
+            name: tensor.clone() for name, tensor in trained.items()
+        }
         return {}
 
 

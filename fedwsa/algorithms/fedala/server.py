@@ -37,7 +37,7 @@ class FedALA(Telling, Remembering):
         As for Flower's FedAvg.
     """
 
-    name: ClassVar[str] = AdaptiveLocalAggregation.name
+    settings: ClassVar[str] = AdaptiveLocalAggregation.settings
     traits: ClassVar[Traits] = replace(
         Remembering.traits,
         averages_by=NUM_EXAMPLES,

@@ -15,18 +15,13 @@ class BodyAlone(Objective):
     Source: arXiv 2106.06042, algorithm 1.
     """
 
-    name: ClassVar[str] = "fedbabu"
+    settings: ClassVar[str] = "fedbabu"
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         pass
 
     @classmethod
-    def asked(cls, content: Content) -> bool:
-        """Whether the server says what stands still."""
-        return cls.name in content
-
-    @classmethod
     def phases(cls, content: Content) -> Sequence[Phase]:
         """One, without the head."""
-        head = frozenset(content[cls.name]["head"])
+        head = frozenset(content[cls.settings]["head"])
         return (Phase(lambda name: name not in head),)

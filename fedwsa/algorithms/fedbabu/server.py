@@ -32,7 +32,7 @@ class FedBABU(Telling):
         As for Flower's FedAvg.
     """
 
-    name: ClassVar[str] = BodyAlone.name
+    settings: ClassVar[str] = BodyAlone.settings
     traits: ClassVar[Traits] = Traits(
         averages_by=NUM_EXAMPLES, wants=("head",), requires=True, objectives=(BodyAlone,)
     )

@@ -30,22 +30,17 @@ class Prototypes(Objective):
     Source: arXiv 2105.00243, equation 7.
     """
 
-    name: ClassVar[str] = "fedproto"
+    settings: ClassVar[str] = "fedproto"
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         if local is None or local.samples is None:
             raise ValueError("FedProto needs the client's samples")
-        self._pull, self._samples = float(content[self.name]["pull"]), local.samples
+        self._pull, self._samples = float(content[self.settings]["pull"]), local.samples
         sent = content.get(PROTOTYPES)
         device = local.samples.labels.device
         self._means = None if sent is None else sent[MEANS].to(device)
         self._known = None if sent is None else sent[COUNTS].to(device) > 0
         self._told: dict[str, Tensor] = {}
-
-    @classmethod
-    def asked(cls, content: Content) -> bool:
-        """Whether the server sent settings."""
-        return cls.name in content
 
     def others(self) -> Others | None:
         """None before anybody told of a class: then the loss is that of the task."""

@@ -38,7 +38,7 @@ class FedProto(Telling, LocalOnly):
         As for Flower's FedAvg.
     """
 
-    name: ClassVar[str] = Prototypes.name
+    settings: ClassVar[str] = Prototypes.settings
     traits: ClassVar[Traits] = replace(LocalOnly.traits, objectives=(Prototypes,))
 
     def __init__(self, *, pull: NonNegativeFloat, **sampling: Unpack[Sampling]) -> None:

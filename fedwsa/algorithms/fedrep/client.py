@@ -16,19 +16,14 @@ class HeadThenBody(Objective):
     Source: arXiv 2102.07078, algorithm 1.
     """
 
-    name: ClassVar[str] = "fedrep"
+    settings: ClassVar[str] = "fedrep"
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         pass
 
     @classmethod
-    def asked(cls, content: Content) -> bool:
-        """Whether the server sent settings."""
-        return cls.name in content
-
-    @classmethod
     def phases(cls, content: Content) -> Sequence[Phase]:
         """The client's own part, so many epochs; then what is shared, the epochs of the run."""
         own = frozenset(content[PERSONAL])
-        epochs = int(content[cls.name]["head-epochs"])
+        epochs = int(content[cls.settings]["head-epochs"])
         return Phase(own.__contains__, epochs), Phase(lambda name: name not in own)

@@ -34,7 +34,7 @@ class FedRep(Telling, FedPer):
         As for Flower's FedAvg.
     """
 
-    name: ClassVar[str] = HeadThenBody.name
+    settings: ClassVar[str] = HeadThenBody.settings
     traits: ClassVar[Traits] = replace(FedPer.traits, objectives=(HeadThenBody,))
 
     def __init__(

@@ -23,18 +23,13 @@ class BestOfSeveral(Objective):
     Source: An Efficient Framework for Clustered Federated Learning, arXiv 2006.04088, algorithm 1.
     """
 
-    name: ClassVar[str] = "ifca"
+    settings: ClassVar[str] = "ifca"
     stackable: ClassVar[bool] = False
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         if local is None or local.samples is None or not isinstance(model, nn.Module):
             raise ValueError("IFCA needs a model and the client's samples")
         self._cluster = _take_best(model, content, local.samples)
-
-    @classmethod
-    def asked(cls, content: Content) -> bool:
-        """Whether the server sent further models."""
-        return cls.name in content
 
     @classmethod
     def settle(cls, model: nn.Module, content: Content, state: State, samples: TrainedOn) -> None:
@@ -57,7 +52,7 @@ def models_in(sent: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> list[
 
 def _take_best(model: nn.Module, content: Content, samples: TrainedOn) -> int:
     """Load the model with the least loss; which it is, the first of equals."""
-    given = models_in(content[ARRAYS], content[BestOfSeveral.name])
+    given = models_in(content[ARRAYS], content[BestOfSeveral.settings])
     losses = []
     for tensors in given:
         exchange.load_travelling(model, tensors)

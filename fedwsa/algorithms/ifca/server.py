@@ -82,7 +82,7 @@ class IFCA(FedAvg):
 
     def _with_others(self, sent: list[Message]) -> list[Message]:
         record = messages.to_arrays(self.others)
-        name = BestOfSeveral.name
+        name = BestOfSeveral.settings
         messages.change_contents(sent, lambda plain: RecordDict({**plain, name: record}))
         return sent
 

@@ -32,18 +32,13 @@ class MetaGradient(Objective):
     algorithm 1 and section 5.
     """
 
-    name: ClassVar[str] = "per-fedavg"
+    settings: ClassVar[str] = "per-fedavg"
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
-        told = content[self.name]
+        told = content[self.settings]
         self._rate, self._first_order = float(told["rate"]), bool(told["first-order"])
         self._way = float(told["way"])
         self._before: list[GradientAt] = []  # of the last two batches, the newest first
-
-    @classmethod
-    def asked(cls, content: Content) -> bool:
-        """Whether the server sent settings."""
-        return cls.name in content
 
     @classmethod
     @torch.no_grad()
@@ -77,7 +72,7 @@ class MetaGradient(Objective):
         for inputs, labels in samples.batches():
             share = len(labels) / len(samples.labels)
             torch.autograd.backward([cross_entropy(model(inputs).float(), labels) * share])
-        rate = float(content[cls.name]["rate"])
+        rate = float(content[cls.settings]["rate"])
         with torch.no_grad():
             for weight in trainable(model).values():
                 if weight.grad is not None:

@@ -36,7 +36,7 @@ class PerFedAvg(Telling):
         As for Flower's FedAvg.
     """
 
-    name: ClassVar[str] = MetaGradient.name
+    settings: ClassVar[str] = MetaGradient.settings
     traits: ClassVar[Traits] = Traits(
         averages_by=NUM_EXAMPLES, requires=True, objectives=(MetaGradient,)
     )

@@ -22,11 +22,11 @@ class MoreauEnvelope(OwnModel):
     Source: Personalized Federated Learning with Moreau Envelopes, arXiv 2006.08848, algorithm 1.
     """
 
-    name: ClassVar[str] = "pfedme"
+    settings: ClassVar[str] = "pfedme"
 
     def __init__(self, model: Weights, content: Content, local: LocalRun | None = None) -> None:
         super().__init__(model, content, local)
-        told = content[self.name]
+        told = content[self.settings]
         self._pull, self._rate = float(told["pull"]), float(told["rate"])
         self._steps = int(told["steps"])
 

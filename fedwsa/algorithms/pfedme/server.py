@@ -35,7 +35,7 @@ class PFedMe(Beside):
         As for Flower's FedAvg.
     """
 
-    name: ClassVar[str] = MoreauEnvelope.name
+    settings: ClassVar[str] = MoreauEnvelope.settings
     traits: ClassVar[Traits] = replace(
         Beside.traits,
         averages_by=Beside.traits.averages_by,
