@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -198,9 +199,14 @@ def test_fedala_leaves_the_lower_layers_and_who_has_no_last_model() -> None:
     assert not torch.equal(model[2].weight, plain[2].weight)
 
 
+NODES = itertools.count(1)
+
+
 def answer(arrays: ArrayRecord, metrics: dict[str, float], **records: ArrayRecord) -> Message:
+    """Of a node of its own."""
     content = RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics), **records})
-    return Message(content, dst_node_id=1, message_type="train")
+    asked = Message(RecordDict(), dst_node_id=next(NODES), message_type="train")
+    return Message(content, reply_to=asked)
 
 
 def test_ifca_takes_the_model_with_the_least_loss_and_averages_each_cluster(
@@ -235,7 +241,8 @@ def test_the_prototypes_are_the_means_of_each_class_over_all_samples_of_all_clie
     task_identity: None,
 ) -> None:
     model, parts = net(), [data(30), data(50)]
-    strategy, told = FedProto(pull=1.0), []
+    shapes = {"model": {name: tuple(p.shape) for name, p in model.named_parameters()}}
+    strategy, told = FedProto(shapes, pull=1.0), []
     for x, y in parts:
         run = LocalRun(0.1, samples=on(x, y))
         client = Prototypes(model, {"fedproto": {"pull": 1.0}}, run)
@@ -260,6 +267,22 @@ def test_the_loss_of_fedproto_is_the_distance_to_the_prototype_of_the_sample_s_c
     client = Prototypes(net(), content, LocalRun(0.1, samples=on(x, y)))
     seen = ForwardPass(x, y, lambda: x, lambda name: x)
     assert client.loss(seen).tolist() == [2.0 * 25 / 2, 0.0]  # class 1 is not known yet
+
+
+def test_fedproto_goes_with_clients_of_several_depths(cache: str, tmp_path: Path) -> None:
+    """Each trains a network of its own; what they share has one length."""
+    sizes = ["clients.sizes=[S, L, S, L]", "~sizes", "+sizes={S: {depth: 1}, L: {depth: 3}}"]
+    state = played(tmp_path / "run", cache, "strategy=fedproto", *sizes)
+    kept = {client: set(records["personal"]) for client, records in state["clients"].items()}
+    assert kept[0] == kept[2]
+    assert kept[0] < kept[1]
+    memory = state["strategy"][0]["prototypes"]
+    assert memory["means"].shape == (10, 20)
+    assert memory["counts"].sum() > 1000  # of all clients
+    apart = ["clients.sizes=[S, L, S, L]", "~sizes", "+sizes={S: {width: 0.1}, L: {width: 0.2}}"]
+    words = [o for o in TINY if "width" not in o] + ["strategy=fedproto", *apart]
+    with pytest.raises(ConfigError, match=r"clients\.sizes: FedProto compares .* 20 in S, 40 in L"):
+        simulate(compose([*words, f"cache_dir={cache}"]), tmp_path / "refused")
 
 
 @pytest.mark.parametrize(

@@ -141,13 +141,13 @@ def where(field: str) -> dict[type, Any]:
         ),
         (
             "transient",
-            [*SIZED, *ROBUST, FedNova, FedDyn, OneShot, FedWSA, Guard, PFedMe, IFCA],
+            [*SIZED, *ROBUST, FedNova, FedDyn, OneShot, FedWSA, Guard, PFedMe, IFCA, FedProto],
         ),
         (
             "wants",
             [
                 *(*SIZED, *PRIVATE, FedNova, FedDyn, Scaffold, OneShot),
-                *(FedPer, FedRep, FedBN, FedBABU, FedALA, FLTrust),
+                *(FedPer, FedRep, FedBN, FedBABU, FedALA, FLTrust, FedProto),
             ],
         ),
         (
