@@ -62,7 +62,6 @@ class PacedLoop(RoundLoop):
     Events go by simulated time, and where that is the same by the order of their starts: how long
     anything takes here, and on how many workers, changes nothing. Clients that are sent a model
     between two steps are sent the same, and are trained in one go.
-
     """
 
     _systems: Systems
