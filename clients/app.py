@@ -160,10 +160,11 @@ def _evaluate(config: Config, message: Message, context: Context) -> Message:
 
 def _adapt(config: Config, message: Message, context: Context, received: Received) -> None:
     """Train for this evaluation alone, by the task loss, if the message asks for it."""
-    asked = find_record(message.content, ADAPT)
+    if (asked := find_record(message.content, ADAPT)) is None:
+        return
     key = (round_of(message), _client(context))
     samples = samples_of(config, received, key)
-    if asked is None or not len(samples):
+    if not len(samples):
         return
     usual = Fleet(config).conditions(key[1])  # at the rate with which a schedule begins
     conditions = replace(usual, epochs=int(asked[ADAPT]), steps=None)
