@@ -85,10 +85,10 @@ class Recorded:
         Raises
         ------
         ValueError
-            Names the row that cannot be.
-        OSError
-            If there is no such file.
+            Names the row that cannot be; or there is no such file.
         """
+        if not file.is_file():
+            raise ValueError("there is no such file")
         table = pd.read_csv(file)
         if list(table.columns) != ["device", "on", "off"] or table.empty:
             raise ValueError("must have the columns device,on,off, and a row for each time on")
@@ -146,7 +146,7 @@ def open_trace(value: dict[str, Any], seed: int, clients: int) -> Trace:
 
     Raises
     ------
-    ValueError, OSError
+    ValueError
         See :meth:`Recorded.read`.
     """
     if "file" in value:

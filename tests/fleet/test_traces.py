@@ -69,6 +69,12 @@ def test_a_file_that_is_no_trace_is_refused_by_its_row(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    words = [f"clients.availability={{file: {tmp_path}/none.csv}}", f"cache_dir={tmp_path}/c"]
+    with pytest.raises(ConfigError, match=r"availability: .*none\.csv: there is no such file$"):
+        simulate(compose(words), tmp_path / "run")
+
+
 WISHES = ["{day: 10}", "{day: 10, share: 2}", "{file: 3}", "{day: a, share: 1}"]
 
 
