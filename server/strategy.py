@@ -46,7 +46,7 @@ from server.sizes import SizedModels
 logger = logging.getLogger("fedwsa")
 
 
-SIZED = ("heterofl", "fedrolex", "depthfl", "wave")
+SIZED = ("heterofl", "fedrolex", "depthfl", "wave", "fedproto")
 """Strategies in ``conf/`` for clients of several sizes."""
 
 
