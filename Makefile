@@ -36,7 +36,7 @@ coverage: setup  ## the same with coverage of fedwsa/, at least 90 %
 test-slow: setup  ## the others: commands and what kills them, deployments, studies, the wheel
 	$(PYTEST) -n 4 -m slow
 
-grid: setup  ## every strategy on every model, played in every way, to one model: an hour
+grid: setup  ## every strategy on every model, in every way and every world: over an hour
 	$(BIN)/python -m pytest -n 2 -m grid
 
 check: setup  ## lint, format, types, import floors
