@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clients.optimisers import StackedOptimiser, clip_each
-from clients.stack import Stack
+from clients.stack import Stack, StepBatch
 from clients.training import Samples, absent_classes
 from fedwsa.algorithms.objective import Objective, overrides, stacks
 from fedwsa.data.examples import batch_sizes
@@ -140,22 +140,27 @@ def train_stack(
                 active -= 1
             x, y, counts = batches.at(step, active)
             classes = None if seen is None else seen[:active]
-            batch = (x, y, counts, step, numbers[:active], classes)
-            losses = stack.backward(*batch)
+            batch = StepBatch(x, y, counts, step, numbers[:active], classes)
+            losses = stack.backward(batch)
             if any(objectives):
-                of_kinds = list(zip(*objectives[:active], strict=True))
-                held, added = stack.first(active)
-                for alike in of_kinds:
-                    if overrides(type(alike[0]), "descend"):
-                        type(alike[0]).descend(alike, held, added, stack.elsewhere(*batch))
-                for alike in of_kinds:
-                    type(alike[0]).add_gradients(alike, held, added)
+                _add(stack, batch, objectives[:active])
             if local.clip_norm is not None:
                 clip_each([g[:active] for g in gradients], local.clip_norm)
             optimiser.step(active)
             total[:active] += losses * torch.tensor(counts, device=device)
     trained = [sum(islice(cycle(own), count)) for own, count in zip(sizes, steps, strict=True)]
     return (total / torch.tensor(trained, device=device)).tolist()
+
+
+def _add(stack: Stack, batch: StepBatch, objectives: Sequence[Sequence[Objective]]) -> None:
+    """What the objectives of the first clients make of the gradients of a step."""
+    of_kinds = list(zip(*objectives, strict=True))
+    held, added = stack.first(len(objectives))
+    for alike in of_kinds:
+        if overrides(type(alike[0]), "descend"):
+            type(alike[0]).descend(alike, held, added, stack.elsewhere(batch))
+    for alike in of_kinds:
+        type(alike[0]).add_gradients(alike, held, added)
 
 
 def _seen(clients: Sequence[Samples]) -> Tensor:

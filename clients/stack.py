@@ -25,17 +25,31 @@ _MOST_PADDING = 1.5  # times the samples that there are
 
 
 @dataclass(frozen=True, eq=False)
-class _Batch:
-    """A step's batches, as :meth:`Stack.backward` is given them."""
+class StepBatch:
+    """The batches of a step, of A clients.
+
+    Attributes
+    ----------
+    x, y : Tensor
+        Inputs ``(A, B, …)`` and labels: ``sizes[k]`` of client k, then padding.
+    sizes : sequence of int
+    step : int
+        Of the training.
+    keys : Tensor, optional
+        A number of each client, int64 ``(A,)``: with the step what dropout follows from. None:
+        zeros.
+    seen : Tensor, optional
+        Which classes each client has, bool ``(A, C)``; the logits of others count as 0.
+    """
 
     x: Tensor
     y: Tensor
     sizes: Sequence[int]
-    step: int
-    keys: Tensor | None
-    seen: Tensor | None
+    step: int = 0
+    keys: Tensor | None = None
+    seen: Tensor | None = None
 
-    def first(self, count: int) -> _Batch:
+    def first(self, count: int) -> StepBatch:
         """Those of the first clients."""
         keys, seen = (None if t is None else t[:count] for t in (self.keys, self.seen))
         return replace(
@@ -169,29 +183,9 @@ class Stack:
         )
         return held, added
 
-    def backward(
-        self,
-        x: Tensor,
-        y: Tensor,
-        sizes: Sequence[int],
-        step: int = 0,
-        keys: Tensor | None = None,
-        seen: Tensor | None = None,
-    ) -> Tensor:
-        """Gradients of the first A clients; returns their losses, ``(A,)``.
-
-        Parameters
-        ----------
-        x, y
-            Inputs ``(A, B, …)`` and labels: ``sizes[k]`` of client k, then padding.
-        step, keys
-            Which step of the training, and a number of each client, int64 ``(A,)``: what dropout
-            follows from. None: zeros.
-        seen
-            Which classes each client has, bool ``(A, C)``; the logits of others count as 0.
-        """
-        batch = _Batch(x, y, sizes, step, keys, seen)
-        losses = torch.zeros(len(sizes), device=y.device)
+    def backward(self, batch: StepBatch) -> Tensor:
+        """Gradients of the first A clients; returns their losses, ``(A,)``."""
+        losses = torch.zeros(len(batch.sizes), device=batch.y.device)
         for chosen, gradients, task, after in self._of_each(self.weights, batch):
             for name, each in gradients.items():
                 self.gradients[name][chosen] = each
@@ -200,25 +194,17 @@ class Stack:
             losses[chosen] = task.to(losses.dtype)
         return losses
 
-    def elsewhere(
-        self,
-        x: Tensor,
-        y: Tensor,
-        sizes: Sequence[int],
-        step: int = 0,
-        keys: Tensor | None = None,
-        seen: Tensor | None = None,
-    ) -> GradientAt:
+    def elsewhere(self, batch: StepBatch) -> GradientAt:
         """The gradients of the task loss of the same batches, at other weights.
 
         May be asked in later steps, of those clients that are still in training.
         """
         # Of its own: an epoch's batches lie where those of the next will.
-        batch = _Batch(x.clone(), y.clone(), sizes, step, keys, seen)
+        own = replace(batch, x=batch.x.clone(), y=batch.y.clone())
 
         def at(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             found = {name: torch.zeros_like(w) for name, w in weights.items()}
-            active = batch.first(len(next(iter(weights.values()))))
+            active = own.first(len(next(iter(weights.values()))))
             entered, self._passes = self._passes, self._without_losses
             try:
                 with torch.enable_grad():
@@ -232,7 +218,7 @@ class Stack:
         return at
 
     def _of_each(
-        self, weights: Mapping[str, Tensor], batch: _Batch
+        self, weights: Mapping[str, Tensor], batch: StepBatch
     ) -> Iterator[tuple[slice | Tensor, dict[str, Tensor], Tensor, dict[str, Tensor]]]:
         """Of batches of one length at once: whose, gradients, task losses, buffers after."""
         sizes, device = batch.sizes, batch.y.device

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from clients.borrowed import borrowed
 from clients.optimisers import StackedOptimiser
-from clients.stack import Stack
+from clients.stack import Stack, StepBatch
 from fedwsa import seeding
 from fedwsa.config.blame import told
 from fedwsa.models.dropout import Masks
@@ -222,7 +222,7 @@ def _stacked(
     for number, step in enumerate(zip(*examples, strict=True)):  # a batch of each
         sizes = [len(y) for _, y in step]
         x, y = (torch.stack([_padded(batch[i], max(sizes)) for batch in step]) for i in (0, 1))
-        stack.backward(x, y, sizes, number, keys)
+        stack.backward(StepBatch(x, y, sizes, number, keys))
         optimiser.step(count)
     return [{name: _way(start[name][k], t[k]) for name, t in held.items()} for k in range(count)]
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from clients.cohort import count_steps, train_stack, why_not
-from clients.stack import Stack
+from clients.stack import Stack, StepBatch
 from clients.stacking import stacking
 from clients.training import Samples, train
 from fedwsa.algorithms.fedprox.client import Proximal
@@ -209,7 +209,9 @@ def test_a_step_in_bfloat16_is_the_one_in_single_precision_to_rounding(kind: str
     x, y = (torch.stack([getattr(own, of)[:8] for own in clients]) for of in ("inputs", "labels"))
     keeping = [name for name, _ in net(kind).named_buffers()]
     single, half = (Stack(net(kind), 2, keeping=keeping, bf16=bf16) for bf16 in (False, True))
-    losses = [stack.backward(x, y, [8, 8], 0, torch.arange(2)) for stack in (single, half)]
+    losses = [
+        stack.backward(StepBatch(x, y, [8, 8], 0, torch.arange(2))) for stack in (single, half)
+    ]
     torch.testing.assert_close(*losses, rtol=0.02, atol=0.0)
     assert not torch.equal(*losses)  # it is in use
     one, other = (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from clients.stack import Stack
+from clients.stack import Stack, StepBatch
 from clients.stacking import stacking
 from fedwsa.models.inputs import ImageShape
 
@@ -107,7 +107,7 @@ def test_a_stack_of_tied_weights_trains_as_alone_whatever_looks_across_a_batch(
     draw = torch.Generator().manual_seed(1)
     x, y = torch.randn(2, 4, *IMAGE, generator=draw), torch.randint(3, (2, 4), generator=draw)
     x[1, 2:] = 0.0  # padding
-    losses = stack.backward(x, y, (4, 2))
+    losses = stack.backward(StepBatch(x, y, (4, 2)))
     for k, n in enumerate((4, 2)):
         loss = nn.functional.cross_entropy(model(x[k, :n]), y[k, :n])
         weights = dict(model.named_parameters())
