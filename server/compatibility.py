@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import (
 
 from fedwsa.algorithms.attacks.attack import ModelAttack, open_attack
 from fedwsa.algorithms.averaging import averages_by
+from fedwsa.algorithms.objective import overrides
 from fedwsa.algorithms.run_facts import (
     RunFacts,
     require,
@@ -82,7 +83,7 @@ def require_compatible(
     if config.attack.share:
         _require_attackable(strategy, config, run)
         _require_bearable(strategy, run)
-    _require_kernels(config, sizes)
+    _require_kernels(strategy, config, sizes)
     if config.private:
         _require_private(strategy, config, sizes, run)
 
@@ -146,10 +147,17 @@ def _require_compressible(strategy: Strategy, config: Config) -> None:
         raise ConfigError(f"compress: {type(strategy).__name__} has no clients that send updates")
 
 
-def _require_kernels(config: Config, sizes: SizedModels) -> None:
-    """Refuse weight augmentation of models without kernels to transform."""
+def _require_kernels(strategy: Strategy, config: Config, sizes: SizedModels) -> None:
+    """Refuse to transform weights that an algorithm trains as they are, or without kernels."""
     if config.local.weight_augmentation == "off":
         return
+    for part in chain(strategy):
+        for kind in traits_of(part).objectives:
+            if overrides(kind, "phases") or overrides(kind, "descend"):
+                raise ConfigError(
+                    f"local.weight_augmentation: {type(part).__name__} trains the weights as they "
+                    "are; set it to off"
+                )
     for size, model in sizes.models.items():
         try:
             kernels(model)

@@ -135,8 +135,8 @@ def where(field: str) -> dict[type, Any]:
         (
             "requires",
             [
-                *(*SIZED, *ROBUST, *PERSONAL, *BESIDE),
-                *(Scaffold, OneShot, Moon, PerFedAvg, FedBABU, IFCA),
+                *(*SIZED, *ROBUST, *PERSONAL),
+                *(Scaffold, OneShot, Moon, FedBABU, IFCA),
             ],
         ),
         (

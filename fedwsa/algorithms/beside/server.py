@@ -12,7 +12,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedwsa.algorithms.memory.server import Remembering
-from fedwsa.algorithms.run_facts import RunFacts
 from fedwsa.algorithms.traits import Traits
 from fedwsa.wire import messages
 from fedwsa.wire.names import NUM_EXAMPLES
@@ -61,37 +60,10 @@ class Beside(Telling, Remembering):
     The global model is tested as usual; the clients' accuracy is that of their own models.
     """
 
-    traits: ClassVar[Traits] = replace(
-        Remembering.traits, averages_by=NUM_EXAMPLES, needs_sgd=True, requires=True
-    )
-
-    def require(self, run: RunFacts) -> None:
-        """Refuse clients that transform their weights.
-
-        Raises
-        ------
-        ValueError
-            Says what to set.
-        """
-        require_plain_weights(self, run)
+    traits: ClassVar[Traits] = replace(Remembering.traits, averages_by=NUM_EXAMPLES, needs_sgd=True)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average, and note whose own models are those of this round."""
         return super().aggregate_train(server_round, self.accept(server_round, replies))
-
-
-def require_plain_weights(strategy: FedAvg, run: RunFacts) -> None:
-    """Refuse clients that transform their weights in training.
-
-    Raises
-    ------
-    ValueError
-        Says what to set.
-    """
-    if run.transforms_weights:
-        raise ValueError(
-            f"local.weight_augmentation: {type(strategy).__name__} trains the weights as they are; "
-            "set it to off"
-        )

@@ -8,7 +8,7 @@ from typing import ClassVar, Unpack
 from flwr.app import ArrayRecord
 
 from fedwsa.algorithms.averaging import Sampling
-from fedwsa.algorithms.beside.server import Setting, Telling, require_plain_weights
+from fedwsa.algorithms.beside.server import Setting, Telling
 from fedwsa.algorithms.fedbabu.client import BodyAlone
 from fedwsa.algorithms.personal.server import matcher
 from fedwsa.algorithms.run_facts import RunFacts
@@ -42,14 +42,13 @@ class FedBABU(Telling):
         self.is_head = matcher(head)
 
     def require(self, run: RunFacts) -> None:
-        """Refuse a pattern of no array or of all, and clients that transform their weights.
+        """Refuse a pattern of no array or of all.
 
         Raises
         ------
         ValueError
             Says which.
         """
-        require_plain_weights(self, run)
         for shapes in run.shapes.values():
             if len({self.is_head(name) for name in shapes}) == 1:
                 raise ValueError(

@@ -10,10 +10,9 @@ from flwr.app import ArrayRecord
 from pydantic import NonNegativeInt
 
 from fedwsa.algorithms.averaging import Sampling
-from fedwsa.algorithms.beside.server import Setting, Telling, require_plain_weights
+from fedwsa.algorithms.beside.server import Setting, Telling
 from fedwsa.algorithms.fedrep.client import HeadThenBody
 from fedwsa.algorithms.personal.fedper import FedPer
-from fedwsa.algorithms.run_facts import RunFacts
 from fedwsa.algorithms.traits import Traits
 
 
@@ -49,17 +48,6 @@ class FedRep(Telling, FedPer):
             raise ValueError(f"head_epochs must be zero or above; got {head_epochs}")
         super().__init__(head, personal, **sampling)
         self.head_epochs = head_epochs
-
-    def require(self, run: RunFacts) -> None:
-        """Refuse what FedPer does, and clients that transform their weights.
-
-        Raises
-        ------
-        ValueError
-            Says what to set.
-        """
-        super().require(run)
-        require_plain_weights(self, run)
 
     def told(self, arrays: ArrayRecord) -> Mapping[str, Setting]:
         """The epochs of the head."""

@@ -9,9 +9,8 @@ from flwr.app import ArrayRecord
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from fedwsa.algorithms.averaging import Sampling
-from fedwsa.algorithms.beside.server import Setting, Telling, require_plain_weights
+from fedwsa.algorithms.beside.server import Setting, Telling
 from fedwsa.algorithms.per_fedavg.client import MetaGradient
-from fedwsa.algorithms.run_facts import RunFacts
 from fedwsa.algorithms.traits import Traits
 from fedwsa.scope.weight_scope import choose
 from fedwsa.wire.names import NUM_EXAMPLES
@@ -37,9 +36,7 @@ class PerFedAvg(Telling):
     """
 
     settings: ClassVar[str] = MetaGradient.settings
-    traits: ClassVar[Traits] = Traits(
-        averages_by=NUM_EXAMPLES, requires=True, objectives=(MetaGradient,)
-    )
+    traits: ClassVar[Traits] = Traits(averages_by=NUM_EXAMPLES, objectives=(MetaGradient,))
 
     def __init__(
         self,
@@ -53,16 +50,6 @@ class PerFedAvg(Telling):
             raise ValueError(f"rate must be zero or above, way above; got {rate}, {way}")
         super().__init__(**sampling)
         self.rate, self.hessian, self.way = rate, choose(Hessian, hessian, "hessian"), way
-
-    def require(self, run: RunFacts) -> None:
-        """Refuse clients that transform their weights.
-
-        Raises
-        ------
-        ValueError
-            Says what to set.
-        """
-        require_plain_weights(self, run)
 
     def told(self, arrays: ArrayRecord) -> Mapping[str, Setting]:
         """α, δ and what of the second derivatives."""
