@@ -40,6 +40,8 @@ class Network:
     shape : tuple of int
         Of an example.
     classes : int
+    component : Component
+        What has built it.
     """
 
     model: nn.Module
@@ -47,6 +49,7 @@ class Network:
     rest: Mapping[str, Tensor]
     shape: InputShape
     classes: int
+    component: Component
     _tried: dict[int, Stacking] = field(default_factory=dict)
 
     @property
@@ -195,4 +198,5 @@ def _network(
     if layout is torch.channels_last:
         model.to(memory_format=layout)  # type: ignore[call-overload]  # which torch's types lack
     held = _tensors(model)
-    return Network(model, keys, {k: held[k].detach().clone() for k in rest}, shape, classes)
+    begun = {k: held[k].detach().clone() for k in rest}
+    return Network(model, keys, begun, shape, classes, component)

@@ -72,12 +72,17 @@ class SinglePasses:
             raise _unknown(unknown[0])
         return partial(_represented, other, self._taps.enter_context(Tap(other)))
 
-    def losses(self, inputs: Tensor, labels: Tensor) -> list[Tensor]:
-        """What each objective adds for a batch that the model has just answered."""
+    def losses(
+        self, inputs: Tensor, labels: Tensor, logits: Tensor, masked: Callable[[Tensor], Tensor]
+    ) -> list[Tensor]:
+        """What each objective adds for a batch that the model has just answered by ``logits``."""
         found, own = [], partial(_caught, self._tap.take())
         for (objective, _), of in zip(self._asking, self._represent, strict=True):
-            seen = ForwardPass(inputs, labels, own, partial(_by_name, of, inputs))
-            found.append(each_loss(objective, seen, len(inputs)).mean())
+            by_name = partial(_by_name, of, inputs)
+            seen = ForwardPass(inputs, labels, own, by_name, logits, masked)
+            added = each_loss(objective, seen, len(inputs)).mean()
+            if added.requires_grad:  # a constant has no gradient to add
+                found.append(added)
         return found
 
 
@@ -184,11 +189,19 @@ class StackedPasses:
             for held, asks in self._held
         ]
 
-    def loss(self, inputs: Tensor, labels: Tensor, rows: Sequence[Row]) -> Tensor | None:
+    def loss(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        rows: Sequence[Row],
+        logits: Tensor,
+        masked: Callable[[Tensor], Tensor],
+    ) -> Tensor | None:
         """What objectives add for each sample of a client's batch, just answered: ``(N,)``."""
         total, own = None, partial(_caught, self._tap.take())
         for objective, (held, asks) in zip(self._asked, rows, strict=True):
-            seen = ForwardPass(inputs, labels, own, partial(self._by, held, inputs))
+            by_name = partial(self._by, held, inputs)
+            seen = ForwardPass(inputs, labels, own, by_name, logits, masked)
             found = torch.where(asks, each_loss(objective, seen, len(inputs)), 0.0)
             total = found if total is None else total + found
         return total

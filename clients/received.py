@@ -21,6 +21,7 @@ from fedwsa.data.federated import FederatedData
 from fedwsa.fleet.devices import resolve_device
 from fedwsa.fleet.systems import Task
 from fedwsa.models import state as model_state
+from fedwsa.models.exits import exited
 from fedwsa.models.flops import training_flops
 from fedwsa.remembered import in_run
 from fedwsa.schema.conditions import Conditions
@@ -29,7 +30,7 @@ from fedwsa.schema.fleet import Fleet
 from fedwsa.schema.sections import Compress
 from fedwsa.wire import messages
 from fedwsa.wire.content import Content, find_record
-from fedwsa.wire.names import DEADLINE, POOLED, SCOPE_ARRAY, SERVER_ROUND, SIZE
+from fedwsa.wire.names import DEADLINE, EXIT_DEPTHS, POOLED, SCOPE_ARRAY, SERVER_ROUND, SIZE
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +106,9 @@ def begun_with(
 def _component(config: Config, message: Message) -> Component:
     """What builds the network of the size that a message is for."""
     named = find_record(message.content, SIZE)
-    return config.model_of(None if named is None else str(named[SIZE]))
+    component = config.model_of(None if named is None else str(named[SIZE]))
+    exits = find_record(message.content, EXIT_DEPTHS)
+    return component if exits is None else exited(component, [*exits[EXIT_DEPTHS]])
 
 
 def kinds_of(config: Config, content: Content) -> list[type[Objective]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,9 +14,13 @@ from clients.training import Samples
 from fedwsa import seeding
 from fedwsa.algorithms.attacks.attack import DataAttack, open_attack
 from fedwsa.algorithms.objective import LocalRun, State, TrainedOn
+from fedwsa.config.component import Component
 from fedwsa.data.examples import Examples
 from fedwsa.data.federated import FederatedData
 from fedwsa.data.skew import leaves_alone, skewed
+from fedwsa.models import InputShape, build_model
+from fedwsa.models.architecture import architecture_of
+from fedwsa.models.nested import Nested
 from fedwsa.remembered import in_run
 from fedwsa.schema.conditions import Conditions
 from fedwsa.schema.config import Config
@@ -61,7 +66,26 @@ def local_run(
         len(samples),
         samples=trained_on(config, received.data, samples.inputs, samples.labels, key),
         weight_decay=conditions.weight_decay,
+        within=partial(_within, config, received),
     )
+
+
+def _within(config: Config, received: Received, size: str) -> Nested:
+    """The network of a smaller size within the client's."""
+    whole, data = received.network, received.data.whole
+    return _nested(
+        config.model_of(size), whole.component, data.shape, data.classes, received.device
+    )
+
+
+@in_run(8)  # a few sizes
+def _nested(
+    small: Component, large: Component, shape: InputShape, classes: int, device: str
+) -> Nested:
+    with torch.device("meta"):
+        whole = build_model(large, shape, classes, 0)
+    model = build_model(small, shape, classes, 0).to(device)
+    return Nested(model, whole, architecture_of(large).axes(whole))
 
 
 def trained_on(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -117,14 +118,13 @@ class Stack:
         ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             after = {name: b.clone() for name, b in buffers.items()}
             self.masks.begin(key, self._step)
-            logits = precise(functional_call(model, {**weights, **after}, (x,)))
-            if seen is not None:
-                logits = without(pad(~seen, (0, logits.shape[1] - len(seen)), value=True), logits)
+            masked = partial(_masked, seen)
+            logits = masked(functional_call(model, {**weights, **after}, (x,)))
             each = cross_entropy(logits, y, reduction="none")
             share = there.to(each.dtype) / there.sum()
             # A sequence has a loss at each position.
             task = (each if each.dim() == 1 else each.mean(1)) @ share
-            more = self._passes.loss(x, y, others)
+            more = self._passes.loss(x, y, others, logits, masked)
             return (task if more is None else task + more @ share.to(more.dtype)), task, after
 
         self._model, self._loss, self._step = model, loss, 0
@@ -254,3 +254,11 @@ class Stack:
             )
             of_leaves = dict(zip(leaves, gradients, strict=True))
             yield chosen, of_leaves, task.detach(), {n: b.detach() for n, b in after.items()}
+
+
+def _masked(seen: Tensor | None, logits: Tensor) -> Tensor:
+    """Logits in single precision, zero for the classes that a client has not seen."""
+    logits = precise(logits)
+    if seen is None:
+        return logits
+    return without(pad(~seen, (0, logits.shape[1] - len(seen)), value=True), logits)

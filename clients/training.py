@@ -159,12 +159,20 @@ class _TaskLoss:
     bf16: bool
 
     def __call__(self, network: nn.Module, masks: Masks) -> Tensor:
+        return cross_entropy(self.logits(network, masks), self.labels)
+
+    def logits(self, network: nn.Module, masks: Masks) -> Tensor:
+        """What the network answers, as the loss sees it."""
         masks.begin(self.key, self.step)
         with torch.autocast(self.labels.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = precise(network(self.inputs))
-            if self.seen is not None:
-                logits = without(absent_classes(self.seen, logits.shape[1]), logits)
-            return cross_entropy(logits, self.labels)
+            return self.masked(network(self.inputs))
+
+    def masked(self, logits: Tensor) -> Tensor:
+        """In single precision, zero for classes that do not count."""
+        logits = precise(logits)
+        if self.seen is None:
+            return logits
+        return without(absent_classes(self.seen, logits.shape[1]), logits)
 
 
 def train(
@@ -207,9 +215,10 @@ def train(
             task = _TaskLoss(inputs, labels, number, step, seen, local.bf16)
             model.zero_grad(set_to_none=True)
             with masks:
-                loss = task(model, masks)
+                logits = task.logits(model, masks)
+                loss = cross_entropy(logits, labels)
                 with torch.autocast(device.type, torch.bfloat16, enabled=local.bf16):
-                    extra = passes.losses(inputs, labels)
+                    extra = passes.losses(inputs, labels, logits, task.masked)
             torch.autograd.backward([loss, *extra])
             elsewhere.descend(task)
             for objective in objectives:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -45,6 +46,7 @@ from server.callbacks.tables import (
 )
 from server.callbacks.tracker import build_trackers
 from server.checkpoint import Checkpoint, Checkpoints, add_up
+from server.distillation import EnsembleDistillation
 from server.global_model import GlobalModel, initial_arrays
 from server.initial import initialise, save_learned
 from server.loop import RoundLoop
@@ -106,8 +108,8 @@ class Federation:
         self.data = open_federated(config.data_spec) if data is None else data
         _require_fitting(config, self.data)
         self.sizes = SizedModels.of(config, self.data.whole.shape, self.data.whole.classes)
-        root = _root(config, self.data, self.sizes, self.device)
-        self.strategy = build_strategy(config, self.sizes, root) if strategy is None else strategy
+        public = _from_public(config, self.data, self.sizes, self.device)
+        self.strategy = build_strategy(config, self.sizes, public) if strategy is None else strategy
         self.guard = build_guard(config, self.strategy)
         self.model = GlobalModel(config, self.data, self.sizes, self.strategy, self.device, folder)
         self.rates = Rates(config, self.strategy)
@@ -281,13 +283,16 @@ def _require_fitting(config: Config, data: FederatedData) -> None:
             attack.require(data.whole)
 
 
-def _root(
+def _from_public(
     config: Config, data: FederatedData, sizes: SizedModels, device: str
-) -> RootTraining | None:
-    """What trains on the public examples, if there are any."""
+) -> dict[str, Any]:
+    """The facts that a strategy may want of the public examples, if there are any."""
     if not len(data.public):
-        return None
-    return RootTraining(config, data, next(iter(sizes.models.values())), device)
+        return {}
+    return {
+        "root": RootTraining(config, data, next(iter(sizes.models.values())), device),
+        "distilled": EnsembleDistillation(config, data, sizes.models, device),
+    }
 
 
 def _open_checkpoints(config: Config, folder: Path, strategy: Strategy) -> Checkpoints:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from flwr.app import ArrayRecord
@@ -88,9 +89,11 @@ class GlobalModel:
         return {size: self._score_on(test, arrays, size, number) for size in sizes}
 
     def validate(self, arrays: ArrayRecord, number: int) -> Score:
-        """The global model on the examples that were kept for choosing."""
+        """The global model on the examples that were kept for choosing: the mean over the sizes."""
         chosen = self.data.whole.train[self.data.validation]
-        return self._score_on(chosen, arrays, self.largest, number)
+        scores = [self._score_on(chosen, arrays, size, number) for size in self.sizes.models]
+        accuracy, loss = (fmean(getattr(s, of) for s in scores) for of in ("accuracy", "loss"))
+        return Score(accuracy, loss, len(chosen))
 
     @property
     def is_aimed_at(self) -> bool:

@@ -15,6 +15,7 @@ from fedwsa.config.component import Component, ConfigError
 from fedwsa.fleet.size_rules import WHOLE, model_cost
 from fedwsa.models import InputShape, build_model, exchange, require_answers, state
 from fedwsa.models.architecture import Architecture, Axes, Axis, architecture_of
+from fedwsa.models.exits import Exits
 from fedwsa.schema.config import Config
 from fedwsa.schema.fleet import Fleet
 
@@ -42,6 +43,10 @@ class SizedModels:
         What is known of this kind of network.
     shape : tuple of int
         Of an example.
+    components : dict of str to Component
+        What builds the network of a size.
+    classes, seed : int
+        Of the run.
     """
 
     models: dict[str, nn.Module]
@@ -49,6 +54,9 @@ class SizedModels:
     costs: dict[str, float]
     known: Architecture
     shape: InputShape
+    components: dict[str, Component]
+    classes: int
+    seed: int
 
     @classmethod
     def of(cls, config: Config, shape: InputShape, classes: int) -> SizedModels:
@@ -75,7 +83,9 @@ class SizedModels:
             )
             several = len(names) > 1
             costs[name] = model_cost(component, shape, classes) if several else 1.0
-        return cls(models, Fleet(config).sizes(shape, classes), costs, known, shape)
+        of_client = Fleet(config).sizes(shape, classes)
+        components = {name: config.model_of(name) for name in names}
+        return cls(models, of_client, costs, known, shape, components, classes, config.seed)
 
     @cached_property
     def marks(self) -> dict[str, str]:
@@ -146,6 +156,19 @@ class SizedModels:
                         "model.heads at null)"
                     )
         return {name: agreed for name, (_, agreed) in found.items()}
+
+    @property
+    def exits(self) -> Exits:
+        """The early exits of the sizes, with what they begin with.
+
+        Raises
+        ------
+        ConfigError
+            If a network can have none.
+        """
+        if len(self.components) == 1:
+            return Exits.none(next(iter(self.components)), self.known.last, self.axes)
+        return Exits.of(self.components, self.shape, self.classes, self.seed)
 
     @property
     def widths_differ(self) -> bool:

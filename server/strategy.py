@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +40,27 @@ from fedwsa.scope.weight_scope import WeightScope
 from fedwsa.wire.names import ACCURACY, LOSS, NUM_EXAMPLES, TRAIN_LOSS
 from server.cohorts import leaves_it_to_the_strategy
 from server.compatibility import facts_of, require_compatible, require_whole_models
-from server.root import RootTraining
 from server.sizes import SizedModels
 
 logger = logging.getLogger("fedwsa")
 
 
-SIZED = ("heterofl", "fedrolex", "depthfl", "wave", "fedproto")
+SIZED = (
+    "heterofl",
+    "fedrolex",
+    "fjord",
+    "depthfl",
+    "scalefl",
+    "wave",
+    "feddf",
+    "exclusive",
+    "fedproto",
+)
 """Strategies in ``conf/`` for clients of several sizes."""
 
 
 def build_strategy(
-    config: Config, sizes: SizedModels, root: RootTraining | None = None
+    config: Config, sizes: SizedModels, public: Mapping[str, Any] | None = None
 ) -> Strategy:
     """Make the strategy of a run.
 
@@ -60,8 +69,8 @@ def build_strategy(
 
     Parameters
     ----------
-    root
-        What trains on the public examples, if there are any.
+    public
+        The facts that come of public examples, if there are any: what trains on them.
 
     Raises
     ------
@@ -75,20 +84,23 @@ def build_strategy(
             f"clients.sizes: {component.name} averages models of one size; those for several "
             f"are strategy={', '.join(SIZED)}"
         )
-    cohort = config.cohort
-    facts = {
-        "shapes": sizes.shapes,
-        "axes": sizes.axes,
-        "head": sizes.known.head,
-        "classifier": sizes.classifier,
-        "architecture": sizes.known,
-        "norms": sizes.norms,
-        "buffers": sizes.buffers,
-        "untrained": sizes.untrained,
-        "num_sampled_clients": cohort,
-        "root": root,
-        "merge": _operator(config),
-        "permutations": _permutations(config, sizes),
+    cohort, operator = config.cohort, _operator(config)
+    made = {"root": None, "distilled": None, **(public or {})}
+    facts: dict[str, Callable[[], Any]] = {
+        "shapes": lambda: sizes.shapes,
+        "axes": lambda: sizes.axes,
+        "exits": lambda: sizes.exits,
+        "head": lambda: sizes.known.head,
+        "classifier": lambda: sizes.classifier,
+        "architecture": lambda: sizes.known,
+        "norms": lambda: sizes.norms,
+        "buffers": lambda: sizes.buffers,
+        "untrained": lambda: sizes.untrained,
+        "num_sampled_clients": lambda: cohort,
+        "merge": lambda: operator,
+        "permutations": lambda: _permutations(config, sizes),
+        "root": lambda: made["root"],
+        "distilled": lambda: made["distilled"],
     }
     strategy = _make(component, "strategy.args", facts)
     if not isinstance(strategy, Strategy):
@@ -160,14 +172,14 @@ def build_guard(config: Config, strategy: Strategy) -> Guard:
         raise ConfigError(f"guard: {error}") from None
 
 
-def _make(component: Component, where: str, facts: Mapping[str, Any]) -> Any:
+def _make(component: Component, where: str, facts: Mapping[str, Callable[[], Any]]) -> Any:
     """Build a strategy, and first what it wraps.
 
-    It gets what it says that it wants to know of the models; arguments that are mappings with a
-    ``_target_`` are built likewise.
+    It gets what it says that it wants to know of the models, which is found out only then.
+    Arguments that are mappings with a ``_target_`` are built likewise.
     """
     wanted = _wants(component, where.removesuffix(".args"))
-    given = {name: facts[name] for name in wanted}
+    given = {name: facts[name]() for name in wanted}
     for name, value in component.arguments.items():
         if isinstance(value, dict) and "_target_" in value:
             inner = _make(Component.model_validate(value), f"{where}.{name}", facts)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedwsa.data.examples import batch_sizes
+from fedwsa.models.nested import Nested
 from fedwsa.wire.content import Content
 
 Weights = nn.Module | Mapping[str, Tensor]
@@ -93,6 +94,9 @@ class LocalRun:
         What travels of the trained model, by name, once the training has ended.
     shared : dict
         What is sent of it, once all have had their word (:meth:`Objective.share`).
+    within : callable, optional
+        Size → a network of that size whose weights are those of the model that it has room for
+        (:class:`fedwsa.models.nested.Nested`).
     """
 
     lr: float
@@ -104,6 +108,7 @@ class LocalRun:
     trained: dict[str, Tensor] = field(default_factory=dict)
     weight_decay: float = 0.0
     shared: dict[str, Tensor] = field(default_factory=dict)
+    within: Callable[[str], Nested] | None = None
 
     def pull(self, weights: Mapping[str, Tensor]) -> list[Tensor] | None:
         """The sum of all pulls on the weights, zeros where there is none; None without any."""
@@ -136,12 +141,19 @@ class ForwardPass:
     represented_by : callable
         The same, without a gradient and in evaluation mode, by the weights that
         :meth:`Objective.others` has under a name.
+    logits : Tensor
+        What the model has answered, as the task loss sees it: ``(N, C, …)``.
+    masked : callable
+        Makes of other logits what the task loss would see of them: with ``local.mask_absent`` the
+        classes that the client lacks are zero.
     """
 
     inputs: Tensor
     labels: Tensor
     represented: Callable[[], Tensor]
     represented_by: Callable[[str], Tensor]
+    logits: Tensor
+    masked: Callable[[Tensor], Tensor]
 
 
 GradientAt = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]

@@ -41,6 +41,8 @@ FACTS = (
     "permutations",
     "num_sampled_clients",
     "root",
+    "exits",
+    "distilled",
 )
 """What a strategy may name in :attr:`Traits.wants`, to get it by that name."""
 

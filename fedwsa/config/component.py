@@ -158,12 +158,9 @@ def check_arguments(
     hints = _hints(function)
     parameters = [p for p in parameters if p.name not in supplied]
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    rest = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
-    free = rest is not None
-    if rest is not None and typing.get_origin(hints.get(rest)) is typing.Unpack:
-        [named] = typing.get_args(hints[rest])  # **rest: Unpack[a TypedDict] names its keys
-        hints = {**hints, **typing.get_type_hints(named, include_extras=True)}
-        names, free = [*names, *named.__annotations__], False
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    if (unpacked := _unpacked(parameters, hints)) is not None:
+        hints, names, free = {**hints, **unpacked}, [*names, *unpacked], False
     label = getattr(function, "__name__", str(function))
     for key in arguments:
         if key not in names and not free:
@@ -176,6 +173,17 @@ def check_arguments(
         if p.name in names and p.default is p.empty and p.name not in arguments:
             raise ConfigError(f"{where}.{p.name}: {label} needs it")
     return {k: _checked(hints.get(k, Any), v, f"{where}.{k}") for k, v in arguments.items()}
+
+
+def _unpacked(
+    parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The keys of a TypedDict that ``**rest: Unpack[…]`` names, and their hints; None without."""
+    rest = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
+    if rest is None or typing.get_origin(hints.get(rest)) is not typing.Unpack:
+        return None
+    [named] = typing.get_args(hints[rest])
+    return typing.get_type_hints(named, include_extras=True)
 
 
 def signature_of(function: Callable[..., Any], where: str) -> inspect.Signature:
@@ -205,7 +213,8 @@ def asked_for(function: Callable[..., Any], names: Iterable[str], where: str) ->
         If it does not say which arguments it takes.
     """
     parameters = signature_of(function, where).parameters
-    return [name for name in names if name in parameters]
+    known = {*parameters, *(_unpacked(parameters.values(), _hints(function)) or ())}
+    return [name for name in names if name in known]
 
 
 def hints_of(function: Callable[..., Any], include_extras: bool = False) -> dict[str, Any]:

@@ -119,6 +119,8 @@ class Architecture:
     head : str
         Regular expression, matched at the beginning of names, of what stands behind the last
         block, which networks of different depths do not share.
+    behind : str or None
+        The same of all that stands behind the last block, where that is more than the head.
     classifier : str
         How the names of the tensors begin that have a row for each class.
     units : callable or None
@@ -129,8 +131,14 @@ class Architecture:
     blocks: str | None = None
     axes: Callable[[nn.Module], Axes] = _plain
     head: str = r"head\."
+    behind: str | None = None
     classifier: str = "head."
     units: Callable[[nn.Module], Units] | None = None
+
+    @property
+    def last(self) -> str:
+        """A regular expression of what stands behind the last block."""
+        return self.head if self.behind is None else self.behind
 
     def group(self, name: str) -> str | None:
         """The weight group of a tensor; None if it has none."""
@@ -308,3 +316,20 @@ def place(chosen: Sequence[Tensor | None], shape: Sequence[int]) -> tuple[Tensor
         for index, size in zip(chosen, shape, strict=True)
     ]
     return torch.meshgrid(*ranges, indexing="ij") if ranges else ()
+
+
+Window = tuple[slice | Tensor, ...] | None
+"""Where the entries of a part lie in the whole; None: it has all of them."""
+
+
+def window(chosen: Sequence[Tensor | None], shape: Sequence[int]) -> Window:
+    """Where :func:`selection` has chosen its entries."""
+    if all(index is None for index in chosen):
+        return None
+    slices = []  # several times as fast as index tensors
+    for index in chosen:
+        first, size = (0, 0) if index is None else (int(index[0]), len(index))
+        if index is not None and not torch.equal(index, torch.arange(first, first + size)):
+            return place(chosen, shape)
+        slices.append(slice(None) if index is None else slice(first, first + size))
+    return tuple(slices)

@@ -27,6 +27,7 @@ def _axes(model: nn.Module) -> Axes:
 _CNN = Architecture(
     groups={"conv": r"^conv[1-9]\d*\.weight$", "dense": r"^dense\.weight$"},
     axes=_axes,
+    behind=r"(dense|head)\.",  # the dense layer reads what the last convolution leaves
     units=lambda model: chain(model, _axes(model)),
 )
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 import torch
 from flwr.app import Message, MetricRecord, RecordDict
 
 from fedwsa.algorithms.guard.replies import Rules, unusable_reply
 from fedwsa.algorithms.partial_average import PartialAverage
-from fedwsa.algorithms.sizes.depthfl import DepthFL
 from fedwsa.algorithms.sizes.fedrolex import FedRolex
 from fedwsa.algorithms.sizes.heterofl import HeteroFL
 from fedwsa.algorithms.traits import FACTS, traits_of
-from fedwsa.config.component import ConfigError, locate
+from fedwsa.config.component import ConfigError, asked_for, locate
 from fedwsa.config.places import options
 from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
@@ -141,24 +138,5 @@ def test_every_strategy_declares_the_facts_that_its_constructor_takes() -> None:
     for name, option in options("strategy").items():
         kind = locate(option.target, name)
         if kind.__module__.startswith("fedwsa."):
-            asked = inspect.signature(kind).parameters.keys() & {*FACTS}
-            assert asked == {*traits_of(kind).wants}, name
-
-
-def test_a_depth_s_classifier_is_averaged_by_class_too() -> None:
-    shapes = {"L": {"h": (2, 1), "head": (3,)}, "S": {"h": (2, 1), "head": (3,)}}
-    strategy = DepthFL(shapes, size_of=alternating, head="head", classifier=["head"])
-    start = arrays(**{"h": [[0.0]] * 2, "L/head": [9.0] * 3, "S/head": [8.0] * 3})
-    to = sent(strategy, start, nodes=3)
-    rows = ([1.0, 2.0, 3.0], [5.0, 6.0, 7.0], [3.0, 4.0, 5.0])
-    said = ([1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0])
-    replies = []
-    for message, values, classes, examples in zip(to, rows, said, (1, 2, 3), strict=True):
-        metrics = MetricRecord({"num-examples": examples, "classes": classes})
-        model = arrays(h=[[1.0]] * 2, head=values)
-        content = RecordDict({"arrays": model, "metrics": metrics})
-        replies.append(Message(content, reply_to=message))
-    result = plain(strategy.aggregate_train(1, replies)[0])
-    # One and three are of size L: (1·1 + 3·3)/4 = 2.5, three alone 4, nobody 9 as it was.
-    assert result["L/head"] == [2.5, 4.0, 9.0]
-    assert result["S/head"] == [8.0, 6.0, 7.0]
+            asked = asked_for(kind, FACTS, name)
+            assert {*asked} == {*traits_of(kind).wants}, name

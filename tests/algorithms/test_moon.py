@@ -59,8 +59,9 @@ def test_a_step_follows_the_gradient_of_task_and_contrastive_loss() -> None:
     with SinglePasses(received, [moon]) as passes:
         # It is made for the received weights; they move before the step is looked at.
         received.load_state_dict(model.state_dict())
-        task = nn.functional.cross_entropy(received(x), y)
-        (task + sum(passes.losses(x, y))).backward()
+        logits = received(x)
+        task = nn.functional.cross_entropy(logits, y)
+        (task + sum(passes.losses(x, y, logits, lambda z: z))).backward()
 
     z = features(by_hand, x)
     origin = net()

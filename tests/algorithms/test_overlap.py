@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedwsa.algorithms.sizes.overlap import overlap, window
-from fedwsa.models.architecture import first_units, rolled_by, selection, take
+from fedwsa.algorithms.sizes.overlap import overlap
+from fedwsa.models.architecture import first_units, rolled_by, selection, take, window
 
 SHAPE = (4, 3)
 PART = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 9))

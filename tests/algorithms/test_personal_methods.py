@@ -265,7 +265,7 @@ def test_the_loss_of_fedproto_is_the_distance_to_the_prototype_of_the_sample_s_c
     content = {"fedproto": {"pull": 2.0}, PROTOTYPES: {MEANS: means, COUNTS: counts}}
     x, y = torch.tensor([[3.0, 4.0], [5.0, 5.0]]), torch.tensor([0, 1])
     client = Prototypes(net(), content, LocalRun(0.1, samples=on(x, y)))
-    seen = ForwardPass(x, y, lambda: x, lambda name: x)
+    seen = ForwardPass(x, y, lambda: x, lambda name: x, x, lambda z: z)
     assert client.loss(seen).tolist() == [2.0 * 25 / 2, 0.0]  # class 1 is not known yet
 
 

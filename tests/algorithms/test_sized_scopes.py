@@ -11,7 +11,6 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from fedwsa import FedWSA, ScopeAlignment, WeightScope
-from fedwsa.algorithms.sizes.depthfl import DepthFL
 from fedwsa.algorithms.sizes.heterofl import HeteroFL
 from fedwsa.algorithms.sizes.server import SizedFedAvg
 from fedwsa.config.component import Component
@@ -124,7 +123,7 @@ def test_scopes_of_two_widths_fuse_into_one_target() -> None:
 
 def test_a_layer_is_fused_over_those_who_have_it_and_stays_where_nobody_has() -> None:
     models = {"L": mlp(0.5, depth=3), "S": mlp(0.5, depth=1, seed=1)}
-    inner = strategy_of(DepthFL, models)
+    inner = strategy_of(HeteroFL, models)
     strategy = FedWSA(inner)
     large, small = begun(strategy, inner, models)
     names = ("hidden0.weight", "hidden1.weight", "hidden2.weight", "head.weight")

@@ -12,7 +12,6 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from fedwsa.algorithms.averaging import averages_by
-from fedwsa.algorithms.sizes.depthfl import DepthFL
 from fedwsa.algorithms.sizes.fedrolex import FedRolex
 from fedwsa.algorithms.sizes.heterofl import HeteroFL
 from fedwsa.algorithms.sizes.server import SizedFedAvg, sized
@@ -179,34 +178,6 @@ def test_a_rolled_part_computes_what_its_units_compute_in_the_whole(name: str) -
     torch.testing.assert_close(whole.eval()(x), small.eval()(x), rtol=1e-4, atol=1e-5)
 
 
-def test_depths_share_their_first_blocks_and_each_has_its_own_classifier() -> None:
-    found, _ = states("mlp.mlp", {"L": {"width": 0.1, "depth": 3}, "S": {"width": 0.1, "depth": 1}})
-    strategy = DepthFL(shapes_of(found), size_of=alternating)
-    start = strategy.join(found)
-    assert set(start) == {
-        *(f"hidden{i}.{part}" for i in range(3) for part in ("weight", "bias")),
-        *(f"{size}/head.{part}" for size in "LS" for part in ("weight", "bias")),
-    }
-    messages_ = sent(strategy, start, nodes=3)
-    assert set(messages_[1].content["arrays"]) == set(found["S"])
-    ones = [
-        messages.to_arrays({k: torch.full(a.shape, value) for k, a in m.content["arrays"].items()})
-        for m, value in zip(messages_, (1.0, 5.0, 3.0), strict=True)
-    ]
-    replies = [answer(m, one, 1) for m, one in zip(messages_, ones, strict=True)]
-    result, _ = strategy.aggregate_train(1, replies)
-    values = {k: set(a.numpy().flatten().tolist()) for k, a in result.items()}
-    assert values["hidden0.weight"] == {3.0}  # (1 + 5 + 3)/3
-    assert values["hidden2.weight"] == {2.0}  # (1 + 3)/2: only the deep ones have it
-    assert values["L/head.bias"] == {2.0}
-    assert values["S/head.bias"] == {5.0}
-    # When no client of a size answers, what it has for itself stays.
-    result, _ = strategy.aggregate_train(1, [replies[0]])
-    assert plain(result)["S/head.bias"] == plain(start)["S/head.bias"]
-    assert strategy.has_own
-    assert set(strategy.plain(result, "L", 1)) == set(found["L"])
-
-
 def test_messages_of_a_size_share_a_content_and_each_has_its_own_rate() -> None:
     strategy = HeteroFL(HALF, size_of=alternating, scaler=True)
     one, two, three, four = sent(strategy, arrays(w=[[0.0] * 2] * 2, b=[0.0] * 2), nodes=4)
@@ -278,7 +249,6 @@ def test_without_a_list_every_node_is_asked_once() -> None:
             {"L": {"q": (12,)}, "S": {"q": (9,)}},
             r"S cannot have q of \(9,\) in the \(12,",
         ),
-        (DepthFL, HALF, r"S has w of \(1, 1\), and L of \(2, 2\): sizes may differ in depth only"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(kind, shapes, message: str) -> None:

@@ -31,13 +31,16 @@ from fedwsa.algorithms.averaging import answers_of, averaged, averages_by
 from fedwsa.algorithms.beside.server import Beside, Telling
 from fedwsa.algorithms.centralised import Centralised
 from fedwsa.algorithms.ditto.server import Ditto
+from fedwsa.algorithms.exits.server import DepthFL, EarlyExits, ScaleFL
 from fedwsa.algorithms.fedala.server import FedALA
 from fedwsa.algorithms.fedbabu.server import FedBABU
+from fedwsa.algorithms.feddf.server import FedDF
 from fedwsa.algorithms.feddyn.server import FedDyn
 from fedwsa.algorithms.fedexp.server import FedExP
 from fedwsa.algorithms.fednova.server import FedNova
 from fedwsa.algorithms.fedproto.server import FedProto
 from fedwsa.algorithms.fedrep.server import FedRep
+from fedwsa.algorithms.fjord.server import FjORD
 from fedwsa.algorithms.guard.guard import Guard
 from fedwsa.algorithms.ifca.server import IFCA
 from fedwsa.algorithms.memory.server import Remembering
@@ -61,7 +64,7 @@ from fedwsa.algorithms.robust.server import (
 from fedwsa.algorithms.run_facts import RunFacts, require
 from fedwsa.algorithms.scaffold.client import Scaffold as Correction
 from fedwsa.algorithms.scaffold.server import Scaffold
-from fedwsa.algorithms.sizes.depthfl import DepthFL
+from fedwsa.algorithms.sizes.exclusive import Exclusive
 from fedwsa.algorithms.sizes.fedrolex import FedRolex
 from fedwsa.algorithms.sizes.fedwave import FedWave
 from fedwsa.algorithms.sizes.heterofl import HeteroFL
@@ -78,7 +81,9 @@ from server.sizes import SizedModels
 from server.strategy import build_strategy
 from tests.given.floors import ROOT, modules
 
-SIZED = (SizedFedAvg, HeteroFL, FedRolex, DepthFL, FedWave)
+EXITED = (EarlyExits, DepthFL, ScaleFL)
+OVERLAPPING = (SizedFedAvg, HeteroFL, FedRolex, FjORD, *EXITED, FedWave, Exclusive)
+SIZED = (*OVERLAPPING, FedDF)
 PERSONAL = (Personal, FedPer, FedBN, LocalOnly, FedRep, FedProto)
 BESIDE = (Beside, Ditto, APFL, PFedMe)
 REMEMBERING = (Remembering, Scaffold, FedDyn, Moon, *PERSONAL, *BESIDE, FedALA)
@@ -86,7 +91,7 @@ ROBUST = (
     *(RobustAverage, GeometricMedian, CentredClipping, NormClipping),
     *(DivideAndConquer, FLTrust, FedExP),
 )
-BRINGING = (*BESIDE[1:], FedRep, FedProto, PerFedAvg, FedBABU, FedALA, IFCA)
+BRINGING = (*EXITED, FjORD, *BESIDE[1:], FedRep, FedProto, PerFedAvg, FedBABU, FedALA, IFCA)
 OURS = (
     *SIZED,
     *(Telling, PerFedAvg, FedBABU, IFCA),
@@ -153,7 +158,7 @@ def where(field: str) -> dict[type, Any]:
         (
             "averages_by",
             [
-                *(*SIZED, *AVERAGING, FedNova, FedDyn, Moon, Centralised),
+                *(*OVERLAPPING, *AVERAGING, FedNova, FedDyn, Moon, Centralised),
                 *(*BESIDE, PerFedAvg, FedBABU, FedALA),
                 *(FedWSA, Guard, AveragedStatistics),
             ],
@@ -172,7 +177,7 @@ def test_each_field_is_in_the_test_above() -> None:
 
 def test_what_they_say() -> None:
     assert traits_of(FedPer).wants == ("head",)
-    assert traits_of(DepthFL).wants == ("shapes", "axes", "head", "classifier")
+    assert traits_of(DepthFL).wants == ("shapes", "classifier", "exits")
     assert {traits_of(kind).wants for kind in PRIVATE} == {("num_sampled_clients",)}
     assert traits_of(Scaffold()) == traits_of(Scaffold) == Scaffold.traits
     assert averages_by(FedNova()) == NOVA_WEIGHT

@@ -20,6 +20,7 @@ from fedwsa.fleet.devices import resolve_device
 from fedwsa.merge.average import average
 from fedwsa.models import build_model
 from fedwsa.models.architecture import Architecture
+from fedwsa.models.exits import Exits
 from fedwsa.models.inputs import ImageShape
 from fedwsa.schema.compose import compose
 from server.strategy import SIZED
@@ -69,6 +70,8 @@ def test_every_option_composes_and_fits_its_signature(group: str) -> None:
                 "norms": [],
                 "num_sampled_clients": 1,
                 "root": lambda model, number: model,
+                "distilled": lambda students, teachers, number, how: students,
+                "exits": Exits({}, "head", {}, {}),
                 "merge": average,
             }
             facts = {k: v for k, v in known.items() if group == "strategy" and k in asked}

@@ -27,6 +27,8 @@ REFUSED = {  # strategy, model or WSA → why
     ("wave", "all"): "no weight that templates could make",
     ("fltrust", "on"): "set init.public",
     ("fltrust", "off"): "set init.public",
+    ("feddf", "on"): "give it a share, as init.public",
+    ("feddf", "off"): "give it a share, as init.public",
     ("local", "on"): "no weights are averaged",
     ("fedproto", "on"): "no weights are averaged",
     ("ifca", "on"): "each cluster has scopes of its own",

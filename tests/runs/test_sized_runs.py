@@ -95,7 +95,9 @@ def test_the_run_folder_says_who_had_which_size_and_what_each_reached(mixed: Pat
     assert not list(mixed.glob("model-*"))
 
 
-@pytest.mark.parametrize("strategy", ["heterofl", "fedrolex"])
+@pytest.mark.parametrize(
+    "strategy", ["heterofl", "fedrolex", "fjord", "scalefl", "depthfl", "exclusive"]
+)
 def test_a_strategy_for_sizes_without_them_is_fedavg_to_the_bit(
     strategy: str, cache: str, tmp_path: Path
 ) -> None:
@@ -109,8 +111,9 @@ def test_a_strategy_for_sizes_without_them_is_fedavg_to_the_bit(
     }.items():
         simulate(configured(cache, *overrides, "wsa=on", "wsa.strength=1"), tmp_path / name)
     # Each of six clients says of ten classes whether it has them, a number of eight bytes each;
-    # here all have all.
-    said = {"fedavg": 0, "alone": 6 * 10 * 8, "all large": 6 * 10 * 8}
+    # here all have all. Where sizes may have arrays for themselves, it says of three layers, too.
+    each = (10 + 3 * (strategy == "exclusive")) * 8
+    said = {"fedavg": 0, "alone": 6 * each, "all large": 6 * each}
     histories = {name: pd.read_csv(tmp_path / name / "history.csv") for name in said}
     costs = ["bytes_up", "simulated_seconds"]
     first = histories["fedavg"]
@@ -121,6 +124,47 @@ def test_a_strategy_for_sizes_without_them_is_fedavg_to_the_bit(
         assert (history["bytes_up"] == first["bytes_up"] + said[name]).all()
     assert equal(tmp_path / "fedavg", tmp_path / "alone")
     assert equal(tmp_path / "fedavg", tmp_path / "all large")
+
+
+def test_sizes_of_one_depth_have_no_exit_and_are_those_of_heterofl(
+    cache: str, tmp_path: Path
+) -> None:
+    for name in ("heterofl", "scalefl"):
+        simulate(configured(cache, *MIXED, f"strategy={name}", "wsa=on"), tmp_path / name)
+    assert equal(tmp_path / "heterofl", tmp_path / "scalefl")
+
+
+DEPTHS = "sizes={S: {width: 0.25, depth: 1}, M: {width: 0.5, depth: 2}, L: {width: 1.0, depth: 3}}"
+RIVALS = {
+    "fjord": ["strategy=fjord"],
+    "fjord without distillation": ["strategy=fjord", "strategy.args.distill=false"],
+    "scalefl": ["strategy=scalefl", DEPTHS, "local.mask_absent=true", "strategy.args.after=0"],
+    "depthfl": [
+        "strategy=depthfl",
+        DEPTHS.replace("0.25", "1.0").replace("0.5", "1.0"),
+        "strategy.args.weighted=clients",
+    ],
+    "exits of a cnn": ["strategy=scalefl", DEPTHS, "model=cnn", "wsa=off"],
+    "feddf": ["strategy=feddf", "init.public=0.1", "strategy.args.steps=5"],
+    "exclusive": ["strategy=exclusive"],
+}
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_rivals_can_be_checkpointed_and_do_not_depend_on_the_workers(
+    name: str, cache: str, tmp_path: Path
+) -> None:
+    words = [*MIXED[:1], "wsa=on", "partition=dirichlet", *RIVALS[name]]
+    config = configured(cache, *words, "checkpoint.every=1", "runtime.workers=1")
+    simulate(config, tmp_path / "one")
+    assert pd.read_csv(tmp_path / "one" / "history.csv")["failed"].isna().all()
+    whole = configured(cache, *words)
+    simulate(whole, tmp_path / "two")
+    for key, weight in weights(tmp_path / "one").items():
+        torch.testing.assert_close(weights(tmp_path / "two")[key], weight, rtol=1e-4, atol=1e-6)
+    table = pd.read_csv(tmp_path / "one" / "sizes.csv")
+    assert table["accuracy"].between(0, 1).all()
+    assert sorted(set(table["size"])) == ["L", "M", "S"]
 
 
 def test_strength_zero_changes_nothing_among_sizes(cache: str, tmp_path: Path) -> None:
@@ -170,7 +214,7 @@ def test_clients_that_mask_scale_and_answer_wrong_shapes(cache: str, tmp_path: P
         (
             ["clients.sizes={S: 0.5, L: 0.5}"],
             "clients.sizes: FedAvg averages models of one size; those for several are "
-            "strategy=heterofl, fedrolex, depthfl",
+            "strategy=heterofl, fedrolex, fjord, depthfl, scalefl, wave, feddf, exclusive, fed",
         ),
         (
             [*MIXED, "model=vit", "model.patch=4", "sizes.S.width=0.3"],
@@ -188,6 +232,11 @@ def test_clients_that_mask_scale_and_answer_wrong_shapes(cache: str, tmp_path: P
             [*MIXED, "sizes.S={width: 0.5, depth: 3}"],
             "strategy.args: size S has hidden2.weight, which L lacks: each must fit into the larg",
         ),
+        (
+            [*MIXED, "strategy=scalefl", "model.depth=1"],
+            "model: mlp of depth=1 has one block, and early exits need a network",
+        ),
+        ([*MIXED, "strategy=feddf"], "strategy.args: FedDF distils on examples that the server"),
         ([*MIXED, "sizes.S={width: 0.5, breadth: 3}"], "sizes.S.breadth: mlp has no such argument"),
         ([*MIXED, "wsa=on", "wsa.align=after"], "wsa: align='after' needs models of one size"),
         ([*MIXED, "strategy.args.own='('"], "strategy.args: own='(' is not a regular expression"),

@@ -19,7 +19,8 @@ from fedwsa.algorithms.memory.server import Remembering
 from fedwsa.algorithms.moon.client import require_classifier
 from fedwsa.algorithms.personal.local import LocalOnly
 from fedwsa.algorithms.run_facts import RunFacts, require_no_noise
-from fedwsa.algorithms.sizes.server import Shapes, SizedFedAvg
+from fedwsa.algorithms.sizes.layout import Shapes
+from fedwsa.algorithms.sizes.server import SizedFedAvg
 from fedwsa.algorithms.traits import Traits
 from fedwsa.config.blame import blaming
 from fedwsa.config.component import ConfigError

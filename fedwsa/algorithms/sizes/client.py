@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fedwsa.algorithms.objective import LocalRun, Objective, Weights
+from fedwsa.models.exits import WithExits
 from fedwsa.wire.content import Content, find_record
 from fedwsa.wire.names import CLASS_ROWS, CLASSES, SIZE_RATE
+
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 class Scaler(Objective):
@@ -56,8 +59,8 @@ class HeldClasses(Objective):
 def scaled(model: nn.Module, rate: float) -> Iterator[None]:
     """Divide what hidden layers put out by ``rate``, in training only.
 
-    Hidden are all linear and convolutional layers but the last one, the classifier. A norm
-    behind a layer undoes it.
+    Hidden are all linear and convolutional layers but the last one, the classifier, on the way to
+    an early exit too. A norm behind a layer undoes it.
 
     Parameters
     ----------
@@ -75,8 +78,11 @@ def scaled(model: nn.Module, rate: float) -> Iterator[None]:
     def louder(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return output / rate if module.training else output
 
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
-    hooks = [layer.register_forward_hook(louder) for layer in layers[:-1]]
+    hidden: dict[nn.Module, None] = {}
+    for network in model.networks if isinstance(model, WithExits) else [model]:
+        layers = [m for m in network.modules() if isinstance(m, _LAYERS)]
+        hidden |= dict.fromkeys(layers[:-1])
+    hooks = [layer.register_forward_hook(louder) for layer in hidden]
     try:
         yield
     finally:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.run_facts import RunFacts
-from fedwsa.algorithms.sizes.server import Shapes, SizedFedAvg
+from fedwsa.algorithms.sizes.layout import Shapes
+from fedwsa.algorithms.sizes.server import SizedFedAvg
 from fedwsa.algorithms.traits import Traits
 from fedwsa.learngene import kronecker, wave
 from fedwsa.models.architecture import Architecture, Axes, Outline
@@ -121,7 +122,7 @@ class FedWave(SizedFedAvg):
             raise ValueError(f"there are no templates for {min(missing)}")
         self._templates = {group: tuple(templates[group].shape) for group in before}
         try:
-            self.shapes = {size: self._sent(of) for size, of in self._whole.items()}
+            self._lay_out({size: self._sent(of) for size, of in self._whole.items()})
         except ValueError:
             self._templates = before
             raise

@@ -7,23 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedwsa.models.architecture import place
-
-Window = tuple[slice | Tensor, ...] | None
-"""Where the entries of a part lie in the whole; None: it has all of them."""
-
-
-def window(chosen: Sequence[Tensor | None], shape: Sequence[int]) -> Window:
-    """Where :func:`fedwsa.models.architecture.selection` has chosen its entries."""
-    if all(index is None for index in chosen):
-        return None
-    slices = []  # several times as fast as index tensors
-    for index in chosen:
-        first, size = (0, 0) if index is None else (int(index[0]), len(index))
-        if index is not None and not torch.equal(index, torch.arange(first, first + size)):
-            return place(chosen, shape)
-        slices.append(slice(None) if index is None else slice(first, first + size))
-    return tuple(slices)
+from fedwsa.models.architecture import Window
 
 
 def overlap(old: Tensor, parts: Sequence[tuple[Tensor, float | Tensor, Window]]) -> Tensor:

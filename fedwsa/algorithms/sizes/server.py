@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO, WARNING
@@ -19,21 +18,40 @@ from fedwsa.algorithms.averaging import Sampling
 from fedwsa.algorithms.run_facts import RunFacts
 from fedwsa.algorithms.sizes.asking import said_sizes
 from fedwsa.algorithms.sizes.class_rows import by_class, once
-from fedwsa.algorithms.sizes.overlap import by_row, overlap, window
+from fedwsa.algorithms.sizes.layout import Layout, Shapes
+from fedwsa.algorithms.sizes.overlap import by_row, overlap
 from fedwsa.algorithms.sizes.requirements import require_no_classes_told, warn_of_learned
 from fedwsa.algorithms.traits import Traits
 from fedwsa.algorithms.wrapping import chain
 from fedwsa.fleet.size_rules import hidden_rate
 from fedwsa.models import exchange
-from fedwsa.models.architecture import Axes, Pick, first_units, selection, take
+from fedwsa.models.architecture import (
+    Axes,
+    Axis,
+    Pick,
+    Window,
+    first_units,
+    take,
+    window,
+)
 from fedwsa.scope.weight_scope import choose
 from fedwsa.wire import messages
 from fedwsa.wire.names import CLASS_ROWS, CLASSES, SIZE, SIZE_RATE
 
-Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
-"""Size → name of an array → its shape."""
+Told = str | float | list[str] | list[int]
+"""A setting in a message."""
 
 Weighted = Literal["examples", "clients"]
+
+
+class ForSizes(Sampling, total=False):
+    """What strategies for sizes take beside shapes and axes, as :class:`SizedFedAvg` has them."""
+
+    size_of: Callable[[int], str] | None
+    weighted: Weighted
+    scaler: bool
+    class_rows: bool
+    classifier: Sequence[str]
 
 
 class SizedFedAvg(FedAvg):
@@ -90,7 +108,7 @@ class SizedFedAvg(FedAvg):
         wants=("shapes", "axes", "classifier"),
         whole_models=False,
         requires=True,
-        transient=("_arrays", "size_of", "axes"),  # set in each round, and for each run
+        transient=("_arrays", "size_of", "axes", "_laid"),  # set in each round, and for each run
     )
     most_alike: ClassVar[str] = "each must fit into the largest"
 
@@ -115,11 +133,8 @@ class SizedFedAvg(FedAvg):
             self._own = None if own is None else re.compile(own)
         except re.error as error:
             raise ValueError(f"own={own!r} is not a regular expression: {error}") from None
-        self.shapes = {s: {k: tuple(v) for k, v in of.items()} for s, of in shapes.items()}
         self.axes: Axes = axes or {}
-        if not self.shapes:
-            raise ValueError("at least one size is needed")
-        self.largest = self._find_largest()
+        self._lay_out(shapes)
         self._said: dict[int, str] = {}  # what nodes answered
         self._arrays: ArrayRecord | None = None
 
@@ -147,43 +162,34 @@ class SizedFedAvg(FedAvg):
         """Where the global arrays hold a size's array."""
         return f"{size}/{name}" if self.is_own(name) else name
 
+    def axes_of(self, size: str, name: str) -> Mapping[int, Axis]:
+        """How units lie in an array of a size."""
+        return self.axes.get(name, {})
+
+    def rows(self, size: str) -> Sequence[str]:
+        """Which arrays of a size have a row for each class, if these are averaged by class."""
+        return self.classifier
+
     @property
     def has_own(self) -> bool:
         """Whether there are arrays that sizes do not share."""
         return any(self.is_own(name) for of in self.shapes.values() for name in of)
 
-    def _find_largest(self) -> str:
-        entries = {size: sum(map(math.prod, of.values())) for size, of in self.shapes.items()}
-        largest = max(entries, key=lambda size: entries[size])
-        for size in self.shapes:
-            if problem := self._misfit(size, largest):
-                raise ValueError(f"size {size} {problem}")
-        return largest
+    def _lay_out(self, shapes: Shapes) -> None:
+        """Take these shapes."""
+        self._laid = Layout(shapes, self.axes_of, self.key, self.most_alike)
+        self.shapes, self.largest = self._laid.shapes, self._laid.largest
 
-    def _misfit(self, size: str, largest: str) -> str | None:
-        """Why a size is no part of the largest one; None if it is."""
-        whole = self.shapes[largest]
-        for name, shape in self.shapes[size].items():
-            if self.is_own(name):
-                continue
-            if name not in whole:
-                return f"has {name}, which {largest} lacks: {self.most_alike}"
-            room = whole[name]
-            if len(shape) != len(room) or any(a > b for a, b in zip(shape, room, strict=True)):
-                return (
-                    f"has {name} of {shape}, which does not fit into the {room} of "
-                    f"{largest}: {self.most_alike}"
-                )
-            try:
-                selection(room, shape, self.axes.get(name, {}), first_units)
-            except ValueError as error:
-                return f"cannot have {name} of {shape} in the {room} of {largest}: {error}"
-        return None
+    @property
+    def layout(self) -> Layout:
+        """Which entries of which global array each size has."""
+        if self._laid.shapes is not self.shapes:  # these come from a checkpoint
+            self._lay_out(self.shapes)
+        return self._laid
 
     def _chosen(self, size: str, name: str, server_round: int) -> list[Tensor | None]:
-        """Which entries of a shared array a size has in a round."""
-        whole, shape = self.shapes[self.largest][name], self.shapes[size][name]
-        return selection(whole, shape, self.axes.get(name, {}), self.pick(server_round))
+        """Which entries of a global array a size has in a round."""
+        return self.layout.chosen(size, name, self.pick(server_round))
 
     def rate(self, size: str) -> float:
         """Hidden units of a size, as a part of the largest one's, for the scaler."""
@@ -196,12 +202,9 @@ class SizedFedAvg(FedAvg):
         tensors = messages.to_tensors(arrays)
         parts = {}
         for name in self.shapes[size]:
-            tensor = tensors[self.key(size, name)]
-            if not self.is_own(name):
-                chosen = self._chosen(size, name, server_round)
-                whole = all(index is None for index in chosen)
-                tensor = tensor if whole else take(tensor, chosen)
-            parts[name] = tensor
+            tensor, chosen = tensors[self.key(size, name)], self._chosen(size, name, server_round)
+            whole = all(index is None for index in chosen)
+            parts[name] = tensor if whole else take(tensor, chosen)
         return messages.to_arrays(parts)
 
     def plain(self, arrays: ArrayRecord, size: str, server_round: int) -> ArrayRecord:
@@ -231,10 +234,7 @@ class SizedFedAvg(FedAvg):
         """Take what the largest size's initial weights were made of; here they are enough."""
 
     def _check_global(self, arrays: ArrayRecord) -> None:
-        expected: dict[str, tuple[int, ...]] = {}
-        for size in [self.largest, *self.shapes]:
-            for name, shape in self.shapes[size].items():
-                expected.setdefault(self.key(size, name), shape)
+        expected = self.layout.wholes
         given = {key: tuple(array.shape) for key, array in arrays.items()}
         for key in sorted(expected.keys() | given.keys()):
             if given.get(key) != expected.get(key):
@@ -287,11 +287,7 @@ class SizedFedAvg(FedAvg):
                 continue
             if size not in contents:
                 config = ConfigRecord({**message.content.config_records[self.configrecord_key]})
-                config[SIZE] = size
-                if self.classifier:
-                    config[CLASS_ROWS] = list(self.classifier)
-                if self.scaler:
-                    config[SIZE_RATE] = self.rate(size)
+                config.update(self.instructions(size, server_round))
                 part = self.split(arrays, size, server_round)
                 contents[size] = RecordDict(
                     {self.arrayrecord_key: part, self.configrecord_key: config}
@@ -301,6 +297,15 @@ class SizedFedAvg(FedAvg):
         if wanted and not parted:
             raise ValueError("no node says its size")
         return parted
+
+    def instructions(self, size: str, server_round: int) -> dict[str, Told]:
+        """What a message says beside the model to the clients of a size."""
+        said: dict[str, Told] = {SIZE: size}
+        if self.classifier:
+            said[CLASS_ROWS] = list(self.rows(size))
+        if self.scaler:
+            said[SIZE_RATE] = self.rate(size)
+        return said
 
     def _size(self, node: int) -> str | None:
         """The size of a node; None, with a warning, if it has none that there is."""
@@ -340,7 +345,7 @@ class SizedFedAvg(FedAvg):
             weights[size] = sum(
                 messages.number(m, self.weighted_by_key) for m in messages.reply_metrics(group)
             )
-            if found := by_class(group, self.classifier, self.weighted_by_key):
+            if found := by_class(group, self.rows(size), self.weighted_by_key):
                 rows[size] = found[1]
                 means[size] |= found[0]
         contents = [reply.content for group in groups.values() for reply in group]
@@ -373,25 +378,19 @@ class SizedFedAvg(FedAvg):
         combined = messages.to_tensors(self._arrays)
 
         def weigh(size: str, name: str) -> float | Tensor:
-            if name not in self.classifier or not rows:
+            if name not in self.rows(size) or not rows:
                 return weights[size]
             all_alike = torch.full((len(means[size][name]),), weights[size]).double()
             return by_row(rows.get(size, all_alike), means[size][name])
 
-        for name in self.shapes[self.largest]:
-            holders = [size for size in means if name in means[size]]
-            if self.is_own(name) or not holders:
-                continue
-            parts = []
-            for size in holders:
-                chosen = self._chosen(size, name, server_round)
-                where = window(chosen, combined[name].shape)
-                parts.append((means[size][name], weigh(size, name), where))
-            combined[name] = overlap(combined[name], parts)
+        parts: dict[str, list[tuple[Tensor, float | Tensor, Window]]] = {}
         for size, mean in means.items():
-            for name in filter(self.is_own, mean):
+            for name, tensor in mean.items():
                 key = self.key(size, name)
-                combined[key] = overlap(combined[key], [(mean[name], weigh(size, name), None)])
+                where = window(self._chosen(size, name, server_round), self.layout.wholes[key])
+                parts.setdefault(key, []).append((tensor, weigh(size, name), where))
+        for key, of_sizes in parts.items():
+            combined[key] = overlap(combined[key], of_sizes)
         return messages.to_arrays(combined)
 
 

@@ -1,0 +1,1 @@
+"""FedDF: the server distils the clients' ensemble, on examples of its own."""
