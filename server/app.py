@@ -46,7 +46,7 @@ def build(federation: Federation | None = None) -> ServerApp:
             if config.checkpoint.every is not None:
                 require_no_memory(run.strategy)
             if not resumed:
-                describe_run(config, data.partition, folder, run.sizes.of_client)
+                describe_run(config, data.partition, folder, run.known_sizes)
             with held(folder):
                 run.start(fleet)
 

@@ -138,6 +138,12 @@ class Federation:
             inner.learn_from(used[largest].tensors)
         return used if config.init.file is None else {}
 
+    @property
+    def known_sizes(self) -> dict[str, Any]:
+        """Who has which size, and what each is: as in ``sizes.json``."""
+        inner = sized(self.strategy)
+        return self.sizes.described(self.sizes.shapes if inner is None else inner.shapes)
+
     def settle(self, runtime: Runtime) -> None:
         """Say what it runs on, once that is known; what is learned does not depend on it."""
         self.config = self.config.model_copy(update={"runtime": runtime})

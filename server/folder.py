@@ -41,13 +41,15 @@ _PACKAGES = [
 ]
 
 
-def describe_run(config: Config, partition: Partition, folder: Path, sizes: Sequence[str]) -> None:
+def describe_run(
+    config: Config, partition: Partition, folder: Path, sizes: Mapping[str, Any]
+) -> None:
     """Write what is needed to repeat a run: configuration, environment, partition, skew, sizes.
 
     Parameters
     ----------
     sizes
-        The size of each client.
+        What is known of the clients' sizes, :attr:`server.federation.Federation.known_sizes`.
 
     Raises
     ------
@@ -65,9 +67,7 @@ def describe_run(config: Config, partition: Partition, folder: Path, sizes: Sequ
             draws = skew.drawn(config.skew, config.seed, clients)
             _write_rows(folder / "skew.csv", [{"client": k, **own} for k, own in enumerate(draws)])
         if config.clients.sizes is not None:
-            models = {s: config.model_of(s).model_dump(by_alias=True) for s in config.size_names}
-            known = {"models": models, "clients": list(sizes)}
-            write_json(folder / "sizes.json", known, indent=None)
+            write_json(folder / "sizes.json", sizes, indent=None)
         # The last one: where it is, there is a run.
         text = OmegaConf.to_yaml(OmegaConf.create(config.model_dump(by_alias=True)))
         write_text(folder / "config.yaml", text)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 
@@ -98,6 +100,30 @@ class SizedModels:
         return {
             size: {k: tuple(t.shape) for k, t in exchange.travelling_state(model).items()}
             for size, model in self.models.items()
+        }
+
+    def described(self, sent: Mapping[str, Mapping[str, tuple[int, ...]]]) -> dict[str, Any]:
+        """Who has which size, and of each its model, its parameters, and bytes one way.
+
+        Parameters
+        ----------
+        sent
+            Size → name of an array that its clients are sent → its shape.
+        """
+        parameters, sizes = {}, {}
+        for size, model in self.models.items():
+            state = exchange.travelling_state(model)
+            parameters[size] = sum(p.numel() for p in model.parameters())
+            usual = next(iter(state.values())).element_size()
+            sizes[size] = sum(
+                math.prod(shape) * (state[name].element_size() if name in state else usual)
+                for name, shape in sent[size].items()
+            )
+        return {
+            "models": {s: c.model_dump(by_alias=True) for s, c in self.components.items()},
+            "clients": list(self.of_client),
+            "parameters": parameters,
+            "bytes": sizes,
         }
 
     @property

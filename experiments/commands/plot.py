@@ -26,6 +26,7 @@ examples:
 Writes, as PNG and SVG in the size of a paper's column or page:
   accuracy     over rounds, a line per group of runs that differ in the seed alone, with a band of
                95 % over three or more seeds (of --quantity: accuracy, loss, clients)
+  sizes        accuracy of each size's model over rounds, a panel per size
   client-accuracies  how accuracy on the hold-outs is spread over the clients of all seeds: box
                of the quartiles, whiskers from 5 to 95 %, diamond at the mean
   partition    who holds how much of which class, at the first seed
@@ -84,6 +85,8 @@ def plot(arguments: Sequence[str], console: Console) -> None:
             for quantity in names:
                 if (figure := draw.curves(rows, axes, draw.QUANTITIES[quantity])) is not None:
                     written += style.save(figure, out / quantity)
+            if (figure := draw.by_size(rows)) is not None:
+                written += style.save(figure, out / "sizes")
             if (figure := draw.clients(rows, axes)) is not None:
                 written += style.save(figure, out / "client-accuracies")
             for title, groups in draw.split(rows, axes).items():

@@ -222,7 +222,7 @@ def _set_up(
     federation.settle(runtimes.settled(federation))
     interruption.check()
     if not resumed:
-        partition, sizes = federation.data.partition, federation.sizes.of_client
+        partition, sizes = federation.data.partition, federation.known_sizes
         describe_run(federation.config, partition, folder, sizes)
     runtimes.await_ray(start)
     return federation

@@ -12,7 +12,7 @@ from rich.console import Console
 from experiments.reports.tables.build import TESTS, Request, build
 from experiments.reports.tables.collect import Collection, collect
 from experiments.reports.tables.formats import FORMATS, show
-from experiments.reports.tables.metrics import METRICS, share_to_reach
+from experiments.reports.tables.metrics import METRICS, measure, share_to_reach
 from fedwsa.command_line import Parser, in_one_line
 from fedwsa.config.component import ConfigError
 from fedwsa.runfolder.files import write_text
@@ -44,7 +44,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--metric",
         metavar="NAME[,NAME]",
-        help=f"what to show, the first of them compared: {', '.join(METRICS)}",
+        help=f"what to show, the first of them compared: {', '.join(METRICS)}, "
+        "size_NAME of each size",
     )
     parser.add_argument("--target", type=float, help="accuracy for NAME_to_target, a share: 0.6")
     parser.add_argument(
@@ -73,8 +74,10 @@ def request_of(study: dict[str, Any], **given: Any) -> Request:
     """
     metrics = (given.get("metric") or study.get("metric") or "accuracy").split(",")
     for name in metrics:
-        if name not in METRICS:
-            raise ConfigError(f"--metric {name}: must be one of {', '.join(METRICS)}")
+        try:
+            measure(name)
+        except ValueError as error:
+            raise ConfigError(f"--metric {name}: {error}") from None
     text, baseline = given.get("baseline"), dict(study.get("baseline", {}))
     if text is not None:
         pairs = [part.partition("=") for part in text.split(",")] if text != "none" else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,16 @@ from rich.console import Console
 
 from experiments.commands.runs import read_history
 from experiments.reports.pictures import plot_curves
-from experiments.reports.tables.build import Request, build
+from experiments.reports.tables.build import Request, Row, build
 from experiments.reports.tables.collect import SEED, collect
 from experiments.reports.tables.formats import show, to_csv
 from experiments.reports.tables.runs import Run, cell_values
-from fedwsa.runfolder.files import write_text
+from fedwsa.runfolder.files import replacing, write_text
 from fedwsa.runfolder.read import Unusable, read_config
 from fedwsa.runfolder.write import CELL, write_json
 
 _METRICS = ("accuracy", "last5", "loss", "client_mean", "client_worst10", "seconds")
+_BESIDE_SIZES = ("client_mean", "client_worst10", "seconds")
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,57 @@ def compare(runs: Sequence[SweptRun], folder: Path) -> None:
         begun.append(str(run.folder))
     found = collect(begun).runs
     console = Console()
-    table = build([*found, *refused], Request(_METRICS))
-    show(table, console, "Global model; mean ± 95 % interval over seeds")
     done = [run for run in found if run.failed is None]
+    sizes = _sizes(done)
+    metrics = [*(f"size_{size}" for size in sizes), *_BESIDE_SIZES] if sizes else _METRICS
+    table = build([*found, *refused], Request(metrics))
+    whose = "Models of each size" if sizes else "Global model"
+    show(table, console, f"{whose}; mean ± 95 % interval over seeds")
     if done:
         write_text(folder / "comparison.csv", to_csv(table))
-        seeds = len({run.seed for run in done}) > 1
-        histories = [(_label(run, seeds), read_history(run.folder)) for run in done]
-        plot_curves(histories, folder / "comparison.png")
+        if sizes:
+            _show_sizes(sizes, done, console)
+            _draw_sizes(table.rows, folder / "comparison.png")
+        else:
+            seeds = len({run.seed for run in done}) > 1
+            histories = [(_label(run, seeds), read_history(run.folder)) for run in done]
+            plot_curves(histories, folder / "comparison.png")
         console.print(f"saved to {folder}/: comparison.csv, comparison.png, each run's folder")
+
+
+def _sizes(runs: Sequence[Run]) -> list[str]:
+    """The sizes that the runs have, the largest first; none if one has none."""
+    if not runs or not all(run.sizes for run in runs):
+        return []
+    return list(dict.fromkeys(size for run in runs for size in run.sizes))
+
+
+def _show_sizes(sizes: Sequence[str], runs: Sequence[Run], console: Console) -> None:
+    """What a client of each size trains and sends, where that is the same in all runs."""
+    known = runs[0].known_sizes
+    if "bytes" not in known or any(
+        run.known_sizes.get(of) != known[of] for run in runs for of in ("parameters", "bytes")
+    ):
+        return
+    counts = Counter(known["clients"])
+    for size in sizes:
+        console.print(
+            f"size {size}: {known['parameters'][size]:,} parameters, "
+            f"{known['bytes'][size] / 1e3:,.0f} kB each way and round; {counts[size]} clients",
+            highlight=False,
+        )
+
+
+def _draw_sizes(rows: Sequence[Row], file: Path) -> None:
+    """The accuracies of the sizes over rounds."""
+    from experiments.reports.figures import draw, style
+
+    with draw.plt.rc_context(style.STYLE):
+        figure = draw.by_size([row for row in rows if row.runs])
+        assert figure is not None
+        with replacing(file) as part:
+            figure.savefig(part, dpi=200)
+        draw.plt.close(figure)
 
 
 def _axes(runs: Sequence[SweptRun]) -> list[dict[str, str]]:

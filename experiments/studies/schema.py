@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic import ValidationError as PydanticError
 
-from experiments.reports.tables.metrics import METRICS, Metric, share_to_reach
+from experiments.reports.tables.metrics import Metric, measure, share_to_reach
 from fedwsa.config.component import ConfigError, one_line
 from fedwsa.config.places import CONFIG_DIR
 
@@ -130,7 +130,7 @@ class Study(_Section):
             raise ValueError("main.seeds: needs an axis `seed: [0, 1, ...]`")
         if SEED in self.baseline:
             raise ValueError("baseline: seeds are what pairs are made of, not what is compared")
-        if METRICS[self.metric].to_target and self.target is None:
+        if measure(self.metric).to_target and self.target is None:
             raise ValueError(f"metric={self.metric}: needs target, the accuracy to reach")
         return self
 

@@ -87,7 +87,10 @@ def test_only_takes_any_label_of_an_axis_and_all_of_several(tmp_path: Path) -> N
         ("seed: [0, 1]|seed:", "axes.seed: a list of values, or LABEL: [OVERRIDES] (got nothing)"),
         ("seed: [0, 1]|seed: [[0, 1]]", "axes.seed.0: input should be a valid string"),
         ("{equal: [],|{equal: ['!x'],", "axes.setting.equal.0: string should match pattern"),
-        ("base: [rounds=2|metric: speed\nbase: [rounds=2", "metric: input should be 'accuracy'"),
+        (
+            "base: [rounds=2|metric: speed\nbase: [rounds=2",
+            "metric: must be one of accuracy, last5",
+        ),
         ("base: [|metric: rounds_to_target\nbase: [", "metric=rounds_to_target: needs target"),
         ("base: [|target: 60\nbase: [", "target: a share between 0 and 1; did you mean 0.6?"),
     ],

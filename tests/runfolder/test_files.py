@@ -253,7 +253,8 @@ def described(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Non
     config = compose(["clients.sizes={S: 0.5, L: 0.5}", "strategy=heterofl", "skew=noise"])
     partition: Any = SimpleNamespace(as_dict=lambda: {"hash": "0"}, shares=[])
     monkeypatch.setattr(server.folder, "environment", dict)  # asks git, in a process of its own
-    return lambda: describe_run(config, partition, folder, ["S"] * config.clients.count)
+    known = {"clients": ["S"] * config.clients.count}
+    return lambda: describe_run(config, partition, folder, known)
 
 
 @pytest.mark.slow

@@ -93,6 +93,37 @@ def curves(rows: Sequence[Row], axes: Sequence[str], quantity: Quantity) -> Figu
     return figure
 
 
+def by_size(rows: Sequence[Row]) -> Figure | None:
+    """Accuracy of each size's model over rounds: a panel per size, a line per group.
+
+    None if no run has sizes.
+    """
+    rows = [row for row in rows if any(run.sizes for run in row.runs)]
+    sizes = list(dict.fromkeys(size for row in rows for run in row.runs for size in run.sizes))
+    if not sizes:
+        return None
+    figure, drawn = panels(len(sizes))
+    shown = _looks_of(rows, [])
+    for panel, size in zip(drawn, sizes, strict=True):
+        panel.set_title(f"size {size}")
+        lines = []
+        for i, row in enumerate(rows):
+            of_runs = [run.sizes[size] for run in row.runs if size in run.sizes]
+            if of_runs:
+                series = [{r: 100 * v for r, v in one.items()} for one in of_runs]
+                look = shown[tuple(row.axes.values())]
+                lines.append(_line(panel, series, look, name(row.axes) or None, i))
+        _frame(panel, lines, bounded=True)
+        panel.set_xlabel(_round_label(rows))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    low, high = (pick(p.get_ylim()[k] for p in drawn) for k, pick in ((0, min), (1, max)))
+    for panel in drawn:  # sizes are compared, too
+        panel.set_ylim(low, high)
+    _left_labels(drawn, QUANTITIES["accuracy"].title)
+    legend(figure, drawn)
+    return figure
+
+
 def _histories(row: Row, quantity: Quantity) -> list[dict[int, float]]:
     """Of each run, the values by round."""
     found = []
@@ -275,4 +306,4 @@ def _colours(groups: Sequence[tuple[Row, dict[str, str]]]) -> list[Look]:
     return looks([{"group": str(i)} for i in range(len(groups))])
 
 
-__all__ = ["QUANTITIES", "clients", "curves", "plt", "scopes", "split"]
+__all__ = ["QUANTITIES", "by_size", "clients", "curves", "plt", "scopes", "split"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from experiments.reports.statistics import WILCOXON_FROM, Paired, holm, interval, paired
-from experiments.reports.tables.metrics import METRICS, Measure
+from experiments.reports.tables.metrics import Measure, measure
 from experiments.reports.tables.runs import Run
 from fedwsa.config.component import ConfigError
 
@@ -22,7 +22,7 @@ class Request:
     Attributes
     ----------
     metrics : list of str
-        Of :data:`~experiments.reports.tables.metrics.METRICS`; the first is compared.
+        Of :func:`~experiments.reports.tables.metrics.measure`; the first is compared.
     target : float or None
         The accuracy to reach, for metrics that count until then.
     baseline : dict of str to str
@@ -45,7 +45,7 @@ class Request:
     @property
     def measures(self) -> list[Measure]:
         """The metrics as they are read."""
-        return [METRICS[name] for name in self.metrics]
+        return [measure(name) for name in self.metrics]
 
 
 @dataclass
@@ -125,10 +125,10 @@ def build(runs: Sequence[Run], request: Request) -> Table:
     axes = list(runs[0].axes) if runs else []
     rows = _rows(runs)
     for row in rows:
-        for name, measure in zip(request.metrics, request.measures, strict=True):
-            if measure.to_target and request.target is None:
+        for name, how in zip(request.metrics, request.measures, strict=True):
+            if how.to_target and request.target is None:
                 raise ConfigError(f"--metric {name}: needs --target, the accuracy to reach")
-            read = [measure.read(run, request.target) for run in row.runs]
+            read = [how.read(run, request.target) for run in row.runs]
             row.values[name] = [value for value in read if value is not None]
     notes = [_cohorts(rows)] if any(row.runs for row in rows) else []
     left_out: list[str] = []
@@ -224,7 +224,7 @@ def _compared(rows: Sequence[Row]) -> int:
 
 def _pair(row: Row, base: Row, request: Request, notes: list[str]) -> Paired | None:
     """Compare two rows at the seeds that both have, if these are the same federations."""
-    measure, target = request.measures[0], request.target
+    compared, target = request.measures[0], request.target
     others = {run.seed: run for run in base.runs}
     pairs = [(run, others[run.seed]) for run in row.runs if run.seed in others]
     for what, differ in (
@@ -238,7 +238,7 @@ def _pair(row: Row, base: Row, request: Request, notes: list[str]) -> Paired | N
                 f"(seed {seeds})"
             )
             return None
-    read = [(measure.read(a, target), measure.read(b, target)) for a, b in pairs]
+    read = [(compared.read(a, target), compared.read(b, target)) for a, b in pairs]
     both = [(a, b) for a, b in read if a is not None and b is not None]
     if not both:
         why = f"no pair has {request.metrics[0]}" if pairs else "no seed has finished in both"

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import partial
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from experiments.reports.tables.runs import Run
-
-Metric = Literal[
-    "accuracy",
-    "last5",
-    "loss",
-    "validation",
-    "client_mean",
-    "client_std",
-    "client_worst10",
-    "client_jain",
-    "adapted",
-    "unseen",
-    "unseen_adapted",
-    "rounds_to_target",
-    "bytes_to_target",
-    "seconds_to_target",
-    "seconds",
-]
 
 _LAST = 5
 
@@ -84,6 +69,23 @@ def _last5(run: Run, target: float | None) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def _of_size(size: str, run: Run, target: float | None) -> float | None:
+    """The mean accuracy of a size's model in the last five evaluated rounds."""
+    return _mean_of_last(run.sizes.get(size, {}))
+
+
+def _of_sizes(run: Run, target: float | None) -> float | None:
+    """The mean over the sizes, each counted once."""
+    found = [_mean_of_last(of) for of in run.sizes.values()]
+    values = [value for value in found if value is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _mean_of_last(by_round: Mapping[int, float]) -> float | None:
+    values = [by_round[number] for number in sorted(by_round)][-_LAST:]
+    return sum(values) / len(values) if values else None
+
+
 def _reached(run: Run, target: float | None) -> int | None:
     """How many rounds went by until the accuracy was first at the target."""
     assert target is not None
@@ -111,6 +113,7 @@ def _sum_to_target(*keys: str) -> Callable[[Run, float | None], float | None]:
 METRICS: dict[str, Measure] = {
     "accuracy": Measure("accuracy, %", _result("accuracy"), 100),
     "last5": Measure(f"accuracy, last {_LAST}, %", _last5, 100),
+    "sizes": Measure(f"mean of sizes, last {_LAST}, %", _of_sizes, 100),
     "loss": Measure("loss", _result("loss"), digits=4),
     "validation": Measure("validation accuracy, %", _result("validation_accuracy"), 100),
     "client_mean": Measure("clients, %", _result("client_accuracy_mean"), 100),
@@ -129,4 +132,32 @@ METRICS: dict[str, Measure] = {
     ),
     "seconds": Measure("seconds", lambda run, target: run.result.get("seconds"), digits=1),
 }
-assert set(METRICS) == set(get_args(Metric))
+"""By name; beside them each size has one (:func:`measure`)."""
+
+_SIZE = "size_"
+
+
+def measure(name: str) -> Measure:
+    """How a metric is read; ``size_L`` is the accuracy of the models of size L.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name; says which there are.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    size = name.removeprefix(_SIZE)
+    if size in ("", name):
+        known = ", ".join(METRICS)
+        raise ValueError(f"must be one of {known}, or {_SIZE}NAME, of a size")
+    return Measure(f"{size}, last {_LAST}, %", partial(_of_size, size), 100)
+
+
+def _known(name: str) -> str:
+    measure(name)
+    return name
+
+
+Metric = Annotated[str, AfterValidator(_known)]
+"""The name of a metric."""

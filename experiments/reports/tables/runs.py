@@ -13,7 +13,7 @@ from typing import Any
 
 from fedwsa.config.identity import described
 from fedwsa.runfolder.columns import CLIENT_LISTS
-from fedwsa.runfolder.read import numbers, read_columns
+from fedwsa.runfolder.read import numbers, read_columns, read_json
 
 
 @dataclass
@@ -62,6 +62,25 @@ class Run:
         """
         for key in self.history.keys() - set(CLIENT_LISTS):
             self.column(key)
+
+    @cached_property
+    def sizes(self) -> dict[str, dict[int, float]]:
+        """Size → round → accuracy of its model, by their parameters, most first; or none."""
+        file = self.folder / "sizes.csv"
+        columns = read_columns(file)
+        rounds, accuracies = (numbers(file, columns.get(k, [])) for k in ("round", "accuracy"))
+        found: dict[str, dict[int, float]] = {}
+        for size, number, accuracy in zip(columns.get("size", []), rounds, accuracies, strict=True):
+            if number is not None and accuracy is not None:
+                found.setdefault(size, {})[int(number)] = accuracy
+        weights = self.known_sizes.get("parameters", {})
+        return {s: found[s] for s in sorted(found, key=lambda s: -weights.get(s, 0))}
+
+    @cached_property
+    def known_sizes(self) -> dict[str, Any]:
+        """What ``sizes.json`` says; nothing where all clients have one size."""
+        file = self.folder / "sizes.json"
+        return read_json(file) if file.exists() else {}
 
     @property
     def cohorts(self) -> list[str]:
