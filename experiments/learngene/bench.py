@@ -10,25 +10,22 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import nn
 
 from experiments.learngene import cli
+from experiments.learngene.downstream import downstream
 from experiments.learngene.schema import LearngeneConfig
 from experiments.learngene.summary import summarise
-from fedwsa import seeding
 from fedwsa.config.component import Component, ConfigError, build
 from fedwsa.data.evaluation import evaluate, measure_statistics
-from fedwsa.data.examples import Examples, LabelledData
-from fedwsa.data.federated import public_share
-from fedwsa.data.images import ImageData
-from fedwsa.data.sources import digits
+from fedwsa.data.examples import LabelledData
 from fedwsa.fleet.devices import resolve_device
 from fedwsa.learngene import METHODS
 from fedwsa.learngene.base import Method, Target, Task, frozen
@@ -36,14 +33,15 @@ from fedwsa.learngene.fit import Lesson, Recipe, fit
 from fedwsa.learngene.gene import Learngene
 from fedwsa.learngene.pretrain import School
 from fedwsa.learngene.progress import watching
-from fedwsa.models import ImageShape, InputShape, build_model
+from fedwsa.models import InputShape, build_model
 from fedwsa.models.architecture import outline
 from fedwsa.models.files import load_network, save_network
 from fedwsa.models.flops import forward_flops, step_flops
 from fedwsa.runfolder.files import whole_lines, write_text
 
-COLUMNS = ["seed", "method", "width", "depth", "epoch", "accuracy", "loss"]
-COSTS = ["seed", "method", "numbers", "learn_flops", "fit_flops", "teacher_flops"]
+STANDARD = "standard"
+COLUMNS = ["seed", "method", "width", "depth", "epoch", "flops", "accuracy", "loss"]
+COSTS = ["seed", "method", "numbers", "parameters", "learn_flops", "fit_flops", "teacher_flops"]
 
 
 def run(config: LearngeneConfig) -> None:
@@ -73,7 +71,10 @@ def run(config: LearngeneConfig) -> None:
         run_.run()
     text = summarise(folder)
     cli.console.print(text, highlight=False, soft_wrap=True)
-    cli.console.print(f"saved to {folder}/: results-SEED.csv, costs-SEED.csv, summary.md, grid.png")
+    cli.console.print(
+        f"saved to {folder}/: results-SEED.csv, costs-SEED.csv, summary.md, grid.png, "
+        "operations.png"
+    )
 
 
 def _settings(config: LearngeneConfig, folder: Path) -> str:
@@ -91,20 +92,6 @@ def _settings(config: LearngeneConfig, folder: Path) -> str:
     if file.exists() and file.read_text(encoding="utf-8") != text:
         raise ConfigError(f"bench.folder: {folder} has results of other settings; name another")
     return text
-
-
-@dataclass(frozen=True)
-class Downstream:
-    """What the networks are trained for: images, data set, classes."""
-
-    lesson: Lesson
-    data: LabelledData
-    augment: str
-
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return self.data.classes
 
 
 class SeedRun:
@@ -146,40 +133,60 @@ class SeedRun:
         done = _read(self.results, COLUMNS)
         missing = [
             (name, size)
-            for name in self.bench.methods
+            for name in (*self.bench.methods, *(self.bench.variants or {}))
             for size in self.sizes
-            if not _has(done, name, size, len(self.bench.epochs))
+            if not _has(done, name, size, len(self._epochs(name)))
         ]
         with watching(cli.console) as watch:
             self.school = replace(self.school, watch=watch)
             for name in dict.fromkeys(name for name, _ in missing):
                 self._method(name, [size for other, size in missing if other == name])
 
+    def _epochs(self, name: str) -> list[int]:
+        """After which epochs networks of a method are scored."""
+        usual, long = self.bench.epochs, self.bench.long
+        if name != STANDARD or long is None:
+            return sorted({*usual})
+        return sorted({*usual, *(epoch * long for epoch in usual)})
+
+    def _named(self, name: str) -> Method:
+        """The method of a name; a variant is WAVE with other arguments."""
+        wish = self.config.init.method
+        if name in METHODS:
+            return build(wish, "init") if name == self._chosen else METHODS[name]()
+        of_wave = wish if self._chosen == "wave" else Component.of("fedwsa.learngene.Wave")
+        variant = of_wave.replace(**(self.bench.variants or {})[name])
+        method: Method = build(variant, f"bench.variants.{name}")
+        return method
+
+    @cached_property
+    def _chosen(self) -> str:
+        """The name of the method of ``init``."""
+        method: Method = build(self.config.init.method, "init")
+        return method.name
+
     def _method(self, name: str, sizes: list[Component]) -> None:
-        method = METHODS[name]() if name != self._chosen().name else self._chosen()
+        method = self._named(name)
         genes: dict[str, Learngene] = {}
         for size in self.sizes:
             key = _key(method, size)
             if key not in genes:
-                genes[key] = self._gene(method, key, size)
+                genes[key] = self._gene(name, method, key, size)
         teacher = step_flops(self._network(self.school.model), self._shape, self._batch)
+        networks = [self._network(size) for size in self.sizes]
         costs = {
             "numbers": sum(g.numbers for g in genes.values()),
+            "parameters": sum(p.numel() for network in networks for p in network.parameters()),
             "learn_flops": sum(g.facts["learn_flops"] for g in genes.values()),
-            "fit_flops": sum(map(self._fit_flops, self.sizes)) if name == "wave" else 0,
+            "fit_flops": sum(map(self._fit_flops, self.sizes)) if method.fits else 0,
             "teacher_flops": teacher * self.config.pretraining.teach.steps * method.teaches,
         }
         known = _read(self.costs, COSTS)
         if not (known["method"] == name).any():
             _append(self.costs, COSTS, [{"seed": self.seed, "method": name, **costs}])
         for size in sizes:
-            rows = self._train(method, genes[_key(method, size)], size)
+            rows = self._train(name, method, genes[_key(method, size)], size)
             _append(self.results, COLUMNS, rows)
-
-    def _chosen(self) -> Method:
-        """The method of ``init``, with its arguments."""
-        method: Method = build(self.config.init.method, "init")
-        return method
 
     @property
     def _shape(self) -> InputShape:
@@ -207,9 +214,9 @@ class SeedRun:
         model = self._network(self.school.model)
         return forward_flops(model, self._shape, self._batch)
 
-    def _gene(self, method: Method, key: str, size: Component) -> Learngene:
+    def _gene(self, name: str, method: Method, key: str, size: Component) -> Learngene:
         """The learngene that serves a size, from its file if it is there."""
-        file = self.folder / "genes" / f"{self.seed}-{method.name}-{key}.safetensors"
+        file = self.folder / "genes" / f"{self.seed}-{name}-{key}.safetensors"
         if file.exists():
             return Learngene.load(file)
         sizes = [s for s in self.sizes if _key(method, s) == key]
@@ -220,7 +227,7 @@ class SeedRun:
         elif method.serves == "size":
             auxiliary = size
         steps, per_step = self._steps(method, auxiliary)
-        label = f"seed {self.seed}: {method.name} {key}".rstrip()
+        label = f"seed {self.seed}: {name} {key}".rstrip()
         task = Task(
             auxiliary,
             sizes,
@@ -255,7 +262,9 @@ class SeedRun:
             self._teacher = frozen(teacher_of(self.school, file))
         return self._teacher
 
-    def _train(self, method: Method, gene: Learngene, size: Component) -> list[dict[str, Any]]:
+    def _train(
+        self, name: str, method: Method, gene: Learngene, size: Component
+    ) -> list[dict[str, Any]]:
         """Initialise a network, train it, and score it after the epochs that were asked for."""
         lesson, classes = self.down.lesson, self.down.classes
         # On the public images: the others see none of the networks' own images beforehand. Where
@@ -267,26 +276,29 @@ class SeedRun:
         model.to(self.device)
         per_epoch = max(1, len(lesson.examples) // self.bench.batch_size)
         test, rows = self.down.data.test, []
-        facts = {"seed": self.seed, "method": method.name, "width": size.arguments["width"]}
+        facts = {"seed": self.seed, "method": name, "width": size.arguments["width"]}
         facts["depth"] = size.arguments["depth"]
-        label = f"seed {self.seed}: {method.name}, {facts['width']} x {facts['depth']}"
-        report = self.school.watch(label, per_epoch * max(self.bench.epochs))
+        label = f"seed {self.seed}: {name}, {facts['width']} x {facts['depth']}"
+        epochs = self._epochs(name)
+        report = self.school.watch(label, per_epoch * max(epochs))
+        flops = step_flops(self._network(size), self._shape, self.bench.batch_size)
 
         def score(step: int, _: float = 0.0) -> None:
             if step:
                 report(step, _)
             epoch, rest = divmod(step, per_epoch)
-            if rest or epoch not in self.bench.epochs:
+            if rest or epoch not in epochs:
                 return
             data = self.down.data
             measure_statistics(model, lesson.examples.inputs, data.prepare, self.device)
             found = evaluate(model, test, data, self.device, 512)
             model.train()
-            rows.append({**facts, "epoch": epoch, "accuracy": found.accuracy, "loss": found.loss})
+            scores = {"accuracy": found.accuracy, "loss": found.loss}
+            rows.append({**facts, "epoch": epoch, "flops": step * flops, **scores})
 
         score(0)
         recipe = Recipe(
-            per_epoch * max(self.bench.epochs),
+            per_epoch * max(epochs),
             self.bench.batch_size,
             self.bench.lr,
             self.config.pretraining.learn.weight_decay,
@@ -311,74 +323,6 @@ def _key(method: Method, size: Component) -> str:
     """Names the learngene that serves a size."""
     parts = {"family": (), "width": ("width",), "size": ("width", "depth")}[method.serves]
     return "-".join(f"{part}{size.arguments[part]:g}" for part in parts)
-
-
-def downstream(config: LearngeneConfig, data: LabelledData, device: str) -> Downstream:
-    """What the networks are trained for.
-
-    Raises
-    ------
-    ConfigError
-        If there are not enough images that are not public.
-    """
-    bench = config.bench
-    if bench.transfer is not None and not isinstance(data, ImageData):
-        raise ConfigError(f"bench.transfer={bench.transfer}: needs images, not {data.kind}")
-    if bench.transfer == "digits":
-        assert isinstance(data, ImageData)
-        other = _digits(data.shape)
-        count = min(bench.images or len(other.train), len(other.train))
-        # A digit that is mirrored is none.
-        return Downstream(*_on(other, count, device, config.seed), augment="none")
-    if bench.transfer == "classes":
-        if config.classes is None:
-            raise ConfigError("bench.transfer=classes: needs classes, those to learn from")
-        data = _without(data, set(config.classes))
-    public = public_share(len(data.train), config.init.public, config.seed)
-    left = torch.ones(len(data.train), dtype=torch.bool)
-    left[public] = False
-    rest = left.nonzero().flatten()
-    if len(rest) < (bench.images or 1):
-        raise ConfigError(f"bench.images: only {len(rest)} training images are not public")
-    data = replace(data, train=data.train[rest])
-    lesson, data = _on(data, bench.images or len(rest), device, config.seed)
-    return Downstream(lesson, data, config.dataset.augment)
-
-
-def _on(data: LabelledData, count: int, device: str, seed: int) -> tuple[Lesson, LabelledData]:
-    """So many training images of a data set, drawn by the seed."""
-    random = seeding.generator(seed, "downstream images")
-    chosen = torch.randperm(len(data.train), generator=random)[:count]
-    return Lesson(data.train[chosen], data, device, seed), data
-
-
-def _digits(shape: ImageShape) -> ImageData:
-    """Digits in the shape of other images: enlarged, the channel repeated."""
-    channels, sides = shape.channels, shape[1:]
-    found = digits().decode()
-
-    def enlarged(images: Examples) -> Examples:
-        pixels = nn.functional.interpolate(images.inputs.float(), sides, mode="bilinear")
-        pixels = pixels.round().to(torch.uint8).expand(-1, channels, -1, -1).contiguous()
-        return Examples(pixels, images.labels)
-
-    train = enlarged(found.train)
-    values = train.inputs.float() / 255
-    mean, std = float(values.mean()), float(values.std())
-    return ImageData(train, enlarged(found.test), 10, (mean,) * channels, (std,) * channels)
-
-
-def _without(data: LabelledData, classes: set[int]) -> LabelledData:
-    """The images of all other classes, which are counted from 0 again."""
-    others = [c for c in range(data.classes) if c not in classes]
-    place = torch.full((data.classes,), -1)
-    place[others] = torch.arange(len(others))
-
-    def kept(images: Examples) -> Examples:
-        labels = place[images.labels]
-        return Examples(images.inputs[labels >= 0], labels[labels >= 0])
-
-    return replace(data, train=kept(data.train), test=kept(data.test), classes=len(others))
 
 
 def _read(file: Path, columns: list[str]) -> pd.DataFrame:

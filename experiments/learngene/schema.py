@@ -22,15 +22,26 @@ def _known(name: str) -> str:
     return name
 
 
+def _new(variants: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    if taken := next((name for name in variants if name in METHODS), None):
+        raise ValueError(f"{taken} is a method of its own; name the variant otherwise")
+    return variants
+
+
+_Label = Annotated[str, Field(pattern=r"^[\w.+-]+$")]
+
+
 class Bench(Section):
     """The benchmark: a grid of sizes, each initialised by each method."""
 
     folder: str
     methods: Annotated[list[Annotated[str, AfterValidator(_known)]], Field(min_length=1)]
+    variants: Annotated[dict[_Label, dict[str, Any]], AfterValidator(_new)] | None
     seeds: Annotated[list[int], Field(min_length=1)]
     widths: Annotated[list[PositiveFloat], Field(min_length=1)]
     depths: Annotated[list[PositiveInt], Field(min_length=1)]
     epochs: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    long: PositiveInt | None
     images: PositiveInt | None
     lr: PositiveFloat
     batch_size: PositiveInt

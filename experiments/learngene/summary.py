@@ -20,13 +20,14 @@ BASELINE = "standard"
 
 
 def summarise(folder: Path) -> str:
-    """Write ``summary.md`` and ``grid.png``; returns the text."""
+    """Write ``summary.md``, ``grid.png`` and ``operations.png``; returns the text."""
     results = pd.concat([pd.read_csv(f) for f in sorted(folder.glob("results-*.csv"))])
     costs = pd.concat([pd.read_csv(f) for f in sorted(folder.glob("costs-*.csv"))])
-    parts = [_grid_means(results), _gains(results), _costs(costs)]
+    parts = [_grid_means(results), _long(results), _gains(results), _costs(costs)]
     text = "\n\n".join(part for part in parts if part) + "\n"
     write_text(folder / "summary.md", text)
     _picture(results, folder / "grid.png")
+    _operations(results, costs, folder / "operations.png")
     return text
 
 
@@ -45,10 +46,42 @@ def _after(epoch: int) -> str:
     return f"after {epoch} epoch" + ("" if epoch == 1 else "s")
 
 
+def _epochs(results: pd.DataFrame) -> list[int]:
+    """After which epochs all methods are scored."""
+    scored = [set(own["epoch"]) for _, own in results.groupby("method")]
+    return sorted(set.intersection(*scored))
+
+
+def _long(results: pd.DataFrame) -> str:
+    """Each method after a few epochs against standard networks after many times as many."""
+    means = results.groupby(["method", "epoch", "seed"])["accuracy"].mean()
+    methods = [m for m in results["method"].unique() if m != BASELINE]
+    if BASELINE not in set(results["method"]):
+        return ""
+    long = sorted(set(results[results["method"] == BASELINE]["epoch"]) - set(_epochs(results)))
+    usual = [epoch for epoch in _epochs(results) if epoch]
+    if not (long and usual and methods):
+        return ""
+    times = max(long) // max(usual)
+    rows = []
+    for epoch in usual:
+        there = means[BASELINE, epoch * times]
+        cells = [_cell(there.to_numpy())]
+        for method in methods:
+            own = means[method, epoch]
+            cells.append(_cell((own - there.reindex(own.index)).dropna().to_numpy(), sign=True))
+        rows.append([f"{epoch} against {epoch * times}", *cells])
+    title = (
+        f"After few epochs against standard networks after {times} times as many, mean over the "
+        "grid, in points:\n\n"
+    )
+    return title + _table(["epochs", f"{BASELINE}, %", *methods], rows)
+
+
 def _grid_means(results: pd.DataFrame) -> str:
     """Mean accuracy over the grid, per method and epoch."""
     means = results.groupby(["method", "epoch", "seed"])["accuracy"].mean().reset_index()
-    epochs = sorted(results["epoch"].unique())
+    epochs = _epochs(results)
     rows = []
     for method in results["method"].unique():
         own = means[means["method"] == method]
@@ -67,7 +100,7 @@ def _gains(results: pd.DataFrame) -> str:
     base = results[results["method"] == BASELINE].set_index(key)["accuracy"]
     others = [m for m in results["method"].unique() if m != BASELINE]
     tables = []
-    for epoch in sorted(results["epoch"].unique()):
+    for epoch in _epochs(results):
         rows = []
         for (width, depth), cell in results[results["epoch"] == epoch].groupby(["width", "depth"]):
             row = [f"{width:g} x {depth}"]
@@ -90,9 +123,31 @@ def _costs(costs: pd.DataFrame) -> str:
         scaled = [
             f"{mean[k] / 10**power:.2f}" for k in ("teacher_flops", "learn_flops", "fit_flops")
         ]
-        rows.append([str(method), f"{mean['numbers']:,.0f}", *scaled])
+        share = f"{100 * mean['numbers'] / mean['parameters']:.1f} %"
+        rows.append([str(method), f"{mean['numbers']:,.0f}", share, *scaled])
     title = f"What it takes to initialise all sizes of the grid (10^{power} operations):\n\n"
-    return title + _table(["method", "numbers stored", "teacher", "learning", "fitting"], rows)
+    head = ["method", "numbers stored", "of all networks'", "teacher", "learning", "fitting"]
+    return title + _table(head, rows)
+
+
+def _operations(results: pd.DataFrame, costs: pd.DataFrame, file: Path) -> None:
+    """Mean accuracy over the grid against all operations: a line per method, a point per epoch."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    costs = costs.assign(total=costs["teacher_flops"] + costs["learn_flops"] + costs["fit_flops"])
+    for method, own in results.groupby("method", sort=False):
+        begun = costs[costs["method"] == method]["total"].mean()
+        by_seed = own.groupby(["epoch", "seed"])
+        spent = by_seed["flops"].sum().groupby("epoch").mean() + begun
+        reached = 100 * by_seed["accuracy"].mean().groupby("epoch").mean()
+        there = spent > 0
+        axes.plot(spent[there], reached[there], marker="o", label=str(method))
+    axes.set(xscale="log", ylabel="test accuracy, mean over the sizes, %")
+    axes.set_xlabel("operations: teacher, learning, fitting, and training of all sizes")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    with replacing(file) as part:
+        figure.savefig(part, dpi=120)
+    plt.close(figure)
 
 
 def _picture(results: pd.DataFrame, file: Path) -> None:

@@ -135,14 +135,17 @@ class Method(ABC):
         Whether learning needs a teacher.
     trains : bool
         Whether learning trains the auxiliary network.
+    fits : bool
+        Whether something is fitted to a few examples for each network.
     temperature, hard : float
         Its own recipe: τ, and the weight of the labels beside the teacher.
     """
 
     name: ClassVar[str]
     serves: ClassVar[Serves]
-    teaches: ClassVar[bool] = True
-    trains: ClassVar[bool] = True
+    teaches: bool = True
+    trains: bool = True
+    fits: bool = False
     temperature: ClassVar[float] = 2.0
     hard: ClassVar[float] = 1.0
 

@@ -20,6 +20,7 @@ from fedwsa.models import build_model
 from fedwsa.models.architecture import Outline, architecture_of, outline
 
 Start = Literal["resized", "random"]
+Ablated = Literal["templates", "scalers"]
 
 
 class Wave(Method):
@@ -36,12 +37,27 @@ class Wave(Method):
     start
         What scalers start from: ``resized`` those of the auxiliary network, or ``random`` with
         the variance of the standard initialisation.
+    divide
+        Templates are the n-th part of the largest that make all sizes, along each side: fewer
+        numbers are stored, and each network has more scalers.
+    ablate
+        What is left out, to see what it brings: ``templates`` stay as they are drawn, ``scalers``
+        as they start.
     """
 
     name, serves = "wave", "family"
 
-    def __init__(self, *, count: PositiveInt = 16, start: Start = "resized") -> None:
-        self.count, self.start = count, start
+    def __init__(
+        self,
+        *,
+        count: PositiveInt = 16,
+        start: Start = "resized",
+        divide: PositiveInt = 1,
+        ablate: Ablated | None = None,
+    ) -> None:
+        self.count, self.start, self.divide = count, start, divide
+        self.teaches = self.trains = ablate != "templates"
+        self.fits = ablate != "scalers"
 
     def check(self, task: Task) -> None:
         """Refuse a family that no templates can make."""
@@ -50,7 +66,7 @@ class Wave(Method):
     def _shapes(self, task: Task) -> dict[str, tuple[int, ...]]:
         family = [outline(m, task.shape, task.classes) for m in (task.model, *task.family)]
         try:
-            return wave.template_shapes(family, architecture_of(task.model))
+            return wave.template_shapes(family, architecture_of(task.model), self.divide)
         except ValueError as error:
             raise ConfigError(f"sizes: {error}") from None
 
@@ -65,7 +81,8 @@ class Wave(Method):
         model.to(task.lesson.device)
         # Decay would shrink S and T, which only matter as a product.
         shared = [*wave.templates_of(model, known).values(), *wave.scalers_of(model).values()]
-        task.train(model, self, exempt=shared)
+        if self.trains:
+            task.train(model, self, exempt=shared)
         sizes = {group: list(shape) for group, shape in shapes.items()}
         return task.gene(
             self.name,
@@ -119,6 +136,8 @@ class Wave(Method):
     def _fit(self, model: nn.Module, gene: Learngene, target: Target) -> None:
         """Train the scalers, and the head where it is new, with everything else frozen."""
         if target.lesson is None or target.recipe is None or not target.recipe.steps:
+            return
+        if not self.fits:
             return
         model.to(target.lesson.device)
         chosen = list(wave.scalers_of(model).values())

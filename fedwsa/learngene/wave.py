@@ -41,18 +41,18 @@ TEMPLATES, SCALERS = "templates/", "scalers/"
 
 
 def template_shapes(
-    family: Sequence[Outline], architecture: Architecture
+    family: Sequence[Outline], architecture: Architecture, divide: int = 1
 ) -> dict[str, tuple[int, ...]]:
     """The largest templates ``(p, q, *kernel)`` of each group that make all weights of a family.
 
     p and q are the greatest common divisors of the units, so that a block never cuts through an
-    attention head or a flattened channel.
+    attention head or a flattened channel. With ``divide`` they are its n-th part.
 
     Raises
     ------
     ValueError
-        If the networks have no weight in a group, heads or kernels of several sizes, or widths
-        without a common divisor.
+        If they cannot be divided so, the networks have no weight in a group, heads or kernels of
+        several sizes, or widths without a common divisor.
     """
     found: dict[str, tuple[int, ...]] = {}
     for group in architecture.groups:
@@ -70,11 +70,12 @@ def template_shapes(
             continue  # a network so shallow that it has none
         if len(kernels) > 1:
             raise ValueError(f"{group}: kernels of several sizes: {sorted(kernels)}")
-        found[group] = (_block(group, sizes[0]), _block(group, sizes[1]), *kernels.pop())
+        rows, columns = (_block(group, side, divide) for side in sizes)
+        found[group] = (rows, columns, *kernels.pop())
         if found[group][:2] == (1, 1):
-            rows, columns = (sorted({size for _, size in side}) for side in sizes)
+            there = [", ".join(map(str, sorted({n for _, n in side}))) for side in sizes]
             raise ValueError(
-                f"{group}: {', '.join(map(str, rows))} by {', '.join(map(str, columns))} units "
+                f"{group}: {there[0]} by {there[1]} units "
                 "have no common divisor, so that a template would be a single number; take widths "
                 "that are multiples of one another"
             )
@@ -83,14 +84,17 @@ def template_shapes(
     return found
 
 
-def _block(group: str, sizes: Sequence[tuple[Axis, int]]) -> int:
+def _block(group: str, sizes: Sequence[tuple[Axis, int]], divide: int) -> int:
     inner = {axis.inner for axis, _ in sizes}
     if len(inner) > 1:
         raise ValueError(
             f"{group}: units (attention heads, flattened channels) of several sizes: "
             f"{', '.join(map(str, sorted(inner)))}; give all networks the same"
         )
-    return gcd(*(axis.units(size) for axis, size in sizes)) * inner.pop()
+    units = gcd(*(axis.units(size) for axis, size in sizes))
+    if units % divide:
+        raise ValueError(f"{group}: templates of {units} units have no {divide} equal parts")
+    return units // divide * inner.pop()
 
 
 class Kronecker(nn.Module):

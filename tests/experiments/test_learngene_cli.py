@@ -177,6 +177,7 @@ BENCH = [
     "bench.widths=[0.25,0.5]",
     "bench.depths=[2,3]",
     "bench.epochs=[0,1]",
+    "bench.long=3",
     "bench.images=200",
     "pretraining.learn.steps=40",
 ]
@@ -187,7 +188,19 @@ def test_the_benchmark_gives_all_methods_the_same_operations_and_goes_on(
 ) -> None:
     assert command(monkeypatch, "bench", "bench.folder=b", cache, *BENCH) == 0
     results = pd.read_csv(inside / "b" / "results-0.csv")
-    assert len(results) == 6 * 4 * 2
+    # Four sizes at two epochs; standard networks are trained three times as long, too.
+    assert results.groupby("method").size().to_dict() == {
+        "standard": 12,
+        **dict.fromkeys(("selection", "sws", "tleg", "wave", "direct"), 8),
+        **dict.fromkeys(("random-templates", "untrained-scalers"), 8),
+    }
+    # An epoch is three steps of 64 of the 200 images, at three times a forward pass.
+    one = results[results["epoch"] == 1].set_index(["method", "width", "depth"])["flops"]
+    weights = 64 * 50 + 50 * 50 + 50 * 10
+    images = 64 * 64 * 50  # nothing is sent on to the images themselves
+    assert (one[:, 0.25, 2] == 3 * 2 * (3 * 64 * weights - images)).all()
+    long = results[(results["method"] == "standard") & (results["epoch"] == 3)]
+    assert long["flops"].tolist() == (3 * one["standard"]).tolist()
     costs = pd.read_csv(inside / "b" / "costs-0.csv").set_index("method")
     total = costs["learn_flops"] + costs["fit_flops"]
     assert total["standard"] == total["selection"] == costs["numbers"]["standard"] == 0
@@ -196,9 +209,15 @@ def test_the_benchmark_gives_all_methods_the_same_operations_and_goes_on(
     # Direct stores the networks: 64 pixels, 50 or 100 units, 10 classes.
     stored = [65 * w + (d - 1) * (w * w + w) + 10 * (w + 1) for w in (50, 100) for d in (2, 3)]
     assert costs["numbers"]["direct"] == sum(stored)
+    assert (costs["parameters"] == sum(stored)).all()
+    assert total["random-templates"] == total["wave"] - costs["learn_flops"]["wave"]
+    assert total["untrained-scalers"] == costs["learn_flops"]["wave"]
+    assert costs["teacher_flops"]["random-templates"] == 0
     text = (inside / "b" / "summary.md").read_text()
     assert "numbers stored" in text
-    assert (inside / "b" / "grid.png").stat().st_size > 10_000
+    assert "1 against 3" in text
+    for picture in ("grid.png", "operations.png"):
+        assert (inside / "b" / picture).stat().st_size > 10_000
     # The rows of a size are lost: only they are made again, and are the same.
     lost = (results["method"] == "tleg") & (results["width"] == 0.25) & (results["depth"] == 2)
     results[~lost].to_csv(inside / "b" / "results-0.csv", index=False)
@@ -220,7 +239,8 @@ def test_the_benchmark_can_train_for_other_images_than_the_templates_saw(
     words += ["classes=[0,1,2,3,4,5]"] if transfer == "classes" else []
     assert command(monkeypatch, "bench", "bench.folder=b", cache, *words) == 0
     results = pd.read_csv(inside / "b" / "results-0.csv")
-    assert len(results) == 2 * 4 * 2
+    # Four sizes: three epochs counted for standard networks, two for WAVE and its two ablations.
+    assert len(results) == 4 * (3 + 3 * 2)
     assert results["accuracy"].between(0, 1).all()
 
 

@@ -266,6 +266,30 @@ def test_the_nearest_widths_are_named_where_a_width_cannot_be_made() -> None:
         Wave().initialise(gene, Target(component("vit.vit", width=0.75), CLASSES))
 
 
+def test_smaller_templates_make_the_same_sizes_from_fewer_numbers() -> None:
+    """48 units of two heads: blocks of one head, or half of the fully connected units."""
+    usual, half = (Wave(count=4, divide=divide).learn(task(VIT)) for divide in (1, 2))
+    shapes = [gene.facts["templates"]["attn.qkv"] for gene in (usual, half)]
+    assert shapes == [[4, 48, 48], [4, 24, 24]]
+    made = Wave().initialise(half, Target(component("vit.vit", width=0.5), CLASSES))
+    assert made["blocks.0.attn.qkv.weight"].shape == (288, 96)
+    assert half.numbers < usual.numbers
+    with pytest.raises(ConfigError, match="templates of 2 units have no 3 equal parts"):
+        Wave(divide=3).check(task(VIT))
+
+
+def test_ablated_templates_are_those_that_were_drawn_and_scalers_those_that_they_start_as() -> None:
+    drawn, kept = Wave(count=4).learn(task(VIT)), Wave(count=4, ablate="templates")
+    gene = kept.learn(task(VIT, steps=3))
+    assert all(torch.equal(gene.tensors[k], t) for k, t in drawn.tensors.items())
+    recipe = Recipe(3, batch_size=16, lr=0.01, augment="none")
+    target = Target(VIT, CLASSES, lesson(), recipe)
+    start = Wave().initialise(gene, replace(target, recipe=None))
+    for method, fitted in ((kept, True), (Wave(ablate="scalers"), False)):
+        made = method.initialise(gene, target)
+        assert all(torch.equal(made[k], start[k]) for k in made) != fitted
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
