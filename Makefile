@@ -20,8 +20,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup  ## FedAvg and FedAvg+WSA on the same non-IID cohorts of digits
-	$(BIN)/fedwsa --multirun experiment=demo wsa=off,on
+demo: setup  ## clients of three sizes, from two initialisations, with and without WSA
+	$(BIN)/fedwsa --multirun experiment=demo,demo_wave wsa=off,on
 
 deploy-demo: setup  ## a server and two nodes as separate programs, with TLS and keys
 	$(BIN)/python -m experiments.deploy

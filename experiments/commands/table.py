@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.reports.tables.build import TESTS, Request, build
+from experiments.reports.tables.build import TESTS, Request, Table, build
 from experiments.reports.tables.collect import Collection, collect
 from experiments.reports.tables.formats import FORMATS, show
+from experiments.reports.tables.kept import keep
 from experiments.reports.tables.metrics import METRICS, measure, share_to_reach
 from fedwsa.command_line import Parser, in_one_line
 from fedwsa.config.component import ConfigError
@@ -54,6 +56,12 @@ def _parser() -> Parser:
     parser.add_argument("--test", choices=TESTS, help="which test decides what is bold; default: t")
     parser.add_argument("--format", choices=FORMATS, help="default: for the terminal")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FILE.csv",
+        help="also write all numbers of each run to a file that RUNS may name when they are gone",
+    )
     return parser
 
 
@@ -121,8 +129,12 @@ def table(arguments: Sequence[str], console: Console) -> None:
     warn(collection, "fedwsa-table")
     if not collection.runs:
         raise ConfigError("no run is left to show")
-    options = {key: getattr(given, key) for key in ("metric", "target", "baseline", "test")}
-    built = build(collection.runs, request_of(collection.study, **options))
+    built = _built(collection, given)
+    if given.keep is not None:
+        try:
+            keep(collection.runs, collection.study, given.keep)
+        except OSError as error:
+            raise ConfigError(f"--keep: cannot write {given.keep}: {error.strerror}") from None
     form = given.format or _by_suffix(given.out)
     if form is None:
         show(built, console)
@@ -135,6 +147,24 @@ def table(arguments: Sequence[str], console: Console) -> None:
         write_text(given.out, text)
     except OSError as error:
         raise ConfigError(f"--out: cannot write {given.out}: {error.strerror}") from None
+
+
+def _built(collection: Collection, given: argparse.Namespace) -> Table:
+    """The table that is asked for."""
+    options = {key: getattr(given, key) for key in ("metric", "target", "baseline", "test")}
+    return build(collection.runs, request_of(collection.study, **options))
+
+
+def made(arguments: Sequence[str]) -> str:
+    """The text of a table; arguments as of the command, with a format.
+
+    Raises
+    ------
+    ConfigError
+        If there are no runs, or the request does not fit them.
+    """
+    given = _parser().parse_args(arguments)
+    return FORMATS[given.format](_built(collect(given.runs), given))
 
 
 def _by_suffix(file: Path | None) -> str | None:

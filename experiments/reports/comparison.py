@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.commands.runs import read_history
+from experiments.reports.figures import draw, style
 from experiments.reports.pictures import plot_curves
 from experiments.reports.tables.build import Request, Row, build
 from experiments.reports.tables.collect import SEED, collect
@@ -106,8 +107,6 @@ def _show_sizes(sizes: Sequence[str], runs: Sequence[Run], console: Console) -> 
 
 def _draw_sizes(rows: Sequence[Row], file: Path) -> None:
     """The accuracies of the sizes over rounds."""
-    from experiments.reports.figures import draw, style
-
     with draw.plt.rc_context(style.STYLE):
         figure = draw.by_size([row for row in rows if row.runs])
         assert figure is not None

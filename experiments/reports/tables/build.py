@@ -128,7 +128,7 @@ def build(runs: Sequence[Run], request: Request) -> Table:
         for name, how in zip(request.metrics, request.measures, strict=True):
             if how.to_target and request.target is None:
                 raise ConfigError(f"--metric {name}: needs --target, the accuracy to reach")
-            read = [how.read(run, request.target) for run in row.runs]
+            read = [run.value(name, how.read, request.target) for run in row.runs]
             row.values[name] = [value for value in read if value is not None]
     notes = [_cohorts(rows)] if any(row.runs for row in rows) else []
     left_out: list[str] = []
@@ -224,7 +224,8 @@ def _compared(rows: Sequence[Row]) -> int:
 
 def _pair(row: Row, base: Row, request: Request, notes: list[str]) -> Paired | None:
     """Compare two rows at the seeds that both have, if these are the same federations."""
-    compared, target = request.measures[0], request.target
+    first, target = request.metrics[0], request.target
+    how = request.measures[0].read
     others = {run.seed: run for run in base.runs}
     pairs = [(run, others[run.seed]) for run in row.runs if run.seed in others]
     for what, differ in (
@@ -238,7 +239,7 @@ def _pair(row: Row, base: Row, request: Request, notes: list[str]) -> Paired | N
                 f"(seed {seeds})"
             )
             return None
-    read = [(compared.read(a, target), compared.read(b, target)) for a, b in pairs]
+    read = [(a.value(first, how, target), b.value(first, how, target)) for a, b in pairs]
     both = [(a, b) for a, b in read if a is not None and b is not None]
     if not both:
         why = f"no pair has {request.metrics[0]}" if pairs else "no seed has finished in both"

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from experiments.reports.tables.kept import read_kept
 from experiments.reports.tables.runs import Run, fingerprint
 from fedwsa.config.component import ConfigError
 from fedwsa.config.identity import described
@@ -50,6 +51,8 @@ class Collection:
 def collect(paths: Sequence[str]) -> Collection:
     """Read the runs at run folders, folders of such, study folders, and patterns of these.
 
+    Or of files of kept runs (:mod:`experiments.reports.tables.kept`).
+
     Raises
     ------
     ConfigError
@@ -58,7 +61,13 @@ def collect(paths: Sequence[str]) -> Collection:
     collection = Collection()
     folders: dict[Path, None] = {}
     studies: list[dict[str, Any]] = []
+    kept: list[Run] = []
     for path in paths:
+        if path.endswith(".csv") and os.path.isfile(path):
+            study, runs = read_kept(Path(path))
+            studies.append(study)
+            kept += runs
+            continue
         found = list(_folders(path, collection, studies))
         if not found and not collection.skipped and not collection.missing:
             raise ConfigError(f"{path}: there is no run folder")
@@ -71,7 +80,9 @@ def collect(paths: Sequence[str]) -> Collection:
             collection.skipped.append((folder, str(error)))
     if len(studies) == 1:
         collection.study = studies[0]
-    collection.runs = _single(_with_axes(read, collection), collection)
+    if kept and read:
+        raise ConfigError("kept runs and run folders are no one table; name either")
+    collection.runs = kept or _single(_with_axes(read, collection), collection)
     return collection
 
 

@@ -134,7 +134,7 @@ METRICS: dict[str, Measure] = {
 }
 """By name; beside them each size has one (:func:`measure`)."""
 
-_SIZE = "size_"
+SIZE_METRIC = "size_"
 
 
 def measure(name: str) -> Measure:
@@ -147,10 +147,10 @@ def measure(name: str) -> Measure:
     """
     if name in METRICS:
         return METRICS[name]
-    size = name.removeprefix(_SIZE)
+    size = name.removeprefix(SIZE_METRIC)
     if size in ("", name):
         known = ", ".join(METRICS)
-        raise ValueError(f"must be one of {known}, or {_SIZE}NAME, of a size")
+        raise ValueError(f"must be one of {known}, or {SIZE_METRIC}NAME, of a size")
     return Measure(f"{size}, last {_LAST}, %", partial(_of_size, size), 100)
 
 

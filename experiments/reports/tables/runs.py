@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,9 @@ from typing import Any
 from fedwsa.config.identity import described
 from fedwsa.runfolder.columns import CLIENT_LISTS
 from fedwsa.runfolder.read import numbers, read_columns, read_json
+
+Read = Callable[["Run", float | None], float | None]
+"""(run, accuracy to reach) → a metric."""
 
 
 @dataclass
@@ -90,6 +93,10 @@ class Run:
     def shares_cohorts(self, other: Run) -> bool:
         """Whether the same were asked, in all rounds that both have: one may have ended early."""
         return all(a == b for a, b in zip(self.cohorts, other.cohorts, strict=False))
+
+    def value(self, name: str, read: Read, target: float | None) -> float | None:
+        """What a metric of this name reads of the run; None if it does not have it."""
+        return read(self, target)
 
     @cached_property
     def partition(self) -> str | None:

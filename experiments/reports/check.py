@@ -1,0 +1,125 @@
+"""Check the tables of documents against the runs that are kept beside them.
+
+    python -m experiments.reports.check docs [--write]
+
+A line ``<!-- fedwsa-table data/NAME.csv OPTIONS -->`` says of which runs the table below it is
+made, and how: what follows, down to the next line ``<!-- end -->``, must be what
+``fedwsa-table`` makes of them in Markdown. ``--write`` puts it there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.commands.table import made
+from fedwsa.command_line import in_one_line
+from fedwsa.config.component import ConfigError
+from fedwsa.runfolder.files import write_text
+
+_MARKED = re.compile(
+    r"^<!-- fedwsa-table (?P<words>.*?) -->\n(?P<body>.*?)^<!-- end -->$", re.M | re.S
+)
+_RULE = re.compile(r"^\|(\s*:?-+:?\s*\|)+\s*$", re.M)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A table that is not what its runs say.
+
+    Attributes
+    ----------
+    place : str
+        File and line.
+    there, expected : str
+        The first line that differs.
+    """
+
+    place: str
+    there: str
+    expected: str
+
+
+def expected(words: str, folder: Path) -> str:
+    """What ``fedwsa-table`` makes of the words of a mark, in Markdown.
+
+    Raises
+    ------
+    ConfigError
+        If it makes nothing of them.
+    """
+    name, *options = shlex.split(words)
+    return made([str(folder / name), *options, "--format", "md"])
+
+
+def _differences(file: Path, text: str) -> Iterator[Finding]:
+    for found in _MARKED.finditer(text):
+        line = text.count("\n", 0, found.start("body")) + 1
+        there = found["body"].strip().splitlines()
+        wanted = expected(found["words"], file.parent).strip().splitlines()
+        for k in range(max(len(there), len(wanted))):
+            pair = [lines[k] if k < len(lines) else "nothing" for lines in (there, wanted)]
+            if pair[0] != pair[1]:
+                yield Finding(f"{file}:{line + k}", *pair)
+                break
+
+
+def check(folder: Path) -> tuple[int, int, list[Finding]]:
+    """How many tables were checked, how many have no runs, and what is wrong."""
+    checked, without, wrong = 0, 0, []
+    for file in _documents(folder):
+        text = file.read_text(encoding="utf-8")
+        marked = len(_MARKED.findall(text))
+        checked += marked
+        without += len(_RULE.findall(text)) - marked
+        wrong += list(_differences(file, text))
+    return checked, without, wrong
+
+
+def write(folder: Path) -> None:
+    """Put the tables there that the runs make."""
+    for file in _documents(folder):
+        text = file.read_text(encoding="utf-8")
+
+        def filled(found: re.Match[str], file: Path = file) -> str:
+            body = expected(found["words"], file.parent)
+            return f"<!-- fedwsa-table {found['words']} -->\n{body}<!-- end -->"
+
+        new = _MARKED.sub(filled, text)
+        if new != text:
+            write_text(file, new)
+
+
+def _documents(folder: Path) -> list[Path]:
+    files = sorted(folder.rglob("*.md"))
+    if not files:
+        raise ConfigError(f"{folder}: there is no document")
+    return files
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; exit code 1 if a number is not what the runs say."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.reports.check", description=__doc__
+    )
+    parser.add_argument("folder", type=Path, help="of documents, with the kept runs below it")
+    parser.add_argument("--write", action="store_true", help="put the tables there")
+    with in_one_line("check"):
+        given = parser.parse_args(arguments)
+        if given.write:
+            write(given.folder)
+        checked, without, wrong = check(given.folder)
+        for finding in wrong:
+            print(f"{finding.place}: there is\n  {finding.there}")
+            print(f"and the runs say\n  {finding.expected}")
+        print(f"{checked} tables checked against their runs, {len(wrong)} wrong; {without} others")
+        sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
