@@ -86,6 +86,19 @@ def _mean_of_last(by_round: Mapping[int, float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def _drift(run: Run, target: float | None) -> float | None:
+    """Mean over the layers of |σ of the averaged model / fused σ − 1|, in the last round."""
+    pairs = zip(run.last_scopes("averaged_std"), run.last_scopes("fused_std"), strict=True)
+    found = [abs(averaged / fused - 1) for averaged, fused in pairs if fused]
+    return sum(found) / len(found) if found else None
+
+
+def _client_kl(run: Run, target: float | None) -> float | None:
+    """Mean over the layers of the clients' KL to the target, in the last round."""
+    found = run.last_scopes("client_kl")
+    return sum(found) / len(found) if found else None
+
+
 def _reached(run: Run, target: float | None) -> int | None:
     """How many rounds went by until the accuracy was first at the target."""
     assert target is not None
@@ -130,6 +143,8 @@ METRICS: dict[str, Measure] = {
     "seconds_to_target": Measure(
         "simulated s to {target}", _sum_to_target("simulated_seconds"), digits=1, to_target=True
     ),
+    "drift": Measure("σ lost by averaging, %", _drift, 100),
+    "client_kl": Measure("clients' KL", _client_kl, digits=4),
     "seconds": Measure("seconds", lambda run, target: run.result.get("seconds"), digits=1),
 }
 """By name; beside them each size has one (:func:`measure`)."""

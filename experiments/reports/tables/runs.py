@@ -85,6 +85,15 @@ class Run:
         file = self.folder / "sizes.json"
         return read_json(file) if file.exists() else {}
 
+    def last_scopes(self, key: str) -> list[float]:
+        """A column of ``scopes.csv`` in the last round, a number a layer; none without WSA."""
+        file = self.folder / "scopes.csv"
+        columns = read_columns(file)
+        rounds, values = (numbers(file, columns.get(k, [])) for k in ("round", key))
+        pairs = list(zip(rounds, values, strict=True))
+        last = max((n for n, _ in pairs if n is not None), default=None)
+        return [v for n, v in pairs if n == last and v is not None]
+
     @property
     def cohorts(self) -> list[str]:
         """Who was asked to train, in each round."""
