@@ -39,11 +39,12 @@ test-slow: setup  ## the others: commands and what kills them, deployments, stud
 grid: setup  ## every strategy on every model, in every way and every world: over an hour
 	$(BIN)/python -m pytest -n 2 -m grid
 
-check: setup  ## lint, format, types, import floors
+check: setup  ## lint, format, types, import floors, tables of the documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -p no:cacheprovider tests/test_floors.py
+	$(BIN)/python -m experiments.reports.check docs
 
 clean:  ## remove .venv and caches; run folders stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -25,6 +25,7 @@ from fedwsa.runfolder.files import write_text
 _MARKED = re.compile(
     r"^<!-- fedwsa-table (?P<words>.*?) -->\n(?P<body>.*?)^<!-- end -->$", re.M | re.S
 )
+_FENCED = re.compile(r"^```.*?^```$", re.M | re.S)
 _RULE = re.compile(r"^\|(\s*:?-+:?\s*\|)+\s*$", re.M)
 
 
@@ -57,8 +58,14 @@ def expected(words: str, folder: Path) -> str:
     return made([str(folder / name), *options, "--format", "md"])
 
 
+def _marked(text: str) -> list[re.Match[str]]:
+    """The marks of a document, none of those in its examples of text."""
+    plain = _FENCED.sub(lambda fence: re.sub(r"[^\n]", " ", fence[0]), text)
+    return list(_MARKED.finditer(plain))
+
+
 def _differences(file: Path, text: str) -> Iterator[Finding]:
-    for found in _MARKED.finditer(text):
+    for found in _marked(text):
         line = text.count("\n", 0, found.start("body")) + 1
         there = found["body"].strip().splitlines()
         wanted = expected(found["words"], file.parent).strip().splitlines()
@@ -74,7 +81,7 @@ def check(folder: Path) -> tuple[int, int, list[Finding]]:
     checked, without, wrong = 0, 0, []
     for file in _documents(folder):
         text = file.read_text(encoding="utf-8")
-        marked = len(_MARKED.findall(text))
+        marked = len(_marked(text))
         checked += marked
         without += len(_RULE.findall(text)) - marked
         wrong += list(_differences(file, text))
@@ -84,13 +91,10 @@ def check(folder: Path) -> tuple[int, int, list[Finding]]:
 def write(folder: Path) -> None:
     """Put the tables there that the runs make."""
     for file in _documents(folder):
-        text = file.read_text(encoding="utf-8")
-
-        def filled(found: re.Match[str], file: Path = file) -> str:
+        text = new = file.read_text(encoding="utf-8")
+        for found in reversed(_marked(text)):
             body = expected(found["words"], file.parent)
-            return f"<!-- fedwsa-table {found['words']} -->\n{body}<!-- end -->"
-
-        new = _MARKED.sub(filled, text)
+            new = new[: found.start("body")] + body + new[found.end("body") :]
         if new != text:
             write_text(file, new)
 

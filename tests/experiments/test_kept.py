@@ -42,7 +42,8 @@ def document(kept: Path, body: str) -> Path:
     words = " ".join(OPTIONS[:4])
     mark = f"<!-- fedwsa-table {kept.name} {words} -->\n{body}<!-- end -->\n"
     file = kept.parent / "page.md"
-    file.write_text(f"# Page\n\n{mark}\n| other |\n|---|\n| 1 |\n")
+    example = "```\n<!-- fedwsa-table nothing.csv -->\n<!-- end -->\n```\n"
+    file.write_text(f"# Page\n\n{mark}\n{example}\n| other |\n|---|\n| 1 |\n")
     return file
 
 
