@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup  ## clients of three sizes, from two initialisations, with and without WSA
-	$(BIN)/fedwsa --multirun experiment=demo,demo_wave wsa=off,on
+	$(BIN)/fedwsa --multirun experiment=demo_standard,demo_wave wsa=off,on
 
 deploy-demo: setup  ## a server and two nodes as separate programs, with TLS and keys
 	$(BIN)/python -m experiments.deploy
