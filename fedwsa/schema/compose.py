@@ -138,13 +138,20 @@ def _composed(overrides: str) -> Config:
     return compose(shlex.split(overrides))
 
 
-_FREE = ("strategy.args.", "strategy.args=", "sizes.", "sizes=", "tracker.")
+_FREE = ("strategy.args.", "strategy.args=", "sizes.", "sizes=", "tracker.", "bench.variants.")
+_REPLACED = ("clients.sizes", "bench.variants")
 
 
 def free_arguments(overrides: Sequence[str]) -> list[str]:
     """Let ``strategy.args.KEY=VALUE`` name any key: Hydra wants ``++`` before a new one.
 
-    ``sizes.NAME.KEY=VALUE`` and ``tracker.NAME.KEY=VALUE`` likewise. Everything else stays
+    ``sizes.NAME.KEY=VALUE`` and ``tracker.NAME.KEY=VALUE`` likewise. Mappings that say all at once
+    take the place of what was there, which Hydra would merge them with. Everything else stays
     closed; the arguments are checked against the signatures of strategy, model and tracker.
     """
-    return [f"++{o}" if o.startswith(_FREE) else o for o in overrides]
+    found: list[str] = []
+    for override in overrides:
+        if override.partition("=")[0] in _REPLACED:
+            found.append(f"{override.partition('=')[0]}=null")
+        found.append(f"++{override}" if override.startswith(_FREE) else override)
+    return found

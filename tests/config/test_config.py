@@ -279,3 +279,20 @@ def test_options_of_ones_own_stand_beside_ours_in_the_working_directory(
     text = help_text()
     assert text.count("model=mine\n") == text.count("model=mlp") == 1
     assert "breadth: 3" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "sizes"),
+    [
+        (["clients.sizes={S: 1.0}"], {"S": 1.0}),
+        (["clients.sizes={S: 0.5, L: 0.5}", "clients.sizes={L: 1.0}"], {"L": 1.0}),
+        (["clients.sizes=[S,S,L]", "clients.count=3"], ["S", "S", "L"]),
+        (["clients.sizes={XL: 1.0}", "sizes.XL={width: 2.0}"], {"XL": 1.0}),
+        (["clients.sizes=null"], None),
+        ([], {"S": 0.5, "M": 0.3, "L": 0.2}),
+    ],
+)
+def test_who_has_which_size_is_said_all_at_once(words: list[str], sizes: object) -> None:
+    """Hydra would merge the mapping into that of the experiment."""
+    config = compose(["experiment=sizes", *words])
+    assert config.clients.sizes == sizes
