@@ -12,6 +12,7 @@ from rich.console import Console
 from experiments.commands.table import warn
 from experiments.reports.tables.build import Request, Row, build
 from experiments.reports.tables.collect import collect
+from experiments.reports.tables.kept import KeptRun
 from fedwsa.command_line import Parser, in_one_line
 from fedwsa.config.component import ConfigError
 from fedwsa.data.partition_files import read_described
@@ -65,6 +66,8 @@ def plot(arguments: Sequence[str], console: Console) -> None:
     given = _parser().parse_args(arguments)
     collection = collect(given.runs)
     warn(collection, "fedwsa-plot")
+    if any(isinstance(run, KeptRun) for run in collection.runs):
+        raise ConfigError("a file of kept runs has no rounds, and nothing to draw")
     table = build(collection.runs, Request())
     rows = [row for row in table.rows if row.runs]
     if not rows:

@@ -13,7 +13,7 @@ from rich.console import Console
 from experiments.reports.tables.build import TESTS, Request, Table, build
 from experiments.reports.tables.collect import Collection, collect
 from experiments.reports.tables.formats import FORMATS, show
-from experiments.reports.tables.kept import keep
+from experiments.reports.tables.kept import KeptRun, keep
 from experiments.reports.tables.metrics import METRICS, measure, share_to_reach
 from fedwsa.command_line import Parser, in_one_line
 from fedwsa.config.component import ConfigError
@@ -131,6 +131,8 @@ def table(arguments: Sequence[str], console: Console) -> None:
         raise ConfigError("no run is left to show")
     built = _built(collection, given)
     if given.keep is not None:
+        if any(isinstance(run, KeptRun) for run in collection.runs):
+            raise ConfigError("--keep: these runs are kept already")
         try:
             keep(collection.runs, collection.study, given.keep)
         except OSError as error:

@@ -124,16 +124,39 @@ class SeedRun:
             )
         for size in self.sizes:
             outline(size, data.shape, data.classes, "bench.widths, bench.depths")
+        self._require_makeable()
         self.results = folder / f"results-{self.seed}.csv"
         self.costs = folder / f"costs-{self.seed}.csv"
         self._teacher: nn.Module | None = None
+
+    @property
+    def _names(self) -> list[str]:
+        """Of the methods, WAVE's variants last."""
+        return [*self.bench.methods, *(self.bench.variants or {})]
+
+    def _require_makeable(self) -> None:
+        """Refuse methods that cannot be, before anything is learned.
+
+        Raises
+        ------
+        ConfigError
+            If an argument is wrong, or a method makes nothing for a size.
+        """
+        lesson, recipe = self.school.lesson, self.school.recipe("learn")
+        shape, classes = self._shape, self.school.classes
+        task = Task(self.school.model, self.sizes, shape, classes, lesson, recipe)
+        for name in self._names:
+            try:
+                self._named(name).check(task)
+            except ConfigError as error:
+                raise ConfigError(f"bench: {name}: {error}") from None
 
     def run(self) -> None:
         """Run what is missing."""
         done = _read(self.results, COLUMNS)
         missing = [
             (name, size)
-            for name in (*self.bench.methods, *(self.bench.variants or {}))
+            for name in self._names
             for size in self.sizes
             if not _has(done, name, size, len(self._epochs(name)))
         ]

@@ -15,6 +15,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from experiments.commands.table import made
@@ -25,6 +26,7 @@ from fedwsa.runfolder.files import write_text
 _MARKED = re.compile(
     r"^<!-- fedwsa-table (?P<words>.*?) -->\n(?P<body>.*?)^<!-- end -->$", re.M | re.S
 )
+_BEGUN = re.compile(r"^<!-- fedwsa-table ", re.M)
 _FENCED = re.compile(r"^```.*?^```$", re.M | re.S)
 _RULE = re.compile(r"^\|(\s*:?-+:?\s*\|)+\s*$", re.M)
 
@@ -46,29 +48,44 @@ class Finding:
     expected: str
 
 
-def expected(words: str, folder: Path) -> str:
-    """What ``fedwsa-table`` makes of the words of a mark, in Markdown.
+def expected(file: Path, words: str) -> str:
+    """What ``fedwsa-table`` makes of the words of a mark in a document, in Markdown.
 
     Raises
     ------
     ConfigError
         If it makes nothing of them.
     """
-    name, *options = shlex.split(words)
-    return made([str(folder / name), *options, "--format", "md"])
+    try:
+        name, *options = shlex.split(words)
+        return made([str(file.parent / name), *options, "--format", "md"])
+    except (ValueError, SystemExit) as error:  # which argparse ends by
+        raise ConfigError(f"{file}: fedwsa-table {words}: {error}") from None
 
 
-def _marked(text: str) -> list[re.Match[str]]:
-    """The marks of a document, none of those in its examples of text."""
+def _marked(file: Path, text: str) -> list[re.Match[str]]:
+    """The marks of a document, none of those in its examples of text.
+
+    Raises
+    ------
+    ConfigError
+        If one has no end.
+    """
     plain = _FENCED.sub(lambda fence: re.sub(r"[^\n]", " ", fence[0]), text)
-    return list(_MARKED.finditer(plain))
+    found = list(_MARKED.finditer(plain))
+    begun = [m.start() for m in _BEGUN.finditer(plain)]
+    for start, of in zip_longest(begun, found):
+        if of is None or of.start() != start or _BEGUN.search(of["body"]):
+            line = plain.count("\n", 0, begun[0] if start is None else start) + 1
+            raise ConfigError(f"{file}:{line}: a table that no line <!-- end --> ends")
+    return found
 
 
 def _differences(file: Path, text: str) -> Iterator[Finding]:
-    for found in _marked(text):
+    for found in _marked(file, text):
         line = text.count("\n", 0, found.start("body")) + 1
         there = found["body"].strip().splitlines()
-        wanted = expected(found["words"], file.parent).strip().splitlines()
+        wanted = expected(file, found["words"]).strip().splitlines()
         for k in range(max(len(there), len(wanted))):
             pair = [lines[k] if k < len(lines) else "nothing" for lines in (there, wanted)]
             if pair[0] != pair[1]:
@@ -81,9 +98,10 @@ def check(folder: Path) -> tuple[int, int, list[Finding]]:
     checked, without, wrong = 0, 0, []
     for file in _documents(folder):
         text = file.read_text(encoding="utf-8")
-        marked = len(_marked(text))
+        marked = len(_marked(file, text))
         checked += marked
-        without += len(_RULE.findall(text)) - marked
+        rules = len(_RULE.findall(text))
+        without += rules - sum(bool(_RULE.search(m["body"])) for m in _marked(file, text))
         wrong += list(_differences(file, text))
     return checked, without, wrong
 
@@ -92,8 +110,8 @@ def write(folder: Path) -> None:
     """Put the tables there that the runs make."""
     for file in _documents(folder):
         text = new = file.read_text(encoding="utf-8")
-        for found in reversed(_marked(text)):
-            body = expected(found["words"], file.parent)
+        for found in reversed(_marked(file, text)):
+            body = expected(file, found["words"])
             new = new[: found.start("body")] + body + new[found.end("body") :]
         if new != text:
             write_text(file, new)
@@ -102,7 +120,7 @@ def write(folder: Path) -> None:
 def _documents(folder: Path) -> list[Path]:
     files = sorted(folder.rglob("*.md"))
     if not files:
-        raise ConfigError(f"{folder}: there is no document")
+        raise ConfigError(f"{folder}: there is no document (*.md), or no such folder")
     return files
 
 

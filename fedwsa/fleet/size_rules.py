@@ -14,6 +14,7 @@ from math import floor
 from typing import Any
 
 import numpy as np
+import yaml
 from torch import nn
 
 from fedwsa import seeding
@@ -27,7 +28,7 @@ WHOLE = "model"
 SPEED = "speed"
 """Value of ``clients.sizes`` by which each client gets what its device can carry."""
 
-_NAME = re.compile(r"[A-Za-z][\w.-]*")  # names of files and of arrays begin with it
+_NAME = re.compile(r"[A-Za-z][\w.-]{0,39}")  # names of files and of arrays begin with it
 
 Overrides = Mapping[str, Mapping[str, Any]]
 """Name of a size → arguments that replace those of the model."""
@@ -44,21 +45,25 @@ def check_names(sizes: Overrides) -> None:
     for name, arguments in sizes.items():
         if name == WHOLE or not _NAME.fullmatch(name):
             raise ValueError(
-                f"{name!r} cannot name a size: it must begin with a letter, have letters, digits, "
-                f"'_', '.' and '-' only, and not be {WHOLE!r}, which is the model as it stands"
+                f"{name!r} cannot name a size: it must begin with a letter, have at most 40 "
+                f"letters, digits, '_', '.' and '-', and not be {WHOLE!r}, which is the model as it stands"
             )
         if "_target_" in arguments:
             raise ValueError(f"{name}._target_: all sizes are of one kind, that of model")
 
 
 def check_wish(wish: object) -> object:
-    """Check the form of ``clients.sizes``: a mapping of shares, a list of names, or ``speed``.
+    """Check the form of ``clients.sizes``: shares, a list of names, or ``speed``.
+
+    Shares are a mapping, or its text, which another mapping replaces where Hydra would merge two.
 
     Raises
     ------
     ValueError
         Says what is allowed.
     """
+    if isinstance(wish, str) and wish.startswith("{"):
+        wish = yaml.safe_load(wish)
     if wish is None or wish == SPEED:
         return wish
     if isinstance(wish, Mapping) and wish:

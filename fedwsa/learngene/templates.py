@@ -144,6 +144,8 @@ class Wave(Method):
         if target.classes != gene.classes:
             head = gene.architecture.classifier
             chosen += [p for k, p in model.named_parameters() if k.startswith(head)]
+        if not chosen:  # so shallow that templates make nothing of it
+            return
         fit(
             model,
             target.lesson,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from experiments.commands.plot import plot
 from experiments.commands.table import made, table
 from experiments.reports.check import main
 from fedwsa.config.component import ConfigError
@@ -86,3 +87,38 @@ def test_kept_runs_have_no_rounds_and_do_not_mix_with_folders(kept: Path) -> Non
         made([str(kept), "--metric", "rounds_to_target", "--target", "0.5", "--format", "md"])
     with pytest.raises(ConfigError, match="no one table"):
         made([str(kept), str(kept.parent.parent / "runs"), *OPTIONS])
+
+
+def test_a_mark_without_an_end_and_lost_rows_are_told(
+    kept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = " ".join([kept.name, *OPTIONS[:4]])
+    file = kept.parent / "page.md"
+    for text in (
+        f"# Page\n<!-- fedwsa-table {words} -->\n| a |\n",
+        f"# Page\n<!-- fedwsa-table {words} -->\nmine\n<!-- fedwsa-table {words} -->\n"
+        "<!-- end -->\n",
+    ):
+        file.write_text(text)
+        assert checked(file, "--write") == 1
+        assert f"{file}:2: a table that no line <!-- end --> ends" in capsys.readouterr().err
+        assert file.read_text() == text
+    file.write_text("<!-- fedwsa-table nothing.csv 'a -->\n<!-- end -->\n")
+    assert checked(file) == 1
+    assert "No closing quotation" in capsys.readouterr().err
+    # A row is lost; a row stands twice.
+    *rows, last = kept.read_text().splitlines(keepends=True)
+    for damaged in ("".join(rows), "".join([*rows, last, last])):
+        kept.write_text(damaged)
+        with pytest.raises(ConfigError, match="is no file of kept runs"):
+            made([str(kept), *OPTIONS])
+
+
+def test_kept_runs_count_once_and_cannot_be_drawn(kept: Path) -> None:
+    assert made([str(kept), str(kept), *OPTIONS]) == made([str(kept), *OPTIONS])
+    with pytest.raises(ConfigError, match="kept already"):
+        table([str(kept), "--keep", str(kept)], Console())
+    with pytest.raises(ConfigError, match="nothing to draw"):
+        plot([str(kept)], Console())
+    with pytest.raises(ConfigError, match="no run has such a size; there are L, S"):
+        made([str(kept.parent.parent / "runs"), "--metric", "size_Z", "--format", "md"])

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from experiments.reports.statistics import WILCOXON_FROM, Paired, holm, interval, paired
-from experiments.reports.tables.metrics import Measure, measure
+from experiments.reports.tables.metrics import SIZE_METRIC, Measure, measure
 from experiments.reports.tables.runs import Run
 from fedwsa.config.component import ConfigError
 
@@ -130,6 +130,11 @@ def build(runs: Sequence[Run], request: Request) -> Table:
                 raise ConfigError(f"--metric {name}: needs --target, the accuracy to reach")
             read = [run.value(name, how.read, request.target) for run in row.runs]
             row.values[name] = [value for value in read if value is not None]
+    for name in request.metrics:
+        if name.startswith(SIZE_METRIC) and not any(row.values[name] for row in rows):
+            sizes = sorted({size for row in rows for run in row.runs for size in run.sizes})
+            there = f"; there are {', '.join(sizes)}" if sizes else ""
+            raise ConfigError(f"--metric {name}: no run has such a size{there}")
     notes = [_cohorts(rows)] if any(row.runs for row in rows) else []
     left_out: list[str] = []
     if request.baseline:

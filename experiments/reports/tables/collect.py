@@ -61,12 +61,12 @@ def collect(paths: Sequence[str]) -> Collection:
     collection = Collection()
     folders: dict[Path, None] = {}
     studies: list[dict[str, Any]] = []
-    kept: list[Run] = []
+    kept: dict[tuple[str, int], Run] = {}
     for path in paths:
         if path.endswith(".csv") and os.path.isfile(path):
             study, runs = read_kept(Path(path))
             studies.append(study)
-            kept += runs
+            kept.update({(run.same, run.seed): run for run in runs})  # a repetition counts once
             continue
         found = list(_folders(path, collection, studies))
         if not found and not collection.skipped and not collection.missing:
@@ -82,7 +82,7 @@ def collect(paths: Sequence[str]) -> Collection:
         collection.study = studies[0]
     if kept and read:
         raise ConfigError("kept runs and run folders are no one table; name either")
-    collection.runs = kept or _single(_with_axes(read, collection), collection)
+    collection.runs = list(kept.values()) or _single(_with_axes(read, collection), collection)
     return collection
 
 
@@ -91,7 +91,8 @@ def _folders(path: str, collection: Collection, studies: list[dict[str, Any]]) -
     if not os.path.exists(path):
         matching = sorted(glob.glob(path))
         if not matching:
-            raise ConfigError(f"{path}: there is no such folder")
+            what = "file" if path.endswith(".csv") else "folder"
+            raise ConfigError(f"{path}: there is no such {what}")
         for match in matching:
             if os.path.isdir(match):
                 yield from _folders(match, collection, studies)

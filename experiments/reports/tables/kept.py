@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +66,7 @@ def keep(runs: Sequence[Run], study: Mapping[str, Any], file: Path) -> None:
     names = [*(name for name, how in METRICS.items() if not how.to_target), *sizes]
     axes = list(runs[0].axes) if runs else []
     out = io.StringIO()
-    said = {key: study[key] for key in _SAID if key in study}
+    said = {"runs": len(runs)} | {key: study[key] for key in _SAID if key in study}
     out.write(f"{_HEAD}{json.dumps(said, sort_keys=True)}\n")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*axes, *_FACTS, *names])
@@ -84,14 +85,17 @@ def read_kept(file: Path) -> tuple[dict[str, Any], list[KeptRun]]:
     Raises
     ------
     ConfigError
-        If the file is none of these, or damaged.
+        If the file is none of these, has lost rows, or is damaged otherwise.
     """
     try:
         head, *lines = file.read_text(encoding="utf-8").splitlines()
         if not head.startswith(_HEAD):
             raise ValueError
         study = json.loads(head.removeprefix(_HEAD))
-        runs = [_run(file, row) for row in csv.DictReader(lines, strict=True)]
+        rows = list(csv.DictReader(lines, strict=True))
+        if not isinstance(study, dict) or study.pop("runs", None) != len(rows):
+            raise ValueError
+        runs = [_run(file, row) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         hint = "fedwsa-table RUNS --keep FILE writes one"
         raise ConfigError(f"{file} is no file of kept runs; {hint}") from None
@@ -103,6 +107,8 @@ def _run(file: Path, row: dict[str, str]) -> KeptRun:
     first = names.index(_FACTS[0])
     axes, metrics = names[:first], names[first + len(_FACTS) :]
     values = {name: float(row[name]) for name in metrics if row[name]}
+    if not all(map(math.isfinite, values.values())) or None in row or None in row.values():
+        raise ValueError
     told = {key: row[key] for key in ("cohorts", "partition")}
     own = {axis: row[axis] for axis in axes}
     same = json.dumps(own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -92,7 +93,7 @@ class Run:
         rounds, values = (numbers(file, columns.get(k, [])) for k in ("round", key))
         pairs = list(zip(rounds, values, strict=True))
         last = max((n for n, _ in pairs if n is not None), default=None)
-        return [v for n, v in pairs if n == last and v is not None]
+        return [v for n, v in pairs if n == last and v is not None and math.isfinite(v)]
 
     @property
     def cohorts(self) -> list[str]:

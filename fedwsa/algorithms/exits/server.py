@@ -191,7 +191,7 @@ class DepthFL(EarlyExits):
     """
 
     traits: ClassVar[Traits] = EarlyExits.traits
-    most_alike = "sizes may differ in depth only"
+    most_alike = "sizes may differ in depth only (sizes.S='{width: 1.0, depth: 1}')"
     rule = "mutual"
 
     def __init__(

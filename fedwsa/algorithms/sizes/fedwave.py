@@ -130,8 +130,11 @@ class FedWave(SizedFedAvg):
 
     def _sent(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Names and shapes of what a client is sent, from those of its network."""
+        groups = {self._known.group(name) for name in shapes}  # a shallow network lacks some
         sent: dict[str, tuple[int, ...]] = {
-            wave.TEMPLATES + group: shape for group, shape in self._templates.items()
+            wave.TEMPLATES + group: shape
+            for group, shape in self._templates.items()
+            if group in groups
         }
         for name, shape in shapes.items():
             group = self._known.group(name)
