@@ -46,6 +46,9 @@ def check_names(sizes: Overrides) -> None:
         if name == WHOLE or not _NAME.fullmatch(name):
             raise ValueError(
                 f"{name!r} cannot name a size: it must begin with a letter, have at most 40 "
+                f"letters, digits, '_', '.' and '-', and not be {WHOLE!r}, which is the model as "
+                "it stands"
+            )
         if "_target_" in arguments:
             raise ValueError(f"{name}._target_: all sizes are of one kind, that of model")
 
