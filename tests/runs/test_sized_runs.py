@@ -147,6 +147,11 @@ RIVALS = {
     "exits of a cnn": ["strategy=scalefl", DEPTHS, "model=cnn", "wsa=off"],
     "feddf": ["strategy=feddf", "init.public=0.1", "strategy.args.steps=5"],
     "exclusive": ["strategy=exclusive"],
+    # The smallest has no layer that templates make.
+    "wave of a shallow size": [
+        *("strategy=wave", DEPTHS, "init=wave", "init.public=0.1", "pretraining.teach.steps=2"),
+        *("pretraining.learn.steps=2", "pretraining.fit.steps=2"),
+    ],
 }
 
 
