@@ -75,7 +75,8 @@ def keep(runs: Sequence[Run], study: Mapping[str, Any], file: Path) -> None:
         facts = [run.seed, run.failed or "", cohorts, (run.partition or "")[:16]]
         done = run.failed is None
         values = [run.value(name, measure(name).read, None) if done else None for name in names]
-        writer.writerow([*(run.axes[axis] for axis in axes), *facts, *values])
+        finite = [v if v is not None and math.isfinite(v) else None for v in values]
+        writer.writerow([*(run.axes[axis] for axis in axes), *facts, *finite])
     write_text(file, out.getvalue())
 
 
