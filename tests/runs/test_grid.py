@@ -18,7 +18,7 @@ from fedwsa.schema.config import Config
 from tests.given.grid import composed, every_cell, refusal
 
 MODELS = ["mlp", "all", "cnn"]
-ALONE = ("fedala", "ifca")  # they look at the samples first
+ALONE = ("fedala", "ifca", "fjord", "depthfl", "scalefl")  # samples first, or networks within
 
 
 @pytest.fixture(scope="module")
