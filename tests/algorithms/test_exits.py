@@ -9,7 +9,8 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
-from fedwsa.algorithms.exits.client import ExitLosses, divergence, last, mutual
+from fedwsa.algorithms.divergence import divergence
+from fedwsa.algorithms.exits.client import ExitLosses, last, mutual
 from fedwsa.algorithms.exits.server import DepthFL, ScaleFL
 from fedwsa.algorithms.objective import ForwardPass
 from fedwsa.config.component import Component

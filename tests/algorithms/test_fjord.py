@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedwsa.algorithms.exits.client import divergence
+from fedwsa.algorithms.divergence import divergence
 from fedwsa.algorithms.fjord.client import OrderedDropout
 from fedwsa.algorithms.fjord.server import FjORD
 from fedwsa.algorithms.objective import ForwardPass, LocalRun, TrainedOn

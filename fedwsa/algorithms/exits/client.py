@@ -7,36 +7,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax, softmax
+from torch.nn.functional import cross_entropy
 
+from fedwsa.algorithms.divergence import divergence
 from fedwsa.algorithms.objective import ForwardPass, LocalRun, Objective, Weights
 from fedwsa.models.exits import WithExits
 from fedwsa.wire.content import Content
 
 EXIT_LOSS = "early exits"
-
-
-def divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """τ²·KL(teacher ‖ student) of the softened distributions, the teacher's without a gradient.
-
-    Parameters
-    ----------
-    teacher, student
-        Logits ``(N, C, …)``.
-
-    Returns
-    -------
-    Tensor
-        ``(N, …)``.
-
-    Source: arXiv 1503.02531.
-    """
-    wanted = softmax(teacher.detach() / temperature, 1)
-    given = log_softmax(student / temperature, 1)
-    apart: Tensor = temperature**2 * (
-        wanted * (log_softmax(teacher.detach() / temperature, 1) - given)
-    ).sum(1)
-    return apart
 
 
 def mutual(logits: Sequence[Tensor], labels: Tensor, weight: float, temperature: float) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedwsa.algorithms.exits.client import divergence
+from fedwsa.algorithms.divergence import divergence
 from fedwsa.algorithms.objective import ForwardPass, LocalRun, Objective, Weights, trainable
 from fedwsa.wire.content import Content
 
